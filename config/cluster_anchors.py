@@ -1,0 +1,136 @@
+"""Finds the anchors that fit a data set: k-means over box sizes with the distance 1 - IoU.
+
+    python config/cluster_anchors.py --data_config config/oxfordhand.data --img_size 416 --anchors 9
+
+As in "YOLO9000: Better, Faster, Stronger" (arXiv 1612.08242, section 2, Dimension Clusters): Euclidean distance would
+care for large boxes only, while 1 - IoU is the same for a small box as for a large one of the same shape.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+if not __package__:  # run as `python config/cluster_anchors.py`: the repository root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config.create_cfg import DARKNET_ANCHORS, format_anchors, scale_anchors
+from utils.cli import ArgumentParser, number, run
+from utils.datasets import label_path, read_data_config, read_labels
+from utils.errors import InputError
+
+RESTARTS = 10
+MAX_UPDATES = 300
+
+EXIF_ORIENTATION = 0x0112
+EXIF_SIDEWAYS = (5, 6, 7, 8)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of a picture as it is seen, from its header alone.
+
+    Raises :class:`InputError` where the file cannot be read as a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            sideways = image.getexif().get(EXIF_ORIENTATION) in EXIF_SIDEWAYS
+            return image.size[::-1] if sideways else image.size
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as a picture: {error}") from None
+
+
+def box_sizes(images: list[Path], classes: int, img_size: int) -> np.ndarray:
+    """Width and height of every labelled box, (N, 2), in pixels of the picture letterboxed to ``img_size``."""
+    sizes = [np.empty((0, 2))]
+    for image in images:
+        labels, _ = read_labels(label_path(image), classes)
+        if len(labels):
+            picture = np.array(picture_size(image), dtype=np.float64)
+            sizes.append(labels[:, 3:5] * picture * (img_size / picture.max()))
+    # Boxes of one size in pixels differ in their last bits: rounded, they count as one.
+    rounded = np.concatenate(sizes).round(3)
+    return rounded[(rounded > 0).all(axis=1)]
+
+
+def size_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """IoU, (N, A), of boxes (N, 2) with anchors (A, 2) laid on the same centre."""
+    inter = np.minimum(sizes[:, None], anchors[None]).prod(axis=2)
+    return inter / (sizes.prod(axis=1)[:, None] + anchors.prod(axis=1)[None] - inter)
+
+
+def spread_start(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` of the boxes, (A, 2), each drawn in proportion to its distance from those before (k-means++)."""
+    anchors = sizes[[rng.integers(len(sizes))]]
+    while len(anchors) < count:
+        distance = 1 - size_iou(sizes, anchors).max(axis=1)
+        drawn = rng.choice(len(sizes), p=distance / distance.sum())
+        anchors = np.vstack([anchors, sizes[drawn]])
+    return anchors
+
+
+def k_means(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """Move the anchors (A, 2) to the median of the boxes (N, 2) nearest to each until no box changes its anchor."""
+    anchors, nearest = anchors.copy(), None
+    for _ in range(MAX_UPDATES):
+        before, nearest = nearest, size_iou(sizes, anchors).argmax(axis=1)
+        if before is not None and (nearest == before).all():
+            break
+        for index in np.unique(nearest):  # an anchor that lost all its boxes stays where it is
+            anchors[index] = np.median(sizes[nearest == index], axis=0)
+    return anchors
+
+
+def cluster(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """The best of several runs of k-means over box sizes (N, 2).
+
+    Returns ``count`` anchors (A, 2) in whole pixels, at least 1, sorted by area (then width). Raises
+    :class:`InputError` where there are fewer different box sizes than anchors.
+    """
+    different = len(np.unique(sizes, axis=0))
+    if different < count:
+        raise InputError(f"--anchors {count}: there are only {different} different box sizes; ask for as many at most")
+    rng = np.random.default_rng(seed)
+    runs = [k_means(sizes, spread_start(sizes, count, rng)) for _ in range(RESTARTS)]
+    whole = [anchors.round().clip(min=1) for anchors in runs]
+    best = max(whole, key=lambda anchors: size_iou(sizes, anchors).max(axis=1).mean())
+    return best[np.lexsort((best[:, 0], best.prod(axis=1)))]
+
+
+def fit(sizes: np.ndarray, anchors: np.ndarray) -> str:
+    """How well anchors (A, 2) fit box sizes (N, 2), in words."""
+    best = size_iou(sizes, anchors).max(axis=1)
+    return f"mean best IoU {best.mean():.4f}, best IoU > 0.5 for {(best > 0.5).mean():.1%} of the boxes"
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser("Cluster the box sizes of a data set's training list into anchors.")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help="data set")
+    parser.add_argument("--img_size", type=number(int, 1), default=416, help="input size, pixels")
+    parser.add_argument("--anchors", type=number(int, 1), default=9, help="number of anchors: v3 has 9, v3-tiny 6")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of the random starts")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the anchors, and how they and Darknet's own fit the training boxes."""
+    data = read_data_config(args.data_config)
+    images = data.images("train")
+    sizes = box_sizes(images, data.classes, args.img_size)
+    if not len(sizes):
+        raise InputError(
+            f"{data.train}: no picture has a labelled box; the first's should be in {label_path(images[0])}"
+        )
+    anchors = cluster(sizes, args.anchors, args.seed)
+    print(f"{len(sizes)} boxes of {data.train}, at {args.img_size} pixels")
+    print(f"  {args.anchors} clustered anchors: {fit(sizes, anchors)}")
+    for count, darknet in DARKNET_ANCHORS.items():
+        scaled = np.array(scale_anchors(darknet, args.img_size), dtype=np.float64)
+        print(f"  Darknet's {count}, scaled: {fit(sizes, scaled)}")
+    print(format_anchors(anchors))
+
+
+if __name__ == "__main__":
+    run(get_args_parser(), main)

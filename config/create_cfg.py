@@ -1,0 +1,272 @@
+"""Writes the Darknet cfg of YOLOv3, YOLOv3-SPP or YOLOv3-tiny for any classes, anchors, input size and width.
+
+    python config/create_cfg.py --base v3 --classes 1 --output config/yolov3-hand.cfg
+
+Where a cfg is edited by hand, ``classes=`` stands in every ``[yolo]`` section and the ``filters=`` before it must
+follow; here both come from ``--classes``. ``--width 0.25`` gives the same topology with a quarter of the channels.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+if not __package__:  # run as `python config/create_cfg.py`: the repository root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.cfg import format_cfg
+from utils.cli import ArgumentParser, number, run
+from utils.errors import InputError
+from utils.files import write_text
+
+Section = dict[str, str]
+Anchor = tuple[float, float]
+
+DARKNET53_STAGES = [(64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)]  # (filters, residual blocks), each at half size
+
+DARKNET_SIZE = 416
+DARKNET_ANCHORS: dict[int, list[Anchor]] = {
+    9: [(10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326)],
+    6: [(10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319)],
+}
+
+LARGEST_STRIDE = 32
+
+
+def convolutional(filters: int, size: int, stride: int = 1) -> Section:
+    """A convolution with BatchNorm and leaky ReLU, padded to keep the picture's size at stride 1."""
+    return {
+        "type": "convolutional",
+        "batch_normalize": "1",
+        "filters": str(filters),
+        "size": str(size),
+        "stride": str(stride),
+        "pad": "1",
+        "activation": "leaky",
+    }
+
+
+def maxpool(size: int, stride: int) -> Section:
+    """A max pooling; at stride 1 it keeps the picture's size."""
+    return {"type": "maxpool", "size": str(size), "stride": str(stride)}
+
+
+def shortcut() -> Section:
+    """Adds what went into the residual block: the layer before its two convolutions."""
+    return {"type": "shortcut", "from": "-3", "activation": "linear"}
+
+
+def route(*layers: int) -> Section:
+    """Concatenates layers: relative to here where negative, else Darknet's layer numbers."""
+    return {"type": "route", "layers": ",".join(map(str, layers))}
+
+
+def upsample() -> Section:
+    """Doubles the picture's size."""
+    return {"type": "upsample", "stride": "2"}
+
+
+def detection(mask: tuple[int, ...], anchors: list[Anchor], classes: int) -> list[Section]:
+    """The head: a linear convolution with box, objectness and classes for each anchor of ``mask``, and its [yolo]."""
+    head = convolutional(len(mask) * (5 + classes), 1) | {"activation": "linear"}
+    del head["batch_normalize"]
+    yolo = {
+        "type": "yolo",
+        "mask": ",".join(map(str, mask)),
+        "anchors": format_anchors(anchors),
+        "classes": str(classes),
+        "num": str(len(anchors)),
+        "jitter": ".3",
+        "ignore_thresh": ".7",
+        "truth_thresh": "1",
+        "random": "1",
+    }
+    return [head, yolo]
+
+
+def darknet53() -> tuple[list[Section], list[int]]:
+    """The backbone of YOLOv3, and the layer number with which each of its five stages ends."""
+    layers, ends = [convolutional(32, 3)], []
+    for filters, blocks in DARKNET53_STAGES:
+        layers.append(convolutional(filters, 3, stride=2))
+        for _ in range(blocks):
+            layers += [convolutional(filters // 2, 1), convolutional(filters, 3), shortcut()]
+        ends.append(len(layers) - 1)
+    return layers, ends
+
+
+def bottlenecks(filters: int, count: int) -> list[Section]:
+    """``count`` times a 1x1 convolution to ``filters`` and a 3x3 one to twice as many."""
+    return [convolutional(filters, 1), convolutional(2 * filters, 3)] * count
+
+
+def pyramid_step(filters: int, source: int) -> list[Section]:
+    """From a head to the next finer one: the map before the last 3x3, upsampled, beside backbone layer ``source``."""
+    return [route(-4), convolutional(filters, 1), upsample(), route(-1, source)]
+
+
+def spatial_pyramid(filters: int) -> list[Section]:
+    """YOLOv3-SPP's addition: a 1x1 convolution, and its output pooled over 5, 9 and 13 pixels beside itself."""
+    pools = [maxpool(5, 1), route(-2), maxpool(9, 1), route(-4), maxpool(13, 1), route(-1, -3, -5, -6)]
+    return [convolutional(filters, 1), *pools]
+
+
+def yolov3(anchors: list[Anchor], classes: int) -> list[Section]:
+    """The layers of YOLOv3: Darknet-53 and three heads, at strides 32, 16 and 8."""
+    backbone, ends = darknet53()
+    return backbone + bottlenecks(512, 3) + yolov3_heads(ends, anchors, classes)
+
+
+def yolov3_spp(anchors: list[Anchor], classes: int) -> list[Section]:
+    """The layers of YOLOv3-SPP: YOLOv3 with spatial pyramid pooling before its first head."""
+    backbone, ends = darknet53()
+    neck = bottlenecks(512, 1) + spatial_pyramid(512) + bottlenecks(512, 2)
+    return backbone + neck + yolov3_heads(ends, anchors, classes)
+
+
+def yolov3_heads(stage_ends: list[int], anchors: list[Anchor], classes: int) -> list[Section]:
+    """The three heads, the largest anchors first, and the layers between them."""
+    stride8, stride16 = stage_ends[2:4]
+    return [
+        *detection((6, 7, 8), anchors, classes),
+        *pyramid_step(256, stride16),
+        *bottlenecks(256, 3),
+        *detection((3, 4, 5), anchors, classes),
+        *pyramid_step(128, stride8),
+        *bottlenecks(128, 3),
+        *detection((0, 1, 2), anchors, classes),
+    ]
+
+
+def yolov3_tiny(anchors: list[Anchor], classes: int) -> list[Section]:
+    """The layers of YOLOv3-tiny: seven convolutions with pooling between them and two heads, at strides 32 and 16."""
+    backbone = []
+    for filters in (16, 32, 64, 128, 256):
+        backbone += [convolutional(filters, 3), maxpool(2, 2)]
+    stride16 = len(backbone) - 2  # the last convolution, before it is pooled
+    return [
+        *backbone,
+        *[convolutional(512, 3), maxpool(2, 1), convolutional(1024, 3)],
+        *bottlenecks(256, 1),
+        *detection((3, 4, 5), anchors, classes),
+        *pyramid_step(128, stride16),
+        convolutional(256, 3),
+        *detection((0, 1, 2), anchors, classes),
+    ]
+
+
+BASES = {"v3": (yolov3, 9), "v3-spp": (yolov3_spp, 9), "v3-tiny": (yolov3_tiny, 6)}  # layers, number of anchors
+
+
+def net(img_size: int, classes: int) -> Section:
+    """The [net] section for a square input of ``img_size`` pixels, with Darknet's values for training."""
+    batches = max(6000, 2000 * classes)  # Darknet's advice; the learning rate falls after 80 % and 90 % of them
+    return {
+        "type": "net",
+        "batch": "64",
+        "subdivisions": "16",
+        "width": str(img_size),
+        "height": str(img_size),
+        "channels": "3",
+        "letter_box": "1",  # this project letterboxes, Darknet stretches unless told so
+        "momentum": "0.9",
+        "decay": "0.0005",
+        "angle": "0",
+        "saturation": "1.5",
+        "exposure": "1.5",
+        "hue": ".1",
+        "learning_rate": "0.001",
+        "burn_in": "1000",
+        "max_batches": str(batches),
+        "policy": "steps",
+        "steps": f"{batches * 8 // 10},{batches * 9 // 10}",
+        "scales": ".1,.1",
+    }
+
+
+def scale_width(layers: list[Section], width: float) -> list[Section]:
+    """The layers with ``width`` times the filters, in multiples of 8 and at least 8; heads keep theirs.
+
+    Equal counts stay equal, so shortcuts still add layers of one width.
+    """
+
+    def scale(layer: Section) -> Section:
+        if "batch_normalize" not in layer:
+            return layer
+        return layer | {"filters": str(max(8, round(int(layer["filters"]) * width / 8) * 8))}
+
+    return [scale(layer) for layer in layers]
+
+
+def scale_anchors(anchors: list[Anchor], img_size: int) -> list[Anchor]:
+    """Anchors given for 416 pixels as whole pixels, at least 1, of a picture of ``img_size`` pixels."""
+    return [tuple(max(1, round(side * img_size / DARKNET_SIZE)) for side in anchor) for anchor in anchors]
+
+
+def parse_anchors(text: str, count: int) -> list[Anchor]:
+    """``"w,h, w,h, ..."`` as ``count`` pairs, smallest area first; anything else is an :class:`InputError`."""
+    wanted = f"it must be {count} pairs of width,height: {2 * count} positive numbers with commas between them"
+    try:
+        sides = [float(side) for side in text.split(",")]
+    except ValueError:
+        raise InputError(f"--anchors {text!r} is not a list of numbers; {wanted}") from None
+    if len(sides) != 2 * count:
+        raise InputError(f"--anchors has {len(sides)} numbers; {wanted}")
+    if not all(0 < side < math.inf for side in sides):
+        raise InputError(f"--anchors {text!r} has a number out of range; {wanted}")
+    return sorted(zip(sides[::2], sides[1::2], strict=True), key=math.prod)
+
+
+def format_anchors(anchors: list[Anchor]) -> str:
+    """The anchors as a cfg and ``--anchors`` have them: ``10,13, 16,30, ...``."""
+    return ", ".join(f"{width:g},{height:g}" for width, height in anchors)
+
+
+def create_cfg(base: str, classes: int, img_size: int, width: float = 1.0, anchors: str | None = None) -> list[Section]:
+    """The blocks of a network, [net] first.
+
+    ``base`` is a key of ``BASES``, ``img_size`` the side of the square input in pixels, ``width`` the factor on every
+    layer's filters, ``anchors`` the text of ``--anchors`` (None: Darknet's, scaled to ``img_size``). Raises
+    :class:`InputError` where ``img_size`` is no multiple of 32 or the anchors do not fit ``base``.
+    """
+    if img_size % LARGEST_STRIDE:
+        nearest = max(1, round(img_size / LARGEST_STRIDE)) * LARGEST_STRIDE
+        raise InputError(f"--img_size {img_size} is not a multiple of {LARGEST_STRIDE}; the nearest is {nearest}")
+    layers, count = BASES[base]
+    pairs = scale_anchors(DARKNET_ANCHORS[count], img_size) if anchors is None else parse_anchors(anchors, count)
+    return [net(img_size, classes), *scale_width(layers(pairs, classes), width)]
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser("Write the Darknet cfg of a YOLOv3 network.")
+    parser.add_argument("--base", choices=BASES, default="v3", help="network")
+    parser.add_argument("--classes", type=number(int, 1), default=1, help="number of classes")
+    parser.add_argument("--img_size", type=number(int, 1), default=416, help="input size, pixels, a multiple of 32")
+    parser.add_argument(
+        "--width",
+        type=number(float, above=0, high=8),
+        default=1.0,
+        help="factor on the filters of every layer but the heads; the products are rounded to multiples of 8",
+    )
+    parser.add_argument(
+        "--anchors",
+        help="box sizes in pixels of the input, 'w,h, w,h, ...', 9 pairs (v3-tiny: 6), in any order: the program sorts "
+        "them by area; without it Darknet's, times img_size / 416, in whole pixels, at least 1",
+    )
+    parser.add_argument("--output", required=True, help="cfg file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output where it exists")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the cfg that the options describe; refuse to replace a file unless told to."""
+    blocks = create_cfg(args.base, args.classes, args.img_size, args.width, args.anchors)
+    if Path(args.output).exists() and not args.overwrite:
+        raise InputError(f"--output {args.output} exists; choose another name, or --overwrite to replace it")
+    write_text(args.output, format_cfg(blocks))
+    print(f"{args.output}: {args.base}, {len(blocks) - 1} layers, anchors {blocks[-1]['anchors']}")
+
+
+if __name__ == "__main__":
+    run(get_args_parser(), main)

@@ -1,0 +1,315 @@
+"""Darknet: a network from a cfg, for training and for detection.
+
+The layers compute what AlexeyAB's Darknet computes, where that differs from PyTorch's habits too (maxpool pads with
+minus infinity, a shortcut adds the channels that both have, BatchNorm's epsilon is 1e-5). Parameters are named
+``module_list.{i}.conv_{i}.weight``, ``module_list.{i}.batch_norm_{i}.weight``, ... with ``i`` the layer number, so
+that the checkpoints of the older YOLOv3 ports load.
+"""
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils import graph
+from utils.cfg import read_cfg
+from utils.darknet_weights import load_darknet_weights, save_darknet_weights
+from utils.graph import IMAGE
+
+ACTIVATIONS = {
+    "linear": nn.Identity,
+    "leaky": lambda: nn.LeakyReLU(0.1),
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "logistic": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "mish": nn.Mish,
+    "swish": nn.SiLU,
+}
+
+
+def convolution(layer: graph.Convolution) -> nn.Sequential:
+    """Convolution, BatchNorm where the cfg has it, activation where it is not linear."""
+    i = layer.index
+    parts: list[tuple[str, nn.Module]] = [
+        (
+            f"conv_{i}",
+            nn.Conv2d(
+                layer.inputs,
+                layer.channels,
+                layer.size,
+                stride=layer.stride,
+                padding=layer.padding,
+                dilation=layer.dilation,
+                groups=layer.groups,
+                bias=not layer.batch_normalize,
+            ),
+        )
+    ]
+    if layer.batch_normalize:
+        parts.append((f"batch_norm_{i}", nn.BatchNorm2d(layer.channels)))
+    if layer.activation != "linear":
+        activation = ACTIVATIONS[layer.activation]()
+        if hasattr(activation, "inplace"):
+            activation.inplace = True  # nothing else reads what the BatchNorm gives
+        parts.append((f"{layer.activation}_{i}", activation))
+    return nn.Sequential(OrderedDict(parts))
+
+
+class MaxPool(nn.Module):
+    """Darknet's maxpool: ``padding`` pixels of minus infinity in all, the smaller half in front."""
+
+    def __init__(self, layer: graph.MaxPool):
+        super().__init__()
+        front = layer.padding // 2
+        behind = layer.padding - front
+        self.pad = (front, behind, front, behind)
+        self.pool = nn.MaxPool2d(layer.size, layer.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H', W')."""
+        return self.pool(F.pad(x, self.pad, value=-math.inf) if any(self.pad) else x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour upsampling by a whole number, then a factor on the values."""
+
+    def __init__(self, layer: graph.Upsample):
+        super().__init__()
+        self.stride, self.scale = layer.stride, layer.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, stride * H, stride * W)."""
+        x = F.interpolate(x, scale_factor=self.stride, mode="nearest")
+        return x if self.scale == 1 else x * self.scale
+
+
+class Route(nn.Module):
+    """Concatenates its sources, or one slice of each."""
+
+    def __init__(self, layer: graph.Route):
+        super().__init__()
+        self.groups, self.group_id = layer.groups, layer.group_id
+
+    def forward(self, *sources: Tensor) -> Tensor:
+        """Each (B, C_k, H, W), to (B, sum C_k / groups, H, W)."""
+        if self.groups > 1:
+            sources = tuple(source.chunk(self.groups, dim=1)[self.group_id] for source in sources)
+        return sources[0] if len(sources) == 1 else torch.cat(sources, dim=1)
+
+
+class Shortcut(nn.Module):
+    """Adds its sources to the first over the channels that both have, then activates."""
+
+    def __init__(self, layer: graph.Shortcut):
+        super().__init__()
+        self.activation = ACTIVATIONS[layer.activation]()
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        """(B, C, H, W) and others (B, C_k, H, W), to (B, C, H, W)."""
+        for other in others:
+            spare = x.shape[1] - other.shape[1]
+            x = x + (other if spare == 0 else F.pad(other, (0, 0, 0, 0, 0, spare)))  # a negative pad cuts
+        return self.activation(x)
+
+
+class Gate(nn.Module):
+    """[scale_channels] and [sam]: a gate times what it gates, then the activation."""
+
+    def __init__(self, layer: graph.ScaleChannels | graph.Sam):
+        super().__init__()
+        self.activation = ACTIVATIONS[layer.activation]()
+
+    def forward(self, gate: Tensor, gated: Tensor) -> Tensor:
+        """(B, C, 1, 1) or (B, C, H, W) and (B, C, H, W), to (B, C, H, W)."""
+        return self.activation(gate * gated)
+
+
+class Reorg3d(nn.Module):
+    """Space to depth, the offset within a cell counting before the channel."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C * stride^2, H / stride, W / stride)."""
+        b, c, h, w = x.shape
+        s = self.stride
+        cells = x.reshape(b, c, h // s, s, w // s, s)
+        return cells.permute(0, 3, 5, 1, 2, 4).reshape(b, c * s * s, h // s, w // s)
+
+
+class Reorg(nn.Module):
+    """YOLOv2's reorg: Darknet reads the (C, H, W) input as if it were (C / s^2, H * s, W * s), and so do we."""
+
+    def __init__(self, layer: graph.Reorg):
+        super().__init__()
+        self.stride = layer.stride
+        self.space_to_depth = Reorg3d(layer.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C * stride^2, H / stride, W / stride)."""
+        b, c, h, w = x.shape
+        s = self.stride
+        mixed = self.space_to_depth(x.reshape(b, c // s**2, h * s, w * s))
+        return mixed.reshape(b, c * s**2, h // s, w // s)
+
+
+class Yolo(nn.Module):
+    """A detection head: gives the raw output a shape, and decodes it to boxes."""
+
+    def __init__(self, layer: graph.Yolo):
+        super().__init__()
+        self.classes, self.scale_x_y, self.new_coords = layer.classes, layer.scale_x_y, layer.new_coords
+        self.register_buffer("anchors", torch.tensor(layer.anchors), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, A * (5 + C), H, W) to (B, A, H, W, 5 + C), still raw."""
+        b, _, h, w = x.shape
+        return x.view(b, len(self.anchors), 5 + self.classes, h, w).permute(0, 1, 3, 4, 2)
+
+    def boxes(self, raw: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Box centres relative to their cell, in cells, and box sizes in input pixels.
+
+        YOLOv3 (arXiv 1804.02767), section 2.1: sigmoid(x), anchor * exp(w). ``scale_x_y`` widens the reach of the
+        centre around the cell's middle (YOLOv4, arXiv 2004.10934, section 3.4); with ``new_coords`` the convolution
+        before has applied the sigmoid and the size is anchor * (2 w)^2 (Scaled-YOLOv4, arXiv 2011.08036).
+
+        Args:
+            raw: (..., 5 + C), entries of what :meth:`forward` gives.
+            anchors: (..., 2), the anchor (width, height) of each entry, in input pixels.
+        """
+        xy, wh = raw[..., 0:2], raw[..., 2:4]
+        if not self.new_coords:
+            xy = xy.sigmoid()
+        centre = xy * self.scale_x_y - (self.scale_x_y - 1) / 2
+        size = (2 * wh) ** 2 if self.new_coords else wh.exp()
+        return centre, size * anchors
+
+    def decode(self, raw: Tensor, img_height: int, img_width: int) -> Tensor:
+        """Predictions (B, A * H * W, 5 + C): cx, cy, w, h in input pixels, objectness, class scores in [0, 1]."""
+        b, a, h, w, attributes = raw.shape
+        raw = raw.float()
+        column = torch.arange(w, device=raw.device, dtype=raw.dtype).view(1, 1, 1, w)
+        row = torch.arange(h, device=raw.device, dtype=raw.dtype).view(1, 1, h, 1)
+        centre, size = self.boxes(raw, self.anchors.view(1, a, 1, 1, 2))
+        x = (centre[..., 0] + column) * (img_width / w)
+        y = (centre[..., 1] + row) * (img_height / h)
+        scores = raw[..., 4:] if self.new_coords else raw[..., 4:].sigmoid()
+        predictions = torch.cat([torch.stack([x, y], dim=-1), size, scores], dim=-1)
+        return predictions.view(b, a * h * w, attributes)
+
+
+MODULES = {
+    graph.Convolution: convolution,
+    graph.MaxPool: MaxPool,
+    graph.AvgPool: lambda layer: nn.AdaptiveAvgPool2d(1),
+    graph.Upsample: Upsample,
+    graph.Route: Route,
+    graph.Shortcut: Shortcut,
+    graph.ScaleChannels: Gate,
+    graph.Sam: Gate,
+    graph.Activation: lambda layer: ACTIVATIONS[layer.activation](),
+    graph.Dropout: lambda layer: nn.Dropout(layer.probability),
+    graph.Reorg: Reorg,
+    graph.Reorg3d: lambda layer: Reorg3d(layer.stride),
+    graph.Empty: lambda layer: nn.Identity(),
+    graph.Yolo: Yolo,
+}
+
+
+class Darknet(nn.Module):
+    """A Darknet network as a module.
+
+    Args:
+        cfg: the path of a cfg file, or a list of blocks (see :mod:`utils.cfg`).
+
+    Attributes:
+        blocks: the cfg's blocks, ``[net]`` first.
+        network: what they mean, see :class:`utils.graph.Network`.
+        module_list: one module a layer, by Darknet's layer numbers.
+
+    Raises:
+        InputError: the cfg does not parse, or asks for what is not supported.
+    """
+
+    def __init__(self, cfg: str | Path | list[dict[str, str]]):
+        super().__init__()
+        self.blocks = cfg if isinstance(cfg, list) else read_cfg(cfg)
+        self.network = graph.resolve(self.blocks)
+        self.module_list = nn.ModuleList(MODULES[type(layer)](layer) for layer in self.network.layers)
+        # The outputs that a later layer than the next one reads; the others are let go at once.
+        self._kept = {source for layer in self.network.layers for source in layer.sources if source != layer.index - 1}
+        self._start_heads()
+
+    @property
+    def yolo_layers(self) -> list[Yolo]:
+        """The detection heads in order."""
+        return [self.module_list[head.index] for head in self.network.heads]
+
+    @property
+    def batch_norms(self) -> dict[int, nn.BatchNorm2d]:
+        """The BatchNorm of each convolution that has one, by layer number."""
+        return {
+            layer.index: self.batch_norm(layer.index) for layer in self.network.convolutions if layer.batch_normalize
+        }
+
+    def conv(self, index: int) -> nn.Conv2d:
+        """The convolution of layer ``index``."""
+        return self.module_list[index].get_submodule(f"conv_{index}")
+
+    def batch_norm(self, index: int) -> nn.BatchNorm2d:
+        """The BatchNorm of layer ``index``."""
+        return self.module_list[index].get_submodule(f"batch_norm_{index}")
+
+    def heads(self, images: Tensor) -> list[Tensor]:
+        """The raw output of each detection head, (B, A, H, W, 5 + C), for images (B, 3, S, S) in [0, 1]."""
+        outputs: dict[int, Tensor] = {IMAGE: images}
+        found = []
+        x = images
+        for layer, module in zip(self.network.layers, self.module_list, strict=True):
+            x = module(*(x if source == layer.index - 1 else outputs[source] for source in layer.sources))
+            if layer.index in self._kept:
+                outputs[layer.index] = x
+            if isinstance(layer, graph.Yolo):
+                found.append(x)
+        return found
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        """Images (B, 3, S, S) in [0, 1], S a multiple of the network's stride.
+
+        Returns:
+            In eval mode the predictions (B, P, 5 + C): cx, cy, w, h in input pixels, objectness, class scores.
+            While training the raw heads, for :class:`utils.loss.YoloLoss`.
+        """
+        heads = self.heads(images)
+        if self.training:
+            return heads
+        height, width = images.shape[-2:]
+        return torch.cat(
+            [yolo.decode(raw, height, width) for yolo, raw in zip(self.yolo_layers, heads, strict=True)], dim=1
+        )
+
+    def load_darknet_weights(self, path: str | Path) -> None:
+        """Load a Darknet ``.weights`` file, every byte of it; see :mod:`utils.darknet_weights`."""
+        load_darknet_weights(self, path)
+
+    def save_darknet_weights(self, path: str | Path, seen: int = 0) -> None:
+        """Save as a Darknet ``.weights`` file of version 0.2.5, after ``seen`` training pictures."""
+        save_darknet_weights(self, path, seen)
+
+    def _start_heads(self) -> None:
+        """Start where few boxes hold an object (focal loss, arXiv 1708.02002, section 3.3): a stable first epoch."""
+        for head in self.network.heads:
+            source = self.network.layers[head.sources[0]]
+            if not isinstance(source, graph.Convolution) or source.batch_normalize or head.new_coords:
+                continue
+            bias = self.conv(source.index).bias.detach().view(len(head.anchors), 5 + head.classes)
+            cells = head.height * head.width
+            bias[:, 4] += math.log(1 / (cells * len(head.anchors)))
+            bias[:, 5:] += math.log(0.6 / (head.classes - 0.99))

@@ -1,0 +1,136 @@
+"""Measures a detector on a data set: mAP, precision, recall, F1, and where the time goes."""
+
+import argparse
+import dataclasses
+import time
+
+import torch
+from terminaltables import AsciiTable
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.ops import box_convert
+from tqdm import tqdm
+
+from models import Darknet
+from utils.boxes import non_max_suppression
+from utils.checkpoints import load_weights
+from utils.cli import ArgumentParser, number, run
+from utils.datasets import DetectionDataset, loader, read_data_config, to_device
+from utils.devices import pick_device
+from utils.files import write_json
+from utils.metrics import DetectionMetrics, Metrics
+from utils.options import add_threshold_options, check_classes, network_size
+from utils.profiling import Stopwatch, count_macs, count_parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Where the time of an evaluation went."""
+
+    forward: float
+    nms: float
+    total: float
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Darknet,
+    batches: DataLoader,
+    names: list[str],
+    iou_thres: float = 0.5,
+    conf_thres: float = 0.001,
+    nms_thres: float = 0.5,
+    progress: str = "evaluating",
+) -> tuple[Metrics, Seconds]:
+    """Detect on every picture of ``batches`` and compare with its boxes.
+
+    Args:
+        model: the network; it is left in the mode it came in.
+        batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.datasets.collate` makes them.
+        names: class names.
+        iou_thres: the IoU from which on a detection counts as right.
+        conf_thres: detections below this score are left out.
+        nms_thres: the IoU of non-maximum suppression.
+        progress: the title of the progress bar.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    forward, nms = Stopwatch(device), Stopwatch(device)
+    gathered = DetectionMetrics(names, iou_thres)
+    start = time.perf_counter()
+    for images, targets in tqdm(batches, progress, leave=False, unit="batch"):
+        images = to_device(images, device)
+        with forward:
+            predictions = model(images)
+        with nms:
+            detections = non_max_suppression(predictions, conf_thres, nms_thres)
+        for image, found in enumerate(detections):
+            gathered.add(found.cpu(), boxes_of_image(targets, image, images.shape[-1]))
+    metrics = gathered.compute()
+    model.train(was_training)
+    return metrics, Seconds(forward.seconds, nms.seconds, time.perf_counter() - start)
+
+
+def boxes_of_image(targets: Tensor, image: int, img_size: int) -> Tensor:
+    """The boxes (G, 5) class, x1, y1, x2, y2 in pixels of one image, from the targets (N, 6) of a batch."""
+    own = targets[targets[:, 0] == image, 1:]
+    return torch.cat([own[:, :1], box_convert(own[:, 1:] * img_size, "cxcywh", "xyxy")], dim=1)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options of test.py."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--batch_size", type=number(int, 1), default=8, help="pictures at a time")
+    parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
+    parser.add_argument(
+        "--weights_path",
+        default="checkpoints/yolov3_ckpt.pth",
+        help="a checkpoint, state dict or Darknet .weights file",
+    )
+    parser.add_argument("--iou_thres", type=number(float, 0, 1), default=0.5, help="IoU of a right detection")
+    add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
+    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
+    parser.add_argument("--img_size", type=number(int, 32), default=None, help="side in pixels; the cfg's if not given")
+    parser.add_argument("--json", metavar="FILE", help="write the results there, too")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Evaluate a model on the validation pictures of a data set and print the table."""
+    model = Darknet(args.model_def)
+    load_weights(model, args.weights_path)
+    img_size = network_size(model, args.img_size)
+    data = read_data_config(args.data_config)
+    check_classes(model, data)
+    dataset = DetectionDataset(data.images("valid"), data.classes, img_size)
+    model.to(pick_device())
+    batches = loader(dataset, args.batch_size, args.n_cpu)
+    metrics, seconds = evaluate(model, batches, data.names, args.iou_thres, args.conf_thres, args.nms_thres)
+
+    print(metrics_table(metrics, args.iou_thres))
+    parameters, macs = count_parameters(model), count_macs(model.blocks, img_size)
+    print(f"{parameters:,} parameters, {macs / 1e9:.3f} G MACs at {img_size}")
+    print(
+        f"{metrics.images} pictures in {seconds.total:.1f} s: "
+        f"forward {seconds.forward:.1f} s, non-maximum suppression {seconds.nms:.1f} s"
+    )
+    if args.json:
+        times = {f"seconds_{name}": value for name, value in dataclasses.asdict(seconds).items()}
+        write_json(args.json, {**dataclasses.asdict(metrics), "parameters": parameters, "macs": macs, **times})
+
+
+def metrics_table(metrics: Metrics, iou_thres: float = 0.5) -> str:
+    """The metrics as a table for the terminal."""
+    rows = [["Metric", "Value"], [f"mAP@{iou_thres:g}", f"{metrics.mAP:.4f}"]]
+    rows.append(["mAP@0.5:0.95", f"{metrics.mAP_50_95:.4f}"])
+    rows += [[name.capitalize(), f"{getattr(metrics, name):.4f}"] for name in ("precision", "recall", "f1")]
+    rows.append(["at confidence", f"{metrics.confidence:.4f}"])
+    if len(metrics.per_class) > 1:
+        rows += [[f"AP {name}", "no box" if ap is None else f"{ap:.4f}"] for name, ap in metrics.per_class.items()]
+    return AsciiTable(rows).table
+
+
+if __name__ == "__main__":
+    run(get_args_parser(), main)

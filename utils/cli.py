@@ -1,0 +1,68 @@
+"""What every program's command line shares: help with defaults, one-line errors, exit status 2."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from utils.errors import InputError
+
+EXIT_BAD_INPUT = 2
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with ``--debug``, defaults in the help, and errors of one line instead of a page of usage."""
+
+    def __init__(self, description: str | None, **options):
+        super().__init__(description=description, formatter_class=HelpFormatter, **options)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str):
+        """Print one line and exit with status 2."""
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message} (--help lists the options)\n")
+
+
+def number(kind: type, low: float | None = None, high: float | None = None, *, above: float | None = None) -> Callable:
+    """An argparse ``type`` for a number of ``kind`` within [``low``, ``high``] and greater than ``above``."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a{'n int' if kind is int else ' number'}") from None
+        inside = (low is None or value >= low) and (high is None or value <= high)
+        if not (inside and (above is None or value > above)):  # a NaN fails the comparisons too
+            bounds = [(">", above), (">=", low), ("<=", high)]
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range: it must be " + " and ".join(f"{op} {v}" for op, v in bounds if v is not None)
+            )
+        return value
+
+    return parse
+
+
+def run(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
+    """Parse the command line and run ``main``; an :class:`InputError` or a failing file becomes one line, status 2."""
+    args = parser.parse_args()
+    try:
+        main(args)
+    except (InputError, OSError) as error:
+        if args.debug:
+            raise
+        sys.exit(_fail(parser.prog, error))
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(program: str, error: Exception) -> int:
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    print(f"{program}: error: {where}{what}", file=sys.stderr)
+    return EXIT_BAD_INPUT

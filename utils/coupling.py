@@ -1,0 +1,193 @@
+"""Channel coupling: which channels of which convolutions live or die together.
+
+Every output channel of every convolution gets a number, and the output of each layer is an array of channel numbers:
+a route concatenates arrays, a shortcut joins two arrays element by element (union-find). A set of joined channels
+lives or dies as one. A set is fixed where a cfg cannot express its loss, and says why.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from utils import graph
+from utils.graph import IMAGE, Network
+
+# Activations that map 0 to something else: a channel behind one cannot be silenced.
+NOT_ZERO_AT_ZERO = ("logistic",)
+
+
+@dataclass(frozen=True)
+class ChannelSet:
+    """Channels that live or die together.
+
+    Attributes:
+        members: (layer number, channel) of each convolution output in the set, in order of layers.
+        fixed: why the set must live; None where it may die.
+        gated: whether a gate reads it, so that its dead channels must be silenced (beta 0 too).
+    """
+
+    members: tuple[tuple[int, int], ...]
+    fixed: str | None
+    gated: bool
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layer numbers of its members."""
+        return tuple(dict.fromkeys(layer for layer, _ in self.members))
+
+
+@dataclass
+class Coupling:
+    """The coupled channels of a network.
+
+    Attributes:
+        network: the network.
+        outputs: for each layer number (and ``IMAGE``) the numbers of the channel sets that its output consists of.
+        sets: the sets, by number; the picture's channels are sets without members, and fixed.
+    """
+
+    network: Network
+    outputs: dict[int, np.ndarray]
+    sets: list[ChannelSet] = field(default_factory=list)
+
+    def inputs(self, layer: graph.Layer) -> np.ndarray:
+        """The set numbers of the channels that a layer with one source reads."""
+        return self.outputs[layer.sources[0]]
+
+    def fixed_layers(self) -> dict[int, list[str]]:
+        """For each convolution with fixed channels the reasons, by layer number."""
+        reasons: dict[int, list[str]] = {}
+        for channel_set in self.sets:
+            for layer in channel_set.layers if channel_set.fixed else ():
+                if channel_set.fixed not in reasons.setdefault(layer, []):
+                    reasons[layer].append(channel_set.fixed)
+        return reasons
+
+
+class _Channels:
+    """Union-find over channel numbers, with what is known of each set kept at its root."""
+
+    def __init__(self) -> None:
+        self.parent: list[int] = []
+        self.fixed: dict[int, str] = {}
+        self.gated: set[int] = set()
+        self.loud: dict[int, str] = {}  # channels that cannot be silenced, and why
+
+    def new(self, count: int) -> np.ndarray:
+        first = len(self.parent)
+        self.parent.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+    def root(self, number: int) -> int:
+        while self.parent[number] != number:
+            self.parent[number] = self.parent[self.parent[number]]
+            number = self.parent[number]
+        return number
+
+    def join(self, first: np.ndarray, second: np.ndarray) -> None:
+        for a, b in zip(first.tolist(), second.tolist(), strict=True):
+            low, high = sorted((self.root(a), self.root(b)))
+            if low != high:
+                self.parent[high] = low
+
+    def fix(self, numbers: Iterable[int], reason: str) -> None:
+        for number in numbers:
+            self.fixed.setdefault(int(number), reason)
+
+    def amplify(self, numbers: Iterable[int], reason: str) -> None:
+        for number in numbers:
+            self.loud.setdefault(int(number), reason)
+
+
+def couple(network: Network) -> Coupling:
+    """Couple the channels of a network."""
+    channels = _Channels()
+    outputs = {IMAGE: channels.new(3)}
+    channels.fix(outputs[IMAGE], "the picture")
+    owner: dict[int, tuple[int, int]] = {}
+    for layer in network.layers:
+        sources = [outputs[source] for source in layer.sources]
+        outputs[layer.index] = _propagate(layer, sources, channels)
+        if getattr(layer, "activation", None) in NOT_ZERO_AT_ZERO and getattr(layer, "batch_normalize", True):
+            channels.amplify(outputs[layer.index], f"{layer.activation} in layer {layer.index} makes something of 0")
+        if isinstance(layer, graph.Convolution):
+            owner.update({int(n): (layer.index, k) for k, n in enumerate(outputs[layer.index])})
+    _fix_unbounded(network, outputs, channels)
+    return _collect(network, outputs, channels, owner)
+
+
+def _propagate(layer: graph.Layer, sources: list[np.ndarray], channels: _Channels) -> np.ndarray:
+    """The channel numbers of a layer's output; joins and fixes on the way."""
+    match layer:
+        case graph.Convolution():
+            numbers = channels.new(layer.channels)
+            if layer.depthwise:
+                channels.join(sources[0], numbers)
+            elif layer.groups > 1:
+                channels.fix(
+                    (*sources[0], *numbers), f"layer {layer.index} is a convolution with groups={layer.groups}"
+                )
+            return numbers
+        case graph.Route():
+            if layer.groups == 1:
+                return np.concatenate(sources)
+            for source in sources:
+                channels.fix(source, f"layer {layer.index} takes one of groups={layer.groups} of it")
+            return np.concatenate([np.split(source, layer.groups)[layer.group_id] for source in sources])
+        case graph.Shortcut():
+            first, *others = sources
+            for other in others:
+                both = min(len(first), len(other))
+                channels.join(first[:both], other[:both])
+            return first
+        case graph.ScaleChannels() | graph.Sam():
+            gate, gated = sources
+            channels.join(gate, gated)
+            channels.gated.update(gated.tolist())
+            return gated
+        case graph.Reorg3d():
+            return np.tile(sources[0], layer.stride**2)
+        case graph.Reorg():
+            channels.fix(sources[0], f"layer {layer.index}, [reorg], mixes positions into channels")
+            numbers = channels.new(layer.channels)
+            channels.fix(numbers, f"layer {layer.index}, [reorg], mixes positions into channels")
+            return numbers
+        case graph.Yolo():
+            channels.fix(sources[0], f"layer {layer.index}, [yolo], reads it")
+            return sources[0]
+        case _:
+            return sources[0]
+
+
+def _fix_unbounded(network: Network, outputs: dict[int, np.ndarray], channels: _Channels) -> None:
+    """Fix the convolutions without BN, which have no gamma; but a gate's follow the set that they gate."""
+    consumers = network.consumers
+    for layer in network.convolutions:
+        if layer.batch_normalize:
+            continue
+        readers = consumers[layer.index]
+        gate_only = readers and all(
+            isinstance(reader, graph.ScaleChannels | graph.Sam) and reader.sources[0] == layer.index
+            for reader in readers
+        )
+        if not gate_only:
+            channels.fix(outputs[layer.index], f"layer {layer.index} has no BatchNorm")
+
+
+def _collect(
+    network: Network, outputs: dict[int, np.ndarray], channels: _Channels, owner: dict[int, tuple[int, int]]
+) -> Coupling:
+    roots = [channels.root(number) for number in range(len(channels.parent))]
+    number_of = {root: number for number, root in enumerate(dict.fromkeys(roots))}
+    set_of = np.array([number_of[root] for root in roots])
+    members: list[list[tuple[int, int]]] = [[] for _ in number_of]
+    for number, place in owner.items():
+        members[set_of[number]].append(place)
+    fixed = {int(set_of[number]): reason for number, reason in reversed(channels.fixed.items())}
+    gated = {int(set_of[number]) for number in channels.gated}
+    for number, reason in channels.loud.items():
+        if set_of[number] in gated:
+            fixed.setdefault(int(set_of[number]), f"a gate reads it, and {reason}")
+    sets = [ChannelSet(tuple(places), fixed.get(number), number in gated) for number, places in enumerate(members)]
+    return Coupling(network, {index: set_of[numbers] for index, numbers in outputs.items()}, sets)

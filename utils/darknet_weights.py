@@ -1,0 +1,113 @@
+"""Darknet's ``.weights`` files, read and written exactly as Darknet does.
+
+A file is three int32 (major, minor, revision), the number of pictures seen (uint64 from version 0.2 on, uint32 before),
+then float32 values, convolution by convolution: BN bias, BN weight, running mean, running variance, then the kernel;
+without BN the bias, then the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.files import atomic_writer
+
+if TYPE_CHECKING:
+    from models import Darknet
+
+VERSION = (0, 2, 5)
+
+
+def _tensors(model: Darknet) -> Iterator[tuple[int, list[Tensor]]]:
+    """Layer number and tensors of each convolution, in the order of the file."""
+    for layer in model.network.convolutions:
+        conv = model.conv(layer.index)
+        if layer.batch_normalize:
+            bn = model.batch_norm(layer.index)
+            yield layer.index, [bn.bias, bn.weight, bn.running_mean, bn.running_var, conv.weight]
+        else:
+            yield layer.index, [conv.bias, conv.weight]
+
+
+def _header_size(start: bytes, path: str | Path) -> int:
+    if len(start) < 16:
+        raise InputError(f"{path}: {len(start)} bytes are too few for a Darknet weights file")
+    major, minor, _ = struct.unpack("<3i", start[:12])
+    if not (0 <= major < 100 and 0 <= minor < 100):
+        raise InputError(f"{path}: version {major}.{minor} in the header: not a Darknet weights file")
+    return 20 if major * 10 + minor >= 2 else 16
+
+
+def load_darknet_weights(model: Darknet, path: str | Path, partial: bool = False) -> int:
+    """Load a ``.weights`` file into ``model``; a file that does not fit changes nothing.
+
+    Args:
+        model: the network.
+        path: the file.
+        partial: accept a backbone file (``darknet53.conv.74``), which ends behind a convolution of the network.
+
+    Returns:
+        How many convolutions were filled.
+
+    Raises:
+        InputError: the file is missing, is no weights file, or does not fit; the message names the first layer that
+            does not.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such weights file") from None
+    header = _header_size(content[:20], path)
+    if (len(content) - header) % 4:
+        raise InputError(f"{path}: {len(content)} bytes are not a header of {header} and whole float32 values")
+    values = torch.from_numpy(np.frombuffer(content, "<f4", offset=header).astype(np.float32))
+
+    position, plan = 0, []
+    for index, tensors in _tensors(model):
+        if partial and plan and position == len(values):
+            break
+        need = sum(tensor.numel() for tensor in tensors)
+        if position + need > len(values):
+            raise InputError(
+                f"{path}: too short: layer {index} needs {need} values, {len(values) - position} are left"
+                + ("" if partial else "; a backbone file is for -pre")
+            )
+        plan.append((position, tensors))
+        position += need
+    if position < len(values):
+        raise InputError(f"{path}: too long: {len(values) - position} values are left behind the last convolution")
+
+    with torch.no_grad():
+        for start, tensors in plan:
+            for tensor in tensors:
+                tensor.copy_(values[start : start + tensor.numel()].view_as(tensor))
+                start += tensor.numel()
+    return len(plan)
+
+
+def save_darknet_weights(model: Darknet, path: str | Path, seen: int = 0) -> None:
+    """Write ``model`` as a ``.weights`` file of version 0.2.5, after ``seen`` training pictures, atomically."""
+    with atomic_writer(path) as file:
+        write_darknet_weights(model, file, seen)
+
+
+def write_darknet_weights(model: Darknet, file: BinaryIO, seen: int = 0) -> None:
+    """Write ``model`` to an open binary file; see :func:`save_darknet_weights`."""
+    file.write(struct.pack("<3iQ", *VERSION, seen))
+    for _, tensors in _tensors(model):
+        for tensor in tensors:
+            file.write(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
+
+
+def is_darknet_weights(path: str | Path) -> bool:
+    """Whether the name is that of a Darknet file: ``x.weights``, or a backbone such as ``darknet53.conv.74``."""
+    name = os.path.basename(path)
+    return name.endswith(".weights") or ".conv." in name

@@ -1,0 +1,290 @@
+"""Detection data sets: ``.data`` files, lists of pictures, YOLO labels, and batches of them."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from utils.augmentations import Augmentation, Picture, letterbox
+from utils.errors import InputError
+
+BORDER = 1e-3  # a label box may pass the border by less than this share of the picture; it is clipped
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A ``.data`` file: the number of classes, the lists of training and validation pictures, the class names."""
+
+    path: Path
+    classes: int
+    train: Path | None
+    valid: Path | None
+    names: list[str]
+
+    def images(self, split: str) -> list[Path]:
+        """The pictures of ``split``, "train" or "valid"."""
+        listing = getattr(self, split)
+        if listing is None:
+            raise InputError(f"{self.path}: {split}= is missing: the list of pictures")
+        return read_image_list(listing)
+
+
+def find_path(text: str, origin: Path) -> Path:
+    """A path that a file names: absolute, relative to the working directory, or relative to the file ``origin``."""
+    path = Path(text)
+    return path if path.is_absolute() or path.exists() else origin.parent / path
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        InputError: the file is missing or is not text; the message says ``what`` it should be.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such {what}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file, so not a {what}") from None
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Class names, one a line."""
+    return [line.strip() for line in read_lines(path, "file of class names") if line.strip()]
+
+
+def read_data_config(path: str | Path) -> DataConfig:
+    """Read a ``.data`` file: ``classes``, ``train``, ``valid``, ``names``, one ``key=value`` a line.
+
+    Raises:
+        InputError: a missing file or key, or a number of names that is not that of the classes.
+    """
+    path = Path(path)
+    values: dict[str, str] = {}
+    for number, line in enumerate(read_lines(path, ".data file"), start=1):
+        line = line.split("#")[0].strip()
+        if not line:
+            continue
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if not equals:
+            raise InputError(f"{path}:{number}: {line!r} is not key=value")
+        values.setdefault(key, value)
+    if not values.get("classes", "").isdecimal() or int(values["classes"]) < 1:
+        raise InputError(f"{path}: classes={values.get('classes', '')} must be a number from 1")
+    classes = int(values["classes"])
+    if "names" in values:
+        names = read_names(find_path(values["names"], path))
+        if len(names) != classes:
+            raise InputError(f"{path}: classes={classes}, but {values['names']} names {len(names)}")
+    else:
+        names = [str(number) for number in range(classes)]
+    lists = {key: find_path(values[key], path) if values.get(key) else None for key in ("train", "valid")}
+    return DataConfig(path, classes, lists["train"], lists["valid"], names)
+
+
+def read_image_list(path: str | Path) -> list[Path]:
+    """The pictures that a list file names, one a line.
+
+    Raises:
+        InputError: the list is missing or empty, or names pictures that are missing; the first is named.
+    """
+    path = Path(path)
+    images, missing = [], []
+    for number, line in enumerate(read_lines(path, "list of pictures"), start=1):
+        if line.strip():
+            images.append(find_path(line.strip(), path))
+            if not images[-1].is_file():
+                missing.append(f"{path}:{number}: there is no picture {line.strip()}")
+    if missing:
+        raise InputError(missing[0] + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""))
+    if not images:
+        raise InputError(f"{path}: the list names no picture")
+    return images
+
+
+def label_path(image: Path) -> Path:
+    """Where the labels of a picture are: its last folder named ``images`` becomes ``labels``, its suffix ``.txt``."""
+    parts = list(image.parts)
+    for position in range(len(parts) - 2, -1, -1):
+        if parts[position] == "images":
+            parts[position] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def read_labels(path: str | Path, classes: int) -> tuple[np.ndarray, int]:
+    """Read the YOLO labels of one picture; a missing or empty file means that it shows no object.
+
+    Returns:
+        Boxes (N, 5) float32: class, cx, cy, w, h in [0, 1] of the picture; and how many were clipped to the border.
+
+    Raises:
+        InputError: a line without five numbers, a class that is not below ``classes``, a box without area or beyond
+            the border by more than BORDER; the message names file and line.
+    """
+    if not Path(path).exists():
+        return np.zeros((0, 5), np.float32), 0
+    boxes = []
+    clipped = 0
+    for number, line in enumerate(read_lines(path, "label file"), start=1):
+        if line.strip():
+            box, outside = _parse_label(line.split(), classes, f"{path}:{number}")
+            boxes.append(box)
+            clipped += outside
+    return np.array(boxes, np.float32).reshape(-1, 5), clipped
+
+
+def _parse_label(words: Sequence[str], classes: int, where: str) -> tuple[list[float], bool]:
+    if len(words) != 5:
+        raise InputError(f"{where}: {len(words)} values, but a label line is: class cx cy w h")
+    try:
+        label, cx, cy, w, h = map(float, words)
+    except ValueError:
+        raise InputError(f"{where}: {' '.join(words)!r} is not five numbers") from None
+    if not all(map(math.isfinite, (label, cx, cy, w, h))):
+        raise InputError(f"{where}: {' '.join(words)!r} holds a value that is not finite")
+    if label != int(label) or not 0 <= label < classes:
+        raise InputError(f"{where}: class {words[0]}, but the classes are 0 to {classes - 1}")
+    edges = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+    beyond = max(-edges[0], -edges[1], edges[2] - 1, edges[3] - 1)
+    if w <= 0 or h <= 0:
+        raise InputError(f"{where}: the box has no area: w={words[3]} h={words[4]}")
+    if beyond > BORDER:
+        raise InputError(f"{where}: the box passes the border of the picture by {beyond:.4g} of its side")
+    x1, y1, x2, y2 = (min(max(edge, 0.0), 1.0) for edge in edges)
+    # What six decimals make of a box at the border is not worth a count.
+    return [label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], beyond > 1e-5
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """A picture as RGB, turned as its EXIF orientation says.
+
+    Raises:
+        InputError: the file is missing, is no picture, is truncated, or would be absurdly large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such picture") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as a picture: {error}") from None
+
+
+class DetectionDataset(Dataset):
+    """Pictures with boxes, letterboxed or augmented to a square.
+
+    Everything is checked when the data set is made, so that a bad label or picture stops a run before its first step.
+    An item is asked for by (epoch, index); its randomness depends on the seed and these two alone.
+
+    Args:
+        images: the pictures.
+        classes: how many classes there are.
+        img_size: the side S of the square, in pixels.
+        augmentation: how to change training pictures; None letterboxes them.
+        seed: of the augmentation.
+
+    Attributes:
+        clipped: how many label boxes were clipped to the border.
+
+    Raises:
+        InputError: a label or a picture that cannot be used, the first by file and line.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        classes: int,
+        img_size: int,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ):
+        self.images = list(images)
+        self.img_size = img_size
+        self.augmentation = augmentation
+        self.seed = seed
+        labels = [read_labels(label_path(image), classes) for image in self.images]
+        self.labels = [boxes for boxes, _ in labels]
+        self.clipped = sum(count for _, count in labels)
+        with ThreadPoolExecutor() as pool:  # decoding releases the GIL
+            check = pool.map(lambda path: read_image(path).close(), self.images)
+            list(tqdm(check, "checking pictures", len(self.images), unit=" pictures", leave=False))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: tuple[int, int] | int) -> tuple[Tensor, Tensor]:
+        """The square picture (3, S, S) uint8 and its boxes (N, 5): class, cx, cy, w, h in [0, 1] of the square."""
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        if self.augmentation is None:
+            image, boxes = letterbox(self.load(index), self.img_size)
+        else:
+            random = np.random.default_rng((self.seed, epoch, index))
+            image, boxes = self.augmentation(self.load, index, len(self), self.img_size, epoch, random)
+        targets = np.empty((len(boxes), 5), np.float32)
+        targets[:, 0] = boxes[:, 0]
+        targets[:, 1:3] = (boxes[:, 1:3] + boxes[:, 3:5]) / 2 / self.img_size
+        targets[:, 3:5] = (boxes[:, 3:5] - boxes[:, 1:3]) / self.img_size
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(targets)
+
+    def load(self, index: int) -> Picture:
+        """Picture ``index`` as it lies on the disk, with boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
+        image = read_image(self.images[index])
+        label, cx, cy, w, h = self.labels[index].T
+        x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+        return image, np.stack([label, x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height], 1)
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index): a new order each epoch that depends on the seed and the epoch alone."""
+
+    def __init__(self, length: int, seed: int):
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return iter([(self.epoch, int(index)) for index in order])
+
+
+def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Items to images (B, 3, S, S) uint8 and targets (N, 6): image in the batch, class, cx, cy, w, h in [0, 1]."""
+    images = torch.stack([image for image, _ in items])
+    numbered = [torch.nn.functional.pad(boxes, (1, 0), value=number) for number, (_, boxes) in enumerate(items)]
+    return images, torch.cat(numbered)
+
+
+def loader(
+    dataset: Dataset, batch_size: int, n_cpu: int, sampler: Sampler | None = None, collate_fn: Callable = collate
+) -> DataLoader:
+    """Batches of ``dataset`` from ``n_cpu`` worker processes, in pinned memory where there is a GPU."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=n_cpu,
+        collate_fn=collate_fn,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=n_cpu > 0,
+    )
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Images (B, 3, S, S) uint8 to float RGB in [0, 1] on ``device``."""
+    return images.to(device, non_blocking=True).float() / 255

@@ -1,0 +1,51 @@
+"""Files that are either the old one or the new one, never half of one."""
+
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a binary file that takes the place of ``path`` only after it was written whole.
+
+    The bytes go to a temporary file beside ``path``, are synced to the disk, and are renamed over ``path`` when the
+    block ends. An exception inside the block leaves ``path`` as it was. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")  # keeps the suffix, which tells the format
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def set_aside(path: str | Path) -> Path | None:
+    """Rename an existing file to ``{stem}-1``, ``-2``, ... so that its name is free; return what it is called now."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))
+    free = next(name for name in names if not name.exists())
+    path.rename(free)
+    return free
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8, atomically."""
+    with atomic_writer(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write ``content`` to ``path`` as JSON, atomically."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

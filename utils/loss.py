@@ -1,0 +1,163 @@
+"""The training loss of YOLO heads: CIoU boxes, BCE objectness and classes, several anchors a target."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
+
+from models import Darknet, Yolo
+
+# A target also trains the anchors whose IoU with it, both at one centre, passes this; its best anchor always.
+ANCHOR_IOU = 0.25
+# Weights of the three terms; see YoloLoss. They suit SGD with a learning rate near 1e-2.
+BOX_GAIN = 2.4
+OBJECTNESS_GAIN = 1 / 300
+CLASS_GAIN = 0.3
+
+
+@dataclass
+class HeadReport:
+    """What one head did with one batch; sums, on the device, so that nothing waits for them.
+
+    Attributes:
+        sums: (7,) positives, loss of boxes, of objectness, of classes, IoU of the positives with their targets,
+            objectness of the positives, objectness of all cells.
+        cells: how many predictions the head made.
+    """
+
+    sums: Tensor
+    cells: int
+
+
+@dataclass
+class Assignment:
+    """Which predictions of one head learn which targets: M of them.
+
+    Attributes:
+        image, anchor, row, column: (M,) where the prediction is.
+        label: (M,) the target's class.
+        centre: (M, 2) the target's centre relative to the cell, in cells.
+        size: (M, 2) the target's size in input pixels.
+    """
+
+    image: Tensor
+    anchor: Tensor
+    row: Tensor
+    column: Tensor
+    label: Tensor
+    centre: Tensor
+    size: Tensor
+
+
+def size_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of box sizes (N, 2) and (M, 2) laid on one centre, (N, M)."""
+    return box_iou(*(box_convert(F.pad(size, (2, 0)), "cxcywh", "xyxy") for size in (first, second)))
+
+
+class YoloLoss(nn.Module):
+    """The loss of a network's raw heads against targets.
+
+    A target trains, in every head, the anchors that fit its size (ANCHOR_IOU), in the cells whose reach holds its
+    centre: its own cell, and with ``scale_x_y`` above 1 the neighbours whose widened centre can get there.
+
+    - boxes: BOX_GAIN * mean over positives of 1 - CIoU (arXiv 1911.08287, section 3.3),
+    - objectness: OBJECTNESS_GAIN * BCE, summed over all cells and divided by the pictures; the aim at a positive is
+      the IoU of its box with the target, elsewhere 0 (YOLO, arXiv 1506.02640, section 2),
+    - classes: CLASS_GAIN * BCE, summed over classes, mean over positives (YOLOv3, arXiv 1804.02767, section 2.2).
+
+    A batch without targets gives the objectness term alone.
+    """
+
+    def __init__(self, model: Darknet):
+        super().__init__()
+        # Held in a list, so that the network does not become a part of this module.
+        self._yolo: list[Yolo] = list(model.yolo_layers)
+
+    def forward(self, heads: list[Tensor], targets: Tensor, img_size: int) -> tuple[Tensor, list[HeadReport]]:
+        """The loss and what each head did.
+
+        Args:
+            heads: raw outputs, each (B, A, H, W, 5 + C), of square pictures.
+            targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
+            img_size: the side of the pictures in pixels.
+
+        Returns:
+            The loss, a scalar, and a HeadReport for each head.
+        """
+        with torch.autocast(targets.device.type, enabled=False):
+            heads = [raw.float() for raw in heads]
+            assignments = self.assign(heads, targets, img_size)
+            positives = max(sum(len(a.image) for a in assignments), 1)
+            parts = [
+                self._head(yolo, raw, assignment, img_size)
+                for yolo, raw, assignment in zip(self._yolo, heads, assignments, strict=True)
+            ]
+            box, objectness, label = (sum(terms[k] for terms, _ in parts) for k in range(3))
+            pictures = len(heads[0])
+            loss = (BOX_GAIN * box + CLASS_GAIN * label) / positives + OBJECTNESS_GAIN * objectness / pictures
+        return loss, [report for _, report in parts]
+
+    def assign(self, heads: list[Tensor], targets: Tensor, img_size: int) -> list[Assignment]:
+        """Which predictions of each head learn which targets."""
+        sizes = targets[:, 4:6] * img_size
+        counts = [len(yolo.anchors) for yolo in self._yolo]
+        iou = size_iou(sizes, torch.cat([yolo.anchors for yolo in self._yolo]))
+        fits = iou > ANCHOR_IOU
+        if len(targets):
+            fits |= F.one_hot(iou.argmax(dim=1), iou.shape[1]).bool()
+        return [
+            _assign_head(yolo, raw, targets, sizes, head_fits)
+            for yolo, raw, head_fits in zip(self._yolo, heads, fits.split(counts, dim=1), strict=True)
+        ]
+
+    @staticmethod
+    def _head(yolo: Yolo, raw: Tensor, a: Assignment, img_size: int) -> tuple[list[Tensor], HeadReport]:
+        """Sums of the box, objectness and class terms over one head."""
+        chosen = raw[a.image, a.anchor, a.row, a.column]
+        cell = chosen.new_tensor([img_size / raw.shape[3], img_size / raw.shape[2]])
+        centre, size = yolo.boxes(chosen, yolo.anchors[a.anchor])
+        predicted = box_convert(torch.cat([centre * cell, size], dim=1), "cxcywh", "xyxy")
+        wanted = box_convert(torch.cat([a.centre * cell, a.size], dim=1), "cxcywh", "xyxy")
+        ciou_loss = complete_box_iou_loss(predicted, wanted)
+
+        # With new_coords the convolution before has applied the sigmoid: go back to logits for a stable BCE.
+        logits = torch.logit(raw[..., 4:], eps=1e-6) if yolo.new_coords else raw[..., 4:]
+        aim = torch.zeros_like(logits[..., 0])
+        where = (a.image, a.anchor, a.row, a.column)
+        # Two targets can claim one prediction; the better fit is its aim.
+        flat = torch.stack(where).mul(aim.new_tensor(aim.stride(), dtype=torch.long)[:, None]).sum(dim=0)
+        iou = (1 - ciou_loss.detach()).clamp(0, 1)
+        aim.view(-1).scatter_reduce_(0, flat, iou, "amax")
+        objectness = F.binary_cross_entropy_with_logits(logits[..., 0], aim, reduction="sum")
+
+        classes = logits[where][:, 1:]
+        one_hot = F.one_hot(a.label, yolo.classes).to(classes.dtype)
+        label = F.binary_cross_entropy_with_logits(classes, one_hot, reduction="sum")
+
+        terms = [ciou_loss.sum(), objectness, label]
+        confidence = logits[..., 0].detach().sigmoid()
+        positives = raw.new_tensor(len(flat))
+        sums = [positives, *(term.detach() for term in terms), iou.sum(), confidence[where].sum(), confidence.sum()]
+        return terms, HeadReport(torch.stack(sums), aim.numel())
+
+
+def _assign_head(yolo: Yolo, raw: Tensor, targets: Tensor, sizes: Tensor, fits: Tensor) -> Assignment:
+    rows, columns = raw.shape[2:4]
+    target, anchor = torch.nonzero(fits, as_tuple=True)
+    grid = targets.new_tensor([columns, rows])
+    position = targets[target, 2:4] * grid
+    own = torch.minimum(position.floor(), grid - 1)
+
+    margin = (yolo.scale_x_y - 1) / 2
+    steps = [(0, 0)] if margin == 0 else [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]
+    cells = own[None] + targets.new_tensor(steps)[:, None]
+    offset = position[None] - cells
+    reached = ((offset > -margin) & (offset < 1 + margin) & (cells >= 0) & (cells < grid)).all(dim=2)
+    reached[0] = True
+    step, pair = torch.nonzero(reached, as_tuple=True)
+    target, anchor = target[pair], anchor[pair]
+    column, row = cells[step, pair].long().unbind(dim=1)
+    image, label = targets[target, 0].long(), targets[target, 1].long()
+    return Assignment(image, anchor, row, column, label, offset[step, pair], sizes[target])

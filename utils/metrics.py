@@ -1,0 +1,144 @@
+"""Detection metrics: matching, average precision, and the confidence where F1 is best."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+# COCO's ten thresholds, for mAP@0.5:0.95.
+COCO_IOU = np.linspace(0.5, 0.95, 10)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a detector reached on a data set; classes without a ground-truth box are left out of means.
+
+    Attributes:
+        mAP: mean average precision at ``iou_thres``.
+        mAP_50_95: mean over the IoU thresholds 0.5, 0.55, ... 0.95.
+        precision, recall, f1: at the confidence with the best F1, means over classes.
+        confidence: that confidence.
+        per_class: average precision of each class at ``iou_thres``, by name; None for a class without a box.
+        images, boxes: how many pictures and ground-truth boxes there were.
+    """
+
+    mAP: float
+    mAP_50_95: float
+    precision: float
+    recall: float
+    f1: float
+    confidence: float
+    per_class: dict[str, float | None]
+    images: int
+    boxes: int
+
+
+def match(detections: Tensor, truth: Tensor, thresholds: np.ndarray) -> np.ndarray:
+    """Which detections are right: (D, T) bool, for T IoU thresholds.
+
+    Detections choose in the order of their scores; each takes the box of its class with the highest IoU that is at
+    least the threshold and that no other has taken, as in COCO's evaluation.
+
+    Args:
+        detections: (D, 6) x1, y1, x2, y2, score, class, by falling score.
+        truth: (G, 5) class, x1, y1, x2, y2 in the same pixels.
+        thresholds: (T,).
+    """
+    right = np.zeros((len(detections), len(thresholds)), bool)
+    if not len(detections) or not len(truth):
+        return right
+    iou = box_iou(detections[:, :4], truth[:, 1:])
+    iou = torch.where(detections[:, 5:6] == truth[None, :, 0], iou, 0).cpu().numpy()
+    free = np.ones((len(truth), len(thresholds)), bool)
+    columns = np.arange(len(thresholds))
+    for d in np.flatnonzero(iou.max(axis=1) >= thresholds.min()):
+        possible = np.where(free & (iou[d, :, None] >= thresholds), iou[d, :, None], -1)
+        best = possible.argmax(axis=0)
+        right[d] = possible[best, columns] > 0
+        free[best[right[d]], columns[right[d]]] = False
+    return right
+
+
+def average_precision(right: np.ndarray, truths: int) -> np.ndarray:
+    """Area under the interpolated precision-recall curve, at all points (Pascal VOC since 2010).
+
+    Args:
+        right: (D, T) bool, whether each detection, by falling score, is right.
+        truths: the number of ground-truth boxes, at least 1.
+
+    Returns:
+        (T,) average precision.
+    """
+    hits = right.cumsum(axis=0)
+    precision = hits / np.arange(1, len(right) + 1)[:, None]
+    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    return (envelope * right).sum(axis=0) / truths
+
+
+@dataclass
+class DetectionMetrics:
+    """Gathers detections picture by picture and computes :class:`Metrics`.
+
+    Args:
+        names: class names.
+        iou_thres: the IoU from which on a detection counts as right.
+    """
+
+    names: list[str]
+    iou_thres: float = 0.5
+    _right: list[np.ndarray] = field(default_factory=list)
+    _scores: list[np.ndarray] = field(default_factory=list)
+    _labels: list[np.ndarray] = field(default_factory=list)
+    _truth: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, detections: Tensor, truth: Tensor) -> None:
+        """Add one picture: detections (D, 6) by falling score, truth (G, 5) class, x1, y1, x2, y2, same pixels."""
+        self._right.append(match(detections, truth, np.append(COCO_IOU, self.iou_thres)))
+        self._scores.append(detections[:, 4].cpu().numpy())
+        self._labels.append(detections[:, 5].cpu().numpy())
+        self._truth.append(truth[:, 0].cpu().numpy())
+
+    def compute(self) -> Metrics:
+        """The metrics of all pictures so far."""
+        scores = np.concatenate(self._scores) if self._scores else np.zeros(0)
+        order = np.argsort(-scores, kind="stable")
+        scores = scores[order]
+        right = np.concatenate(self._right)[order] if self._right else np.zeros((0, len(COCO_IOU) + 1), bool)
+        labels = np.concatenate(self._labels)[order] if self._labels else np.zeros(0)
+        truth = np.concatenate(self._truth) if self._truth else np.zeros(0)
+
+        counts = {c: int((truth == c).sum()) for c in range(len(self.names))}
+        present = [c for c, count in counts.items() if count]
+        ap = {c: average_precision(right[labels == c], counts[c]) for c in present}
+        mean = np.mean(list(ap.values()), axis=0) if ap else np.zeros(len(COCO_IOU) + 1)
+        curves = [_f1_curve(scores, labels == c, right[:, -1], counts[c]) for c in present]
+        best = _best_f1(scores, np.mean(curves, axis=0) if curves and len(scores) else np.zeros((3, 0)))
+        return Metrics(
+            mAP=float(mean[-1]),
+            mAP_50_95=float(mean[:-1].mean()),
+            **best,
+            per_class={name: float(ap[c][-1]) if c in ap else None for c, name in enumerate(self.names)},
+            images=len(self._truth),
+            boxes=len(truth),
+        )
+
+
+def _f1_curve(scores: np.ndarray, of_class: np.ndarray, right: np.ndarray, truths: int) -> np.ndarray:
+    """(3, D) precision, recall and F1 of one class when detections down to each one's score are kept."""
+    hits = (right & of_class).cumsum()
+    kept = of_class.cumsum()
+    precision = np.divide(hits, kept, out=np.zeros(len(scores)), where=kept > 0)
+    recall = hits / truths
+    return np.stack([precision, recall, 2 * hits / (kept + truths)])
+
+
+def _best_f1(scores: np.ndarray, curve: np.ndarray) -> dict[str, float]:
+    if not len(scores):
+        return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "confidence": 0.0}
+    # Detections of one score are kept or dropped together.
+    last = np.append(scores[1:] < scores[:-1], True)
+    best = int(np.where(last, curve[2], -1).argmax())
+    precision, recall, f1 = map(float, curve[:, best])
+    return {"precision": precision, "recall": recall, "f1": f1, "confidence": float(scores[best])}

@@ -1,0 +1,27 @@
+"""The optimizer and its learning rate."""
+
+import math
+
+import torch
+from torch import nn
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+WARMUP_EPOCHS = 2.0
+FINAL_LR = 0.02  # the cosine ends at this share of the learning rate
+
+
+def build_sgd(model: nn.Module, lr: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay on kernels only, not on biases and BatchNorm's gammas and betas."""
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": kernels, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True)
+
+
+def learning_rate(step: int, steps: int, warmup: int, lr: float) -> float:
+    """A linear warm-up over ``warmup`` of ``steps`` optimizer steps, then half a cosine (SGDR, arXiv 1608.03983)."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return lr * (FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2)

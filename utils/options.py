@@ -1,0 +1,51 @@
+"""Options that several programs share, and what must agree between them."""
+
+import argparse
+
+from models import Darknet
+from utils.cli import number
+from utils.datasets import DataConfig
+from utils.errors import InputError
+
+
+def add_threshold_options(parser: argparse.ArgumentParser, conf_thres: float, nms_thres: float) -> None:
+    """Add ``--conf_thres`` and ``--nms_thres``."""
+    unit = number(float, 0, 1)
+    parser.add_argument("--conf_thres", type=unit, default=conf_thres, help="the least score of a detection")
+    parser.add_argument(
+        "--nms_thres",
+        type=unit,
+        default=nms_thres,
+        help="IoU above which the weaker of two boxes of a class is dropped",
+    )
+
+
+def network_size(model: Darknet, img_size: int | None) -> int:
+    """The side in pixels of the square to feed: ``img_size`` or the cfg's own.
+
+    Raises:
+        InputError: it is not a multiple of the network's coarsest stride, or the cfg's own size is no square.
+    """
+    network = model.network
+    if img_size is None:
+        if network.height != network.width:
+            raise InputError(
+                f"the cfg's input is {network.width}x{network.height}, but pictures are letterboxed to a square: "
+                "give --img_size"
+            )
+        img_size = network.height
+    stride = max(network.height // head.height for head in network.heads)
+    if img_size % stride:
+        nearest = max(round(img_size / stride), 1) * stride
+        raise InputError(f"an input of {img_size} pixels is not a multiple of {stride}: {nearest} would be")
+    return img_size
+
+
+def check_classes(model: Darknet, data: DataConfig) -> None:
+    """Refuse a network whose heads have another number of classes than the data set."""
+    for head in model.network.heads:
+        if head.classes != data.classes:
+            raise InputError(
+                f"{head.where}: classes={head.classes}, but {data.path} has classes={data.classes}; "
+                "config/create_cfg.py writes a cfg for any number of classes"
+            )

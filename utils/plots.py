@@ -1,0 +1,119 @@
+"""The pictures of training, sparsity and pruning. Figures are made without pyplot, so nothing is global."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from utils.files import atomic_writer
+
+if TYPE_CHECKING:
+    from utils.sparsity import GammaHistory
+
+BEFORE, AFTER = "#b8c4d6", "#d1495b"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    with atomic_writer(path) as file:
+        figure.savefig(file, dpi=120, format="png")
+
+
+def plot_training(rows: Sequence[dict[str, Any]], gammas: "GammaHistory", folder: Path) -> None:
+    """Draw the pictures of a run into ``folder``: training, quintiles, first layer, and distribution of gammas."""
+    save_figure(training_figure(rows), folder / "training.png")
+    if len(gammas.epochs) and len(gammas.first_layer[0]):
+        epochs = np.array(gammas.epochs) + 1
+        save_figure(quintiles_figure(epochs, gammas), folder / "gamma_quintiles.png")
+        save_figure(first_layer_figure(epochs, gammas), folder / "gamma_first_layer.png")
+        save_figure(distribution_figure(epochs, gammas), folder / "gamma_distribution.png")
+
+
+def training_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Losses and mAP over the epochs, from the rows of the log."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, quality = figure.subplots(1, 2)
+    for name, label in (("box_loss", "box, a positive"), ("objectness_loss", "objectness, a picture")):
+        losses.plot(*_series(rows, name), label=label)
+    losses.set(xlabel="epoch", title="loss", yscale="log")
+    for name, label in (("mAP", "mAP@0.5"), ("mAP_50_95", "mAP@0.5:0.95"), ("f1", "F1")):
+        quality.plot(*_series(rows, name), label=label)
+    quality.set(xlabel="epoch", title="validation", ylim=(0, 1))
+    for axes in (losses, quality):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return figure
+
+
+def _series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    measured = [row for row in rows if row.get(name) not in (None, "")]
+    return [int(row["epoch"]) + 1 for row in measured], [float(row[name]) for row in measured]
+
+
+def quintiles_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
+    """The five quintiles of |gamma| over the epochs: bands that collapse to 0 are channels that die."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    lines = np.vstack([np.zeros(len(epochs)), np.array(gammas.quintiles).T])
+    for k in range(5):
+        shade = 0.25 + 0.15 * k
+        label = f"{20 * k} to {20 * (k + 1)} % of channels"
+        axes.fill_between(epochs, lines[k], lines[k + 1], color="#1f6f8b", alpha=shade, lw=0, label=label)
+    axes.plot(epochs, lines[1:].T, color="#12455a", lw=0.8)
+    share = axes.twinx()
+    share.plot(epochs, gammas.near_zero, color=AFTER, lw=2, label="share near zero")
+    share.set(ylim=(0, 1), ylabel="share of channels near zero")
+    axes.set(xlabel="epoch", ylabel="|gamma|", title="Quintiles of |gamma|", ylim=(0, None))
+    axes.margins(x=0)
+    handles, labels = axes.get_legend_handles_labels()
+    more, names = share.get_legend_handles_labels()
+    axes.legend([*handles[::-1], *more], [*labels[::-1], *names], frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+def first_layer_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
+    """|gamma| of each channel of the first BatchNorm over the epochs."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    values = np.array(gammas.first_layer)
+    shades = np.argsort(np.argsort(values[-1])) / max(values.shape[1] - 1, 1)
+    for channel, shade in enumerate(shades):
+        axes.plot(epochs, values[:, channel], color=(0.82 * shade + 0.07, 0.29, 0.55 - 0.2 * shade), lw=1.2)
+    axes.set(xlabel="epoch", ylabel="|gamma|", title=f"The {values.shape[1]} channels of the first BatchNorm")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def distribution_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
+    """How many channels have which |gamma|, over the epochs."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    counts = np.array(gammas.histograms).T
+    edges = np.concatenate([epochs - 0.5, epochs[-1:] + 0.5])
+    levels = np.linspace(0, gammas.top, len(counts) + 1)
+    shown = np.ma.masked_equal(counts, 0)
+    mesh = axes.pcolormesh(edges, levels, shown, norm=LogNorm(1, max(counts.max(), 2)), cmap="viridis_r")
+    figure.colorbar(mesh, ax=axes, label="channels")
+    axes.set(xlabel="epoch", ylabel="|gamma|", title="Distribution of |gamma|")
+    return figure
+
+
+def channels_figure(layers: Sequence[int], before: Sequence[int], after: Sequence[int]) -> Figure:
+    """Channels of each convolution before and after pruning, on a logarithmic scale."""
+    figure = Figure(figsize=(max(7, 0.16 * len(layers) + 2), 4), layout="constrained")
+    axes = figure.subplots()
+    positions = np.arange(len(layers))
+    axes.bar(positions, before, color=BEFORE, width=0.9, label=f"before: {sum(before):,} channels")
+    axes.bar(positions, after, color=AFTER, width=0.5, label=f"after: {sum(after):,} channels")
+    every = max(1, len(layers) // 25)
+    axes.set_xticks(positions[::every], [str(layer) for layer in layers[::every]], fontsize=8)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.set(xlabel="layer", ylabel="channels", title="Channels of each convolution")
+    axes.margins(x=0.01)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    return figure

@@ -1,0 +1,47 @@
+"""What a training run writes beside its checkpoints: options, a CSV row an epoch, TensorBoard events."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.files import write_json, write_text
+
+
+class RunLog:
+    """The log of a run in ``folder``.
+
+    Args:
+        folder: where to write; made if missing.
+        options: the resolved options.
+        epoch: the first epoch of this start; later rows of an earlier start are dropped.
+    """
+
+    def __init__(self, folder: Path, options: dict[str, Any], epoch: int):
+        self.csv_path = folder / "log.csv"
+        write_json(folder / "options.json", options)
+        self.rows: list[dict[str, Any]] = []
+        if epoch and self.csv_path.exists():
+            with open(self.csv_path, newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
+        self._events = SummaryWriter(folder, purge_step=epoch or None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add the row of an epoch: ``epoch`` and numbers; what was not measured is left out."""
+        self.rows.append(row)
+        columns = list(dict.fromkeys(column for row in self.rows for column in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.csv_path, text.getvalue())
+        for name, value in row.items():
+            if name != "epoch":
+                self._events.add_scalar(name, value, row["epoch"])
+        self._events.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._events.close()

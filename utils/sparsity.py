@@ -1,0 +1,151 @@
+"""Sparse training: an L1 penalty on the BatchNorm gammas (Network Slimming, arXiv 1708.06519, section 3).
+
+Two methods for the penalty ``s * |gamma|``:
+
+- ``subgradient``, as published: ``grad += s * sign(gamma)`` before the optimizer's step. Gammas end up oscillating
+  around 0.
+- ``proximal``: after the optimizer's step, gammas are moved toward 0 by ``lr * s / (1 - momentum)`` and stop there
+  (soft threshold; ISTA, Beck and Teboulle 2009). Inside a momentum the subgradient is as strong in the long run. Gammas
+  become exactly 0, and cutting them out loses nothing.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import Darknet
+from utils.coupling import couple
+from utils.files import atomic_writer
+from utils.strategies import Gammas, allowed_percent, prunable_channels
+
+METHODS = ("proximal", "subgradient")
+# A gamma below this counts as near zero in the reports.
+NEAR_ZERO = 1e-3
+HISTOGRAM_BINS = 100
+
+
+def gamma_sizes(model: Darknet) -> dict[int, np.ndarray]:
+    """|gamma| of each convolution with BN, by layer number."""
+    return {index: bn.weight.detach().abs().cpu().numpy() for index, bn in model.batch_norms.items()}
+
+
+class GammaPenalty:
+    """The L1 penalty on the gammas that a strategy may prune.
+
+    Args:
+        model: the network in training.
+        s: strength of the penalty.
+        strategy: see :mod:`utils.strategies`.
+        method: one of METHODS.
+        momentum: of the SGD that trains the network.
+
+    Attributes:
+        coupling: the coupled channels of the network.
+    """
+
+    def __init__(self, model: Darknet, s: float, strategy: str, method: str, momentum: float):
+        self.model = model
+        self.s = s
+        self.strategy = strategy
+        self.method = method
+        self.momentum = momentum
+        self.coupling = couple(model.network)
+        self._masks = {
+            index: torch.from_numpy(mask).to(model.batch_norm(index).weight.device)
+            for index, mask in prunable_channels(self.coupling, strategy).items()
+            if mask.any()
+        }
+
+    def gammas(self, model: Darknet | None = None) -> np.ndarray:
+        """|gamma| of all channels under the penalty, in one array; of another model with the same cfg, if given."""
+        model = model or self.model
+        values = [model.batch_norm(index).weight.detach()[mask].abs() for index, mask in self._masks.items()]
+        return torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
+
+    def before_step(self) -> None:
+        """Add the subgradient; call once an optimizer step, on unscaled gradients."""
+        if self.method != "subgradient":
+            return
+        for index, mask in self._masks.items():
+            gamma = self.model.batch_norm(index).weight
+            if gamma.grad is not None:
+                gamma.grad.add_(gamma.detach().sign() * mask, alpha=self.s)
+
+    @torch.no_grad()
+    def after_step(self, lr: float) -> None:
+        """Shrink the gammas toward 0; call once an optimizer step of learning rate ``lr``."""
+        if self.method != "proximal":
+            return
+        step = lr * self.s / (1 - self.momentum)
+        for index, mask in self._masks.items():
+            gamma = self.model.batch_norm(index).weight
+            gamma.copy_(torch.where(mask, soft_threshold(gamma, step), gamma))
+
+    @torch.no_grad()
+    def copy_zeros(self, average: nn.Module) -> None:
+        """Set the averaged model's gammas to 0 where the trained ones are: an average of a decay is never 0."""
+        for index in self._masks:
+            average.batch_norm(index).weight.mul_(self.model.batch_norm(index).weight != 0)
+
+
+def soft_threshold(values: Tensor, step: float) -> Tensor:
+    """Values moved toward 0 by ``step``, and 0 where they would pass it."""
+    return values.sign() * (values.abs() - step).clamp(min=0)
+
+
+def reach(learning_rates: np.ndarray, s: float, momentum: float) -> float:
+    """By how much the penalty can lower a gamma at most: the sum of lr * s / (1 - momentum) over the steps."""
+    return float(learning_rates.sum() * s / (1 - momentum))
+
+
+@dataclass
+class GammaHistory:
+    """What the gammas under the penalty did, epoch by epoch, for the tables and pictures.
+
+    Attributes:
+        epochs: the epoch numbers.
+        quintiles: an epoch each, the five quintiles of |gamma| (20 %, 40 %, ... 100 %).
+        near_zero: the share of gammas below NEAR_ZERO.
+        allowed: the share of channels that a global threshold could take and leave every layer one.
+        first_layer: |gamma| of the first BatchNorm's channels.
+        histograms: counts of |gamma| in HISTOGRAM_BINS bins from 0 to ``top``.
+        top: the upper end of the histograms: the largest gamma when training began.
+    """
+
+    epochs: list[int] = field(default_factory=list)
+    quintiles: list[np.ndarray] = field(default_factory=list)
+    near_zero: list[float] = field(default_factory=list)
+    allowed: list[float] = field(default_factory=list)
+    first_layer: list[np.ndarray] = field(default_factory=list)
+    histograms: list[np.ndarray] = field(default_factory=list)
+    top: float = 0.0
+
+    def record(self, epoch: int, penalty: GammaPenalty, model: Darknet) -> None:
+        """Add the state of ``model`` after ``epoch``."""
+        gammas = penalty.gammas(model)
+        sizes: Gammas = gamma_sizes(model)
+        self.top = self.top or 1.25 * float(gammas.max(initial=1e-6))
+        self.epochs.append(epoch)
+        self.quintiles.append(np.quantile(gammas, np.linspace(0.2, 1, 5)) if len(gammas) else np.zeros(5))
+        self.near_zero.append(float((gammas < NEAR_ZERO).mean()) if len(gammas) else 0.0)
+        self.allowed.append(allowed_percent(penalty.coupling, penalty.strategy, sizes))
+        self.first_layer.append(next(iter(sizes.values())))
+        self.histograms.append(np.histogram(gammas.clip(max=self.top), HISTOGRAM_BINS, (0, self.top))[0])
+
+    def save(self, path: Path) -> None:
+        """Write as ``.npz``."""
+        with atomic_writer(path) as file:
+            np.savez(file, **{name: np.asarray(value) for name, value in vars(self).items()})
+
+    @classmethod
+    def load(cls, path: Path, before: int) -> "GammaHistory":
+        """Read what was recorded before epoch ``before``; nothing where there is no file."""
+        if not path.exists():
+            return cls()
+        with np.load(path) as saved:
+            rows = int((saved["epochs"] < before).sum())
+            lists = {name: list(saved[name][:rows]) for name in saved.files if name != "top"}
+            return cls(**lists, top=float(saved["top"]))
