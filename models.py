@@ -31,6 +31,9 @@ ACTIVATIONS = {
     "swish": nn.SiLU,
 }
 
+# A new network takes this share of its predictions for objects.
+PRIOR = 0.01
+
 
 def convolution(layer: graph.Convolution) -> nn.Sequential:
     """Convolution, BatchNorm where the cfg has it, activation where it is not linear."""
@@ -310,6 +313,4 @@ class Darknet(nn.Module):
             if not isinstance(source, graph.Convolution) or source.batch_normalize or head.new_coords:
                 continue
             bias = self.conv(source.index).bias.detach().view(len(head.anchors), 5 + head.classes)
-            cells = head.height * head.width
-            bias[:, 4] += math.log(1 / (cells * len(head.anchors)))
-            bias[:, 5:] += math.log(0.6 / (head.classes - 0.99))
+            bias[:, 4] += math.log(PRIOR / (1 - PRIOR))

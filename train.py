@@ -152,8 +152,10 @@ def main(args: argparse.Namespace) -> None:
         training.load_state(checkpoint, run_files.last)
         start, best_map = checkpoint["epoch"], checkpoint["best_map"]
         print(f"resuming {args.name} at epoch {start + 1}")
-    elif not args.overwrite and (kept := run_files.set_aside()):
-        print(f"the finished run {args.name} is kept as {kept.name}")
+    elif run_files.unfinished():
+        run_files.delete()
+    elif kept := run_files.set_aside():
+        print(f"the earlier run {args.name} is kept as {kept.name}")
     log = RunLog(run_files.folder, vars(args), start)
     gammas = GammaHistory.load(run_files.folder / "gammas.npz", start) if checkpoint else GammaHistory()
     if args.pretrained_weights and not checkpoint:

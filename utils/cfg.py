@@ -56,7 +56,7 @@ def parse_cfg(text: str, source: str = "cfg") -> list[Block]:
         InputError: a line that is neither a section nor ``key=value``, or a cfg that does not begin with ``[net]``.
     """
     blocks: list[Block] = []
-    for number, raw in enumerate(text.splitlines(), start=1):
+    for number, raw in enumerate(re.split(r"\r?\n|\r", text), start=1):
         line = re.sub(r"\s", "", re.split(r"[#;]", raw, maxsplit=1)[0])
         if not line:
             continue

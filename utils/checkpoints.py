@@ -11,7 +11,6 @@ import io
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
@@ -46,14 +45,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such weights file") from None
-    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a checkpoint that can be read safely: {first}") from None
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+    if isinstance(content, Mapping) and _is_state_dict(content.get("model")):
         return dict(content)
-    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
+    if _is_state_dict(content):
         return {"model": content}
     raise InputError(f"{path}: neither a checkpoint nor a state dict")
+
+
+def _is_state_dict(content: object) -> bool:
+    if not isinstance(content, Mapping) or not content:
+        return False
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
 
 
 def load_weights(model: Darknet, path: str | Path, partial: bool = False) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What every program's command line shares: help with defaults, one-line errors, exit status 2."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 
@@ -37,11 +38,10 @@ def number(kind: type, low: float | None = None, high: float | None = None, *, a
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a{'n int' if kind is int else ' number'}") from None
         inside = (low is None or value >= low) and (high is None or value <= high)
-        if not (inside and (above is None or value > above)):  # a NaN fails the comparisons too
+        if not (-math.inf < value < math.inf and inside and (above is None or value > above)):  # a NaN fails too
             bounds = [(">", above), (">=", low), ("<=", high)]
-            raise argparse.ArgumentTypeError(
-                f"{text} is out of range: it must be " + " and ".join(f"{op} {v}" for op, v in bounds if v is not None)
-            )
+            limits = " and ".join(f"{op} {v}" for op, v in bounds if v is not None) or "finite"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {limits}")
         return value
 
     return parse

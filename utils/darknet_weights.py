@@ -8,6 +8,7 @@ without BN the bias, then the kernel.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,10 @@ def _header_size(start: bytes, path: str | Path) -> int:
     major, minor, _ = struct.unpack("<3i", start[:12])
     if not (0 <= major < 100 and 0 <= minor < 100):
         raise InputError(f"{path}: version {major}.{minor} in the header: not a Darknet weights file")
-    return 20 if major * 10 + minor >= 2 else 16
+    size = 20 if major * 10 + minor >= 2 else 16
+    if len(start) < size:
+        raise InputError(f"{path}: {len(start)} bytes are too few for the header of version {major}.{minor}")
+    return size
 
 
 def load_darknet_weights(model: Darknet, path: str | Path, partial: bool = False) -> int:
@@ -83,7 +87,7 @@ def load_darknet_weights(model: Darknet, path: str | Path, partial: bool = False
         plan.append((position, tensors))
         position += need
     if position < len(values):
-        raise InputError(f"{path}: too long: {len(values) - position} values are left behind the last convolution")
+        raise InputError(f"{path}: too long: {len(values) - position} values are left behind layer {index}, the last")
 
     with torch.no_grad():
         for start, tensors in plan:
@@ -110,4 +114,4 @@ def write_darknet_weights(model: Darknet, file: BinaryIO, seen: int = 0) -> None
 def is_darknet_weights(path: str | Path) -> bool:
     """Whether the name is that of a Darknet file: ``x.weights``, or a backbone such as ``darknet53.conv.74``."""
     name = os.path.basename(path)
-    return name.endswith(".weights") or ".conv." in name
+    return name.endswith(".weights") or re.search(r"\.conv\.\d+$", name) is not None

@@ -1,6 +1,8 @@
 """Detection data sets: ``.data`` files, lists of pictures, YOLO labels, and batches of them."""
 
 import math
+import struct
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,8 @@ from tqdm import tqdm
 from utils.augmentations import Augmentation, Picture, letterbox
 from utils.errors import InputError
 
+BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+_WARNING_FILTERS = threading.Lock()  # they are the process's, and pictures are checked by several threads
 BORDER = 1e-3  # a label box may pass the border by less than this share of the picture; it is clipped
 
 
@@ -162,6 +166,8 @@ def _parse_label(words: Sequence[str], classes: int, where: str) -> tuple[list[f
     if beyond > BORDER:
         raise InputError(f"{where}: the box passes the border of the picture by {beyond:.4g} of its side")
     x1, y1, x2, y2 = (min(max(edge, 0.0), 1.0) for edge in edges)
+    if x1 >= x2 or y1 >= y2:
+        raise InputError(f"{where}: the box has no area within the picture")
     # What six decimals make of a box at the border is not worth a count.
     return [label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], beyond > 1e-5
 
@@ -173,13 +179,17 @@ def read_image(path: str | Path) -> Image.Image:
         InputError: the file is missing, is no picture, is truncated, or would be absurdly large.
     """
     try:
-        with warnings.catch_warnings():
+        with _WARNING_FILTERS, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+            opened = Image.open(path)
+        with opened as image:
+            turned = ImageOps.exif_transpose(image)
+            if turned.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would cut off at 255
+                turned = Image.fromarray((np.asarray(turned) >> 8).clip(0, 255).astype(np.uint8))
+            return turned.convert("RGB")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such picture") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, *BOMBS) as error:
         raise InputError(f"{path}: cannot be read as a picture: {error}") from None
 
 

@@ -21,10 +21,11 @@ LARGEST_SIDE = 16_384
 
 ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "logistic", "tanh", "elu", "mish", "swish")
 
-# Options that concern Darknet's own training or its drawing of results. They stay in the cfg and change nothing here.
+# Options that concern Darknet's own training, its drawing of results or its use of the GPU. They stay in the cfg and
+# change nothing here.
 TRAINING_ONLY = {
-    "any": "clip onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate",
-    "convolutional": "assisted_excitation grad_centr cbn angle dot",
+    "any": "clip onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate stream wait_stream",
+    "convolutional": "assisted_excitation grad_centr angle dot",
     "dropout": "dropblock dropblock_size_rel dropblock_size_abs",
     "yolo": "max jitter resize ignore_thresh truth_thresh iou_thresh random objectness_smooth iou_loss iou_normalizer"
     " cls_normalizer obj_normalizer delta_normalizer max_delta nms_kind beta_nms label_smooth_eps focal_loss"
@@ -57,7 +58,6 @@ NOT_BUILT = {
     "upsample": {"reverse": 0},
     "reorg": {"reverse": 0},
     "reorg3d": {"reverse": 0},
-    "route": {"stream": 0},
     "scale_channels": {"scale_wh": 0},
     "yolo": {"embedding_layer": 999999, "contrastive": 0},
 }
@@ -390,6 +390,7 @@ def _convolution(options: Options, context: _Context) -> Convolution:
     groups = options.integer("groups", 1, low=1, high=LARGEST_FILTERS)
     if source.channels % groups or filters % groups:
         options.fail(f"groups={groups} must divide the {source.channels} input channels and the {filters} filters")
+    batch_normalize, cross_iteration = options.flag("batch_normalize"), options.flag("cbn")  # cbn=1 implies the other
     reach = dilation * (size - 1) + 1
     height, width = (
         (side + 2 * padding * dilation - reach) // step + 1
@@ -403,7 +404,7 @@ def _convolution(options: Options, context: _Context) -> Convolution:
         padding=padding * dilation,
         dilation=dilation,
         groups=groups,
-        batch_normalize=options.flag("batch_normalize"),
+        batch_normalize=batch_normalize or cross_iteration,
         activation=options.activation("logistic"),
     )
 
@@ -478,7 +479,7 @@ def _activation(options: Options, context: _Context) -> Activation:
 
 
 def _dropout(options: Options, context: _Context) -> Dropout:
-    probability = options.number("probability", 0.5)
+    probability = options.number("probability", 0.2)
     if not 0 <= probability < 1:
         options.fail(f"probability={probability} must be in [0, 1)")
     return Dropout(**context.like(context.previous), probability=probability)

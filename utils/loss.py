@@ -11,10 +11,12 @@ from models import Darknet, Yolo
 
 # A target also trains the anchors whose IoU with it, both at one centre, passes this; its best anchor always.
 ANCHOR_IOU = 0.25
+# A predicted side counts as at least this many pixels: between two equal float32 edges CIoU divides 0 by 0.
+SMALLEST_SIZE = 1e-3
 # Weights of the three terms; see YoloLoss. They suit SGD with a learning rate near 1e-2.
-BOX_GAIN = 2.4
-OBJECTNESS_GAIN = 1 / 300
-CLASS_GAIN = 0.3
+BOX_GAIN = 5.0
+OBJECTNESS_GAIN = 1.0
+CLASS_GAIN = 1.0
 
 
 @dataclass
@@ -62,12 +64,15 @@ class YoloLoss(nn.Module):
     A target trains, in every head, the anchors that fit its size (ANCHOR_IOU), in the cells whose reach holds its
     centre: its own cell, and with ``scale_x_y`` above 1 the neighbours whose widened centre can get there.
 
-    - boxes: BOX_GAIN * mean over positives of 1 - CIoU (arXiv 1911.08287, section 3.3),
-    - objectness: OBJECTNESS_GAIN * BCE, summed over all cells and divided by the pictures; the aim at a positive is
-      the IoU of its box with the target, elsewhere 0 (YOLO, arXiv 1506.02640, section 2),
-    - classes: CLASS_GAIN * BCE, summed over classes, mean over positives (YOLOv3, arXiv 1804.02767, section 2.2).
+    Three terms, each a sum over the batch divided by the number of positives (as RetinaNet, arXiv 1708.02002, section
+    4.1), so that neither the input size nor the number of objects shifts their balance:
 
-    A batch without targets gives the objectness term alone.
+    - boxes: BOX_GAIN * (1 - CIoU) of each positive (arXiv 1911.08287, section 3.3),
+    - objectness: OBJECTNESS_GAIN * BCE of every prediction; the aim of a positive is the IoU of its box with the
+      target, elsewhere it is 0 (YOLO, arXiv 1506.02640, section 2),
+    - classes: CLASS_GAIN * BCE of each class of each positive (YOLOv3, arXiv 1804.02767, section 2.2).
+
+    The divisor is at least the number of pictures: a batch with few targets, or none, is no louder than others.
     """
 
     def __init__(self, model: Darknet):
@@ -89,14 +94,13 @@ class YoloLoss(nn.Module):
         with torch.autocast(targets.device.type, enabled=False):
             heads = [raw.float() for raw in heads]
             assignments = self.assign(heads, targets, img_size)
-            positives = max(sum(len(a.image) for a in assignments), 1)
+            positives = max(sum(len(a.image) for a in assignments), len(heads[0]))
             parts = [
                 self._head(yolo, raw, assignment, img_size)
                 for yolo, raw, assignment in zip(self._yolo, heads, assignments, strict=True)
             ]
             box, objectness, label = (sum(terms[k] for terms, _ in parts) for k in range(3))
-            pictures = len(heads[0])
-            loss = (BOX_GAIN * box + CLASS_GAIN * label) / positives + OBJECTNESS_GAIN * objectness / pictures
+            loss = (BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label) / positives
         return loss, [report for _, report in parts]
 
     def assign(self, heads: list[Tensor], targets: Tensor, img_size: int) -> list[Assignment]:
@@ -118,13 +122,14 @@ class YoloLoss(nn.Module):
         chosen = raw[a.image, a.anchor, a.row, a.column]
         cell = chosen.new_tensor([img_size / raw.shape[3], img_size / raw.shape[2]])
         centre, size = yolo.boxes(chosen, yolo.anchors[a.anchor])
+        size = size.clamp(min=SMALLEST_SIZE)
         predicted = box_convert(torch.cat([centre * cell, size], dim=1), "cxcywh", "xyxy")
         wanted = box_convert(torch.cat([a.centre * cell, a.size], dim=1), "cxcywh", "xyxy")
         ciou_loss = complete_box_iou_loss(predicted, wanted)
 
         # With new_coords the convolution before has applied the sigmoid: go back to logits for a stable BCE.
         logits = torch.logit(raw[..., 4:], eps=1e-6) if yolo.new_coords else raw[..., 4:]
-        aim = torch.zeros_like(logits[..., 0])
+        aim = logits.new_zeros(logits.shape[:-1])
         where = (a.image, a.anchor, a.row, a.column)
         # Two targets can claim one prediction; the better fit is its aim.
         flat = torch.stack(where).mul(aim.new_tensor(aim.stride(), dtype=torch.long)[:, None]).sum(dim=0)

@@ -135,7 +135,7 @@ def _f1_curve(scores: np.ndarray, of_class: np.ndarray, right: np.ndarray, truth
 
 
 def _best_f1(scores: np.ndarray, curve: np.ndarray) -> dict[str, float]:
-    if not len(scores):
+    if not curve.shape[1]:
         return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "confidence": 0.0}
     # Detections of one score are kept or dropped together.
     last = np.append(scores[1:] < scores[:-1], True)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils.files import atomic_writer
 
@@ -36,16 +38,32 @@ def training_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Losses and mAP over the epochs, from the rows of the log."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, quality = figure.subplots(1, 2)
+    last = max(int(row["epoch"]) for row in rows) + 1
     for name, label in (("box_loss", "box, a positive"), ("objectness_loss", "objectness, a picture")):
-        losses.plot(*_series(rows, name), label=label)
-    losses.set(xlabel="epoch", title="loss", yscale="log")
+        _line(losses, rows, name, label)
+    losses.set(title="loss", yscale="log")
     for name, label in (("mAP", "mAP@0.5"), ("mAP_50_95", "mAP@0.5:0.95"), ("f1", "F1")):
-        quality.plot(*_series(rows, name), label=label)
-    quality.set(xlabel="epoch", title="validation", ylim=(0, 1))
+        _line(quality, rows, name, label)
+    quality.set(title="validation", ylim=(0, 1))
     for axes in (losses, quality):
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        _epoch_axis(axes, 0.5, last + 0.5)
+        if axes.lines:
+            axes.legend(frameon=False)
+        else:
+            axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center", va="center", color="grey")
     return figure
+
+
+def _line(axes: Axes, rows: Sequence[dict[str, Any]], name: str, label: str) -> None:
+    epochs, values = _series(rows, name)
+    if epochs:
+        axes.plot(epochs, values, label=label, marker="o" if len(epochs) == 1 else None)
+
+
+def _epoch_axis(axes: Axes, low: float, high: float) -> None:
+    axes.set(xlabel="epoch", xlim=(low, high))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -55,22 +73,27 @@ def _series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[
 
 def quintiles_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
     """The five quintiles of |gamma| over the epochs: bands that collapse to 0 are channels that die."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(8.4, 4), layout="constrained")
     axes = figure.subplots()
-    lines = np.vstack([np.zeros(len(epochs)), np.array(gammas.quintiles).T])
+    quintiles, near_zero = np.array(gammas.quintiles), np.array(gammas.near_zero)
+    if len(epochs) == 1:  # a band needs a width
+        epochs, quintiles, near_zero = epochs + np.array([-0.5, 0.5]), quintiles.repeat(2, 0), near_zero.repeat(2)
+    lines = np.vstack([np.zeros(len(epochs)), quintiles.T])
     for k in range(5):
         shade = 0.25 + 0.15 * k
         label = f"{20 * k} to {20 * (k + 1)} % of channels"
         axes.fill_between(epochs, lines[k], lines[k + 1], color="#1f6f8b", alpha=shade, lw=0, label=label)
     axes.plot(epochs, lines[1:].T, color="#12455a", lw=0.8)
     share = axes.twinx()
-    share.plot(epochs, gammas.near_zero, color=AFTER, lw=2, label="share near zero")
+    share.plot(epochs, near_zero, color=AFTER, lw=2, label="near zero (right axis)")
     share.set(ylim=(0, 1), ylabel="share of channels near zero")
-    axes.set(xlabel="epoch", ylabel="|gamma|", title="Quintiles of |gamma|", ylim=(0, None))
-    axes.margins(x=0)
+    axes.set(ylabel="|gamma|", title="Quintiles of |gamma|", ylim=(0, None))
+    _epoch_axis(axes, epochs[0], epochs[-1])
     handles, labels = axes.get_legend_handles_labels()
     more, names = share.get_legend_handles_labels()
-    axes.legend([*handles[::-1], *more], [*labels[::-1], *names], frameon=False, fontsize=8, loc="upper right")
+    figure.legend(
+        [*handles[::-1], *more], [*labels[::-1], *names], frameon=False, fontsize=8, loc="outside right upper"
+    )
     return figure
 
 
@@ -81,9 +104,11 @@ def first_layer_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
     values = np.array(gammas.first_layer)
     shades = np.argsort(np.argsort(values[-1])) / max(values.shape[1] - 1, 1)
     for channel, shade in enumerate(shades):
-        axes.plot(epochs, values[:, channel], color=(0.82 * shade + 0.07, 0.29, 0.55 - 0.2 * shade), lw=1.2)
-    axes.set(xlabel="epoch", ylabel="|gamma|", title=f"The {values.shape[1]} channels of the first BatchNorm")
-    axes.set_ylim(bottom=0)
+        colour = (0.82 * shade + 0.07, 0.29, 0.55 - 0.2 * shade)
+        axes.plot(epochs, values[:, channel], color=colour, lw=1.2, marker="o" if len(epochs) == 1 else None)
+    axes.set(ylabel="|gamma|", title=f"The {values.shape[1]} channels of the first BatchNorm")
+    _epoch_axis(axes, epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.set_ylim(0, 1.05 * values.max() or 1)
     axes.grid(alpha=0.3)
     return figure
 
@@ -98,7 +123,8 @@ def distribution_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
     shown = np.ma.masked_equal(counts, 0)
     mesh = axes.pcolormesh(edges, levels, shown, norm=LogNorm(1, max(counts.max(), 2)), cmap="viridis_r")
     figure.colorbar(mesh, ax=axes, label="channels")
-    axes.set(xlabel="epoch", ylabel="|gamma|", title="Distribution of |gamma|")
+    axes.set(ylabel="|gamma|", title="Distribution of |gamma|")
+    _epoch_axis(axes, edges[0], edges[-1])
     return figure
 
 
@@ -112,6 +138,7 @@ def channels_figure(layers: Sequence[int], before: Sequence[int], after: Sequenc
     every = max(1, len(layers) // 25)
     axes.set_xticks(positions[::every], [str(layer) for layer in layers[::every]], fontsize=8)
     axes.set_yscale("log", base=2)
+    axes.set_ylim(bottom=0.7)  # so that a single channel is seen
     axes.yaxis.set_major_formatter("{x:.0f}")
     axes.set(xlabel="layer", ylabel="channels", title="Channels of each convolution")
     axes.margins(x=0.01)

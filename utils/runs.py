@@ -1,6 +1,7 @@
 """The files of a training run, and what happens to those of an earlier run of the same name."""
 
 import itertools
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,12 @@ class Run:
         if "training" not in checkpoint:
             raise InputError(f"{self.last}: not a checkpoint that training wrote")
         return checkpoint if checkpoint["epoch"] < checkpoint["options"]["epochs"] else None
+
+    def delete(self) -> None:
+        """Delete the files of a run that is given up."""
+        self.last.unlink(missing_ok=True)
+        self.best.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def set_aside(self) -> "Run | None":
         """Rename the files of a finished run to ``{name}-1``, ``-2``, ...; return what they are called now."""

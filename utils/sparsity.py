@@ -132,7 +132,7 @@ class GammaHistory:
         self.quintiles.append(np.quantile(gammas, np.linspace(0.2, 1, 5)) if len(gammas) else np.zeros(5))
         self.near_zero.append(float((gammas < NEAR_ZERO).mean()) if len(gammas) else 0.0)
         self.allowed.append(allowed_percent(penalty.coupling, penalty.strategy, sizes))
-        self.first_layer.append(next(iter(sizes.values())))
+        self.first_layer.append(next(iter(sizes.values()), np.zeros(0, np.float32)))
         self.histograms.append(np.histogram(gammas.clip(max=self.top), HISTOGRAM_BINS, (0, self.top))[0])
 
     def save(self, path: Path) -> None:

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+DARKNET_CFGS = Path(__file__).resolve().parents[2] / "shared" / "darknet_cfg"
+NAMES = [
+    "enet-coco",
+    "yolov3",
+    "yolov3-spp",
+    "yolov3-tiny",
+    "yolov3-tiny-prn",
+    "yolov4",
+    "yolov4-csp",
+    "yolov4-tiny",
+    "yolov7-tiny",
+]
+
+
+@pytest.fixture
+def darknet_cfgs():
+    """The folder of the networks that Darknet ships."""
+    if not DARKNET_CFGS.is_dir():
+        pytest.skip(f"Darknet's own cfg files are not at {DARKNET_CFGS}")
+    return DARKNET_CFGS
+
+
+@pytest.fixture(params=NAMES)
+def darknet_cfg(request, darknet_cfgs):
+    """The path of each of the networks that Darknet ships."""
+    return darknet_cfgs / f"{request.param}.cfg"

@@ -1,0 +1,34 @@
+"""Networks for tests: cfgs made narrow, and weights that look like those of sparse training."""
+
+from collections.abc import Sequence
+
+import torch
+
+from models import Darknet
+from utils.cfg import Block
+
+
+def shrink(blocks: Sequence[Block], factor: int = 8, size: int = 64) -> list[Block]:
+    """The same topology with 1/``factor`` of the width and a small input."""
+    blocks = [block.copy() for block in blocks]
+    for block, after in zip(blocks, [*blocks[1:], {"type": ""}], strict=True):
+        if block["type"] == "convolutional" and after["type"] != "yolo":
+            block["filters"] = str(max(int(block["filters"]) // factor, 2))
+        if int(block.get("groups", 1)) > 1 and block["type"] == "convolutional":
+            block["groups"] = block["filters"]
+    blocks[0] |= {"width": str(size), "height": str(size)}
+    return blocks
+
+
+def randomize(model: Darknet, near_zero: float = 0.7, seed: int = 0) -> Darknet:
+    """Gammas of which a share is near zero, and random betas, means and variances, in eval mode."""
+    random = torch.Generator().manual_seed(seed)
+    for norm in model.batch_norms.values():
+        count = len(norm.weight)
+        small = torch.rand(count, generator=random) < near_zero
+        gamma = torch.rand(count, generator=random) + 0.5
+        norm.weight.data = torch.where(small, 1e-2 * gamma, gamma) * torch.randn(count, generator=random).sign()
+        norm.bias.data.normal_(generator=random)
+        norm.running_mean.normal_(0, 0.3, generator=random)
+        norm.running_var.uniform_(0.5, 2, generator=random)
+    return model.eval()

@@ -1,0 +1,40 @@
+"""A project folder in miniature for the programs: a narrow network, and pictures with a bright square each."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from config.create_cfg import create_cfg
+from utils.cfg import format_cfg
+
+
+def make_project(root: Path, train: int = 6, valid: int = 3, size: int = 64, seed: int = 0) -> Path:
+    """Write config/yolov3-hand.cfg, config/oxfordhand.data and the data set that it names into ``root``."""
+    (root / "config").mkdir()
+    (root / "config/yolov3-hand.cfg").write_text(format_cfg(create_cfg("v3-tiny", 1, size, width=0.25)))
+    (root / "config/oxfordhand.data").write_text(
+        "classes=1\ntrain=data/train.txt\nvalid=data/valid.txt\nnames=data/hand.names\n"
+    )
+    for folder in ("data/images", "data/labels"):
+        (root / folder).mkdir(parents=True)
+    (root / "data/hand.names").write_text("hand\n")
+    random = np.random.default_rng(seed)
+    for split, count in (("train", train), ("valid", valid)):
+        names = [f"images/{split}_{k}.png" for k in range(count)]
+        for name in names:
+            draw_square(root / "data" / name, size, random)
+        (root / "data" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def draw_square(path: Path, size: int, random: np.random.Generator) -> None:
+    """A dark noisy picture with one bright square, and its label."""
+    pixels = random.integers(0, 60, (size, size, 3), dtype=np.uint8)
+    side = int(random.integers(size // 4, size // 2))
+    x, y = random.integers(0, size - side, 2)
+    pixels[y : y + side, x : x + side] = 230
+    Image.fromarray(pixels).save(path)
+    box = ((x + side / 2) / size, (y + side / 2) / size, side / size, side / size)
+    label = path.parent.parent / "labels" / path.with_suffix(".txt").name
+    label.write_text("0 " + " ".join(f"{value:.6f}" for value in box) + "\n")

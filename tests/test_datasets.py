@@ -1,0 +1,445 @@
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.augmentations import Augmentation
+from utils.datasets import (
+    BORDER,
+    DetectionDataset,
+    EpochSampler,
+    collate,
+    label_path,
+    loader,
+    read_data_config,
+    read_image,
+    read_image_list,
+    read_labels,
+    to_device,
+)
+from utils.errors import InputError
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def save(path, size=(40, 30), colour=(0, 255, 0), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+def data_file(folder, text):
+    write(folder / "a.names", "cat\ndog\n")
+    return write(folder / "a.data", text)
+
+
+def labelled(folder, name, picture, lines):
+    path = folder / "images" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    write(folder / "labels" / f"{name}.txt", "\n".join(lines))
+    return path
+
+
+def with_rectangle(size, rectangle, colour=RED):
+    """A black picture with a filled rectangle (x1, y1, x2, y2), and its label line of class 0."""
+    width, height = size
+    pixels = np.zeros((height, width, 3), np.uint8)
+    x1, y1, x2, y2 = rectangle
+    pixels[y1:y2, x1:x2] = colour
+    numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+    return Image.fromarray(pixels), "0 " + " ".join(f"{number:.6f}" for number in numbers)
+
+
+def five_pictures(folder, classes=2):
+    random = np.random.default_rng(0)
+    paths = []
+    for number in range(5):
+        pixels = random.integers(0, 255, (20 + number, 30, 3), dtype=np.uint8)
+        lines = [f"{k % classes} 0.{3 + k} 0.5 0.2 0.3" for k in range(number % 3)]
+        paths.append(labelled(folder, f"p{number}", Image.fromarray(pixels), lines))
+    return paths
+
+
+# .data files
+
+
+def test_data_file_with_comments_blank_lines_and_spaces(tmp_path):
+    text = "# the pets\n\n  classes = 2  # two\nnames=a.names\n train =train.txt\r\nvalid= valid.txt\nbackup=elsewhere\n"
+    write(tmp_path / "train.txt", "")
+    config = read_data_config(data_file(tmp_path, text))
+    assert (config.classes, config.names) == (2, ["cat", "dog"])
+    assert (config.train, config.valid) == (tmp_path / "train.txt", tmp_path / "valid.txt")
+
+
+def test_names_default_to_numbers(tmp_path):
+    assert read_data_config(data_file(tmp_path, "classes=3\n")).names == ["0", "1", "2"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    path = tmp_path / "a.data"
+    path.write_text("classes=1\n", encoding="utf-8-sig")
+    assert read_data_config(path).classes == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names=a.names\n", r"a\.data: classes= must be a number from 1"),
+        ("classes=0\n", r"classes=0 must be a number from 1"),
+        ("classes=two\n", r"classes=two must be"),
+        ("classes=2\ntrain\n", r"a\.data:2: 'train' is not key=value"),
+        ("classes=3\nnames=a.names\n", r"classes=3, but a\.names names 2"),
+        ("classes=2\nnames=b.names\n", r"b\.names: there is no such file of class names"),
+    ],
+)
+def test_wrong_data_files_say_where(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        read_data_config(data_file(tmp_path, text))
+
+
+def test_a_missing_data_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.data: there is no such \.data file"):
+        read_data_config(tmp_path / "none.data")
+
+
+def test_a_picture_in_place_of_a_data_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"p\.png: not a text file"):
+        read_data_config(save(tmp_path / "p.png"))
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_missing_list_stops_only_who_needs_it(tmp_path, split):
+    image = save(tmp_path / "p.png")
+    write(tmp_path / "list.txt", "p.png\n")
+    other = {"train": "valid", "valid": "train"}[split]
+    config = read_data_config(data_file(tmp_path, f"classes=2\n{other}=list.txt\n"))
+    assert config.images(other) == [image]
+    with pytest.raises(InputError, match=rf"a\.data: {split}= is missing"):
+        config.images(split)
+
+
+def test_a_list_that_is_not_there_is_named(tmp_path):
+    config = read_data_config(data_file(tmp_path, "classes=2\ntrain=gone.txt\n"))
+    with pytest.raises(InputError, match=r"gone\.txt: there is no such list of pictures"):
+        config.images("train")
+
+
+def test_paths_are_absolute_or_relative_to_the_working_directory_or_to_the_file(tmp_path, monkeypatch):
+    here, there, data = tmp_path / "here", tmp_path / "there", tmp_path / "data"
+    for folder, name in ((here, "cwd.png"), (there, "absolute.png"), (data, "beside.png"), (data, "cwd.png")):
+        save(folder / name)
+    listing = write(data / "list.txt", f"cwd.png\n{there / 'absolute.png'}\n\nbeside.png  \n")
+    monkeypatch.chdir(here)
+    found = [path.resolve() for path in read_image_list(listing)]
+    assert found == [here / "cwd.png", there / "absolute.png", data / "beside.png"]
+
+
+# lists and labels
+
+
+def test_a_missing_picture_is_named_by_file_and_line(tmp_path):
+    save(tmp_path / "a.png")
+    listing = write(tmp_path / "list.txt", "a.png\n\nb.png\nc.png\n")
+    with pytest.raises(InputError, match=r"list\.txt:3: there is no picture b\.png \(and 1 more\)"):
+        read_image_list(listing)
+
+
+def test_a_folder_is_no_picture(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"list\.txt:1"):
+        read_image_list(write(tmp_path / "list.txt", "folder\n"))
+
+
+def test_an_empty_list_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"list\.txt: the list names no picture"):
+        read_image_list(write(tmp_path / "list.txt", "\n  \n"))
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/a.jpg", "labels/a.txt"),
+        ("/d/images/train/a.b.png", "/d/labels/train/a.b.txt"),
+        ("/images/set/images/a.jpg", "/images/set/labels/a.txt"),
+        ("/images/my_images/a.jpg", "/labels/my_images/a.txt"),
+        ("/d/pictures/a.jpg", "/d/pictures/a.txt"),
+        ("/d/images/images.jpg", "/d/labels/images.txt"),
+        ("/d/images/images", "/d/labels/images.txt"),
+    ],
+)
+def test_label_path_changes_the_last_folder_named_images(image, label):
+    assert label_path(Path(image)) == Path(label)
+
+
+def test_a_missing_or_empty_label_file_is_a_negative_picture(tmp_path):
+    for path in (tmp_path / "none.txt", write(tmp_path / "empty.txt", ""), write(tmp_path / "blank.txt", "\n \n")):
+        boxes, clipped = read_labels(path, 1)
+        assert (boxes.shape, clipped) == ((0, 5), 0)
+
+
+def test_labels_are_read_as_written(tmp_path):
+    boxes, clipped = read_labels(write(tmp_path / "a.txt", "0 0.5 0.25 0.5 0.125\n\n2\t.75 .5 .5 1\n"), 3)
+    assert boxes.tolist() == [[0, 0.5, 0.25, 0.5, 0.125], [2, 0.75, 0.5, 0.5, 1]]
+    assert clipped == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 .5 .5 .1", "4 values, but a label line is: class cx cy w h"),
+        ("0 .5 .5 .1 .1 .9", "6 values"),
+        ("7 .5 .5 .1 .1", "class 7, but the classes are 0 to 0"),
+        ("-1 .5 .5 .1 .1", "class -1,"),
+        ("0.5 .5 .5 .1 .1", r"class 0\.5,"),
+        ("hand .5 .5 .1 .1", "is not five numbers"),
+        ("0 nan .5 .1 .1", "not finite"),
+        ("0 .5 .5 inf .1", "not finite"),
+        ("nan .5 .5 .1 .1", "not finite"),
+        ("0 .5 .5 0 .1", r"no area: w=0 h=\.1"),
+        ("0 .5 .5 .1 -.1", r"no area: w=\.1 h=-\.1"),
+        ("0 .5 .5 1.003 .1", r"passes the border of the picture by 0\.0015 of its side"),
+        ("0 .1 .5 .203 .1", "passes the border"),
+        ("0 .5 .95 .1 .103", "passes the border"),
+        ("0 1.0005 .5 .0005 .1", "no area within the picture"),
+        ("0 320 240 50 60", "passes the border"),
+    ],
+)
+def test_a_wrong_label_is_named_by_file_and_line(tmp_path, line, message):
+    path = write(tmp_path / "a.txt", f"0 .5 .5 .1 .1\n\n{line}\n")
+    with pytest.raises(InputError, match=rf"a\.txt:3: .*{message}"):
+        read_labels(path, 1)
+
+
+def test_boxes_slightly_over_the_border_are_clipped_and_counted(tmp_path):
+    over = 0.9 * BORDER
+    text = f"0 {0.1 - over} .5 .2 .4\n0 .5 {0.9 + over} .4 .2\n0 .5 .5 1 1\n"
+    boxes, clipped = read_labels(write(tmp_path / "a.txt", text), 1)
+    assert clipped == 2
+    np.testing.assert_allclose(boxes[0], [0, (0.2 - over) / 2, 0.5, 0.2 - over, 0.4], rtol=1e-5)
+    np.testing.assert_allclose(boxes[1], [0, 0.5, (0.8 + over + 1) / 2, 0.4, 0.2 - over], rtol=1e-5)
+    assert boxes[2].tolist() == [0, 0.5, 0.5, 1, 1]
+
+
+def test_a_data_set_counts_its_clipped_boxes_and_names_a_bad_label(tmp_path):
+    images = [save(tmp_path / "images" / f"{name}.png") for name in "abc"]
+    for name in "ab":
+        write(tmp_path / "labels" / f"{name}.txt", "0 .0999 .5 .2 .4\n0 .5 .5 .2 .4\n")
+    assert DetectionDataset(images, 1, 32).clipped == 2
+    write(tmp_path / "labels" / "c.txt", "1 .5 .5 .1 .1")
+    with pytest.raises(InputError, match=r"labels/c\.txt:1: class 1"):
+        DetectionDataset(images, 1, 32)
+
+
+# pictures
+
+
+def test_a_picture_that_is_missing_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.jpg: there is no such picture"):
+        read_image(tmp_path / "none.jpg")
+
+
+def test_a_truncated_jpeg_is_named(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as a picture"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x10JFIF"])
+def test_what_is_no_picture_is_named(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as a picture"):
+        read_image(path)
+
+
+def png_header(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_a_decompression_bomb_is_not_decoded(tmp_path, side):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(side, side))
+    with pytest.raises(InputError, match=r"bomb\.png: cannot be read as a picture: .*pixels"):
+        read_image(path)
+
+
+def test_pictures_read_by_many_threads_leave_the_warning_filters_alone(tmp_path):
+    path = save(tmp_path / "a.png", (4, 4))
+    before = list(warnings.filters)
+    threads = [threading.Thread(target=lambda: [read_image(path) for _ in range(150)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
+
+
+@pytest.mark.parametrize("name", ["good/a.png", "bad.png"])
+def test_a_data_set_checks_its_pictures_when_made(tmp_path, name):
+    good = save(tmp_path / "good/a.png")
+    write(tmp_path / "bad.png", "nothing")
+    images = [good, tmp_path / name]
+    if name == "bad.png":
+        with pytest.raises(InputError, match=r"bad\.png"):
+            DetectionDataset(images, 1, 32)
+    else:
+        assert len(DetectionDataset(images, 1, 32)) == 2
+
+
+# left, right, top, bottom half of the upright picture: where the red half lies
+ROTATIONS = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}
+
+
+@pytest.mark.parametrize("orientation", ROTATIONS)
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16], pixels[:, 16:] = RED, BLUE
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    upright = np.asarray(read_image(path))
+    assert upright.shape == ((16, 32, 3) if orientation < 5 else (32, 16, 3))
+    height, width = upright.shape[:2]
+    half = {
+        "left": upright[:, : width // 2],
+        "right": upright[:, width // 2 :],
+        "top": upright[: height // 2],
+        "bottom": upright[height // 2 :],
+    }[ROTATIONS[orientation]]
+    assert (half == RED).all()
+    assert (upright == BLUE).all(axis=2).mean() == 0.5
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16", "I"])
+def test_any_kind_of_picture_is_read_as_rgb(tmp_path, mode):
+    grey = np.repeat(np.array([[0, 255]], np.uint8), 8, axis=0).repeat(8, axis=1)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "I") else "a.png")
+    if mode.startswith("I"):
+        Image.fromarray((grey // 2).astype(np.uint16) * 257).convert(mode).save(path)
+        wanted = grey // 2
+    else:
+        Image.fromarray(grey).convert("RGB").convert(mode).save(path)
+        wanted = grey
+    image = read_image(path)
+    assert image.mode == "RGB"
+    for channel in range(3):
+        np.testing.assert_allclose(np.asarray(image)[..., channel], wanted, atol=1)
+
+
+# items and batches
+
+
+@pytest.mark.parametrize("size", [(100, 60), (60, 100), (33, 97), (64, 64), (8, 8)])
+def test_letterboxed_boxes_lie_on_their_object(tmp_path, size):
+    width, height = size
+    rectangle = (width // 4, height // 2, 3 * width // 4, height - height // 8)
+    path = labelled(tmp_path, "a", *(lambda image, line: (image, [line]))(*with_rectangle(size, rectangle)))
+    image, targets = DetectionDataset([path], 1, 64)[0]
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, 64, 64)
+    _, cx, cy, w, h = targets[0].tolist()
+    edges = [64 * (cx - w / 2), 64 * (cy - h / 2), 64 * (cx + w / 2), 64 * (cy + h / 2)]
+    rows, columns = torch.nonzero((image[0] > 127 + 60) & (image[2] < 60), as_tuple=True)
+    seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert np.abs(np.array(edges) - np.array(seen)).max() <= (1 if max(size) > 32 else 4)
+
+
+def test_bars_beside_a_letterboxed_picture_are_grey(tmp_path):
+    image, _ = DetectionDataset([save(tmp_path / "a.png", (64, 32), RED)], 1, 64)[0]
+    assert (image[:, :16] == 127).all()
+    assert (image[:, 48:] == 127).all()
+    assert (image[:, 16:48] == torch.tensor(RED)[:, None, None]).all()
+
+
+def test_an_item_depends_on_seed_epoch_and_index_alone(tmp_path):
+    images = five_pictures(tmp_path)
+
+    def item(seed, epoch, index):
+        return DetectionDataset(images, 2, 32, Augmentation(), seed)[epoch, index]
+
+    dataset = DetectionDataset(images, 2, 32, Augmentation(), 0)
+    wanted = [dataset[1, index] for index in range(5)]
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    for index in (4, 2, 0, 3, 1):  # in another order, from another object, with other global states
+        torch.testing.assert_close(item(0, 1, index), wanted[index], rtol=0, atol=0)
+    for other in (item(1, 1, 2), item(0, 2, 2), item(0, 1, 4)):
+        assert not torch.equal(other[0], wanted[2][0])
+
+
+def test_batches_are_the_same_with_and_without_workers(tmp_path):
+    images = five_pictures(tmp_path)
+
+    def batches(n_cpu):
+        dataset = DetectionDataset(images, 2, 32, Augmentation(), 3)
+        sampler = EpochSampler(5, 3)
+        made = loader(dataset, 2, n_cpu, sampler)
+        found = []
+        for epoch in range(2):
+            sampler.epoch = epoch
+            found.append(list(made))
+        return found
+
+    alone, helped = batches(0), batches(2)
+    assert [len(epoch) for epoch in alone] == [3, 3]
+    torch.testing.assert_close(helped, alone, rtol=0, atol=0)
+    assert not torch.equal(alone[0][0][0], alone[1][0][0])
+
+
+def test_every_epoch_has_all_pictures_in_an_order_of_its_own():
+    sampler = EpochSampler(50, seed=1)
+    orders = []
+    for epoch in range(3):
+        sampler.epoch = epoch
+        items = list(sampler)
+        assert [number for number, _ in items] == [epoch] * 50
+        orders.append([index for _, index in items])
+        assert sorted(orders[-1]) == list(range(50))
+    assert len({tuple(order) for order in orders}) == 3
+    again, other = EpochSampler(50, seed=1), EpochSampler(50, seed=2)
+    assert [index for _, index in again] == orders[0]
+    assert [index for _, index in other] != orders[0]
+    assert len(sampler) == 50
+
+
+def test_collate_numbers_the_boxes_of_a_batch():
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    boxes = torch.tensor([[1, 0.5, 0.5, 0.25, 0.25], [0, 0.25, 0.5, 0.5, 0.5]])
+    none = torch.zeros(0, 5)
+    images, targets = collate([(image, none), (image + 1, boxes), (image + 2, none), (image + 3, boxes[:1])])
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert targets[:, 0].tolist() == [1, 1, 3]
+    assert torch.equal(targets[:, 1:], torch.cat([boxes, boxes[:1]]))
+
+
+def test_collate_of_pictures_without_boxes():
+    images, targets = collate([(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(0, 5))] * 2)
+    assert images.shape == (2, 3, 8, 8)
+    assert targets.shape == (0, 6)
+
+
+def test_to_device_gives_numbers_from_0_to_1():
+    images = to_device(torch.tensor([0, 51, 255], dtype=torch.uint8), torch.device("cpu"))
+    torch.testing.assert_close(images, torch.tensor([0.0, 0.2, 1.0]))

@@ -1,0 +1,182 @@
+import csv
+import json
+
+import pytest
+import torch
+
+import detect
+import test_prune
+import train
+from tests.scene import make_project
+from utils.checkpoints import read_checkpoint
+from utils.errors import InputError
+
+FAST = ["--n_cpu", "0", "--batch_size", "4"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make_project(tmp_path)
+
+
+def run(program, *words):
+    program.main(program.get_args_parser().parse_args([*words]))
+
+
+def weights(path):
+    return read_checkpoint(path)["model"]
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+
+
+def files(root):
+    """Every file below ``root`` with its content, but for TensorBoard's events and the pictures of the data set."""
+    return {
+        path: path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "tfevents" not in path.name and path.parts[-2] not in ("images", "labels")
+    }
+
+
+def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
+    model_def = ["--model_def", "config/yolov3-hand.cfg"]
+    run(train, *model_def, "--epochs", "1", *FAST)
+    baseline = files(project)
+    run(train, *model_def, "-sr", "--s", "0.01", "--epochs", "1", *FAST)
+    sparse = files(project)
+    run(test_prune, "--percent", "0.5", "--n_cpu", "0", "--json", "prune.json")
+    pruned = files(project)
+    run(
+        train,
+        *("--model_def", "config/prune_yolov3-hand.cfg", "-pre", "checkpoints/prune_yolov3_ckpt.pth"),
+        *("--epochs", "1", *FAST),
+    )
+    tuned = files(project)
+    for earlier, later in ((baseline, sparse), (sparse, pruned), (pruned, tuned)):
+        assert earlier.items() <= later.items()
+    for name in ("baseline_yolov3_ckpt", "yolov3_ckpt", "prune_yolov3_ckpt", "finetune_yolov3_ckpt"):
+        assert (project / "checkpoints" / f"{name}.pth").exists()
+    for name in ("training", "gamma_quintiles", "gamma_first_layer", "gamma_distribution"):
+        assert (project / "runs/yolov3" / f"{name}.png").exists()
+    report = json.loads((project / "prune.json").read_text())
+    assert report["after"]["parameters"] < report["before"]["parameters"]
+    assert report["max_diff"] < 1e-4
+    assert report["strategy"] == "normal"
+
+    run(
+        detect,
+        *("--image_folder", "data/images", "--model_def", "config/prune_yolov3-hand.cfg", "--n_cpu", "0"),
+        *("--weights_path", "checkpoints/finetune_yolov3_ckpt.pth", "--conf_thres", "0.001"),
+    )
+    found = json.loads((project / "output/detections.json").read_text())
+    assert len(found) == 9
+    assert all((project / entry["output"]).exists() for entry in found)
+
+
+def test_a_checkpoint_describes_itself(project):
+    run(train, "--epochs", "1", "-sr", "--strategy", "slim", *FAST)
+    checkpoint = torch.load("checkpoints/yolov3_ckpt.pth", weights_only=True)
+    assert checkpoint["cfg"].startswith("[net]\n")
+    assert checkpoint["names"] == ["hand"]
+    assert checkpoint["img_size"] == 64
+    assert checkpoint["epoch"] == 1
+    assert checkpoint["step"] == 2
+    assert checkpoint["strategy"] == "slim"
+    assert checkpoint["options"]["s"] == 0.01
+    last = torch.load("checkpoints/yolov3_last.pth", weights_only=True)
+    assert last["training"]["optimizer"]["state"]
+
+
+@pytest.mark.parametrize("extra", [[], ["-sr", "--accumulate", "2", "--multiscale_training"]])
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, monkeypatch, extra):
+    options = ["--epochs", "3", "--checkpoint_interval", "1", *FAST, *extra]
+    run(train, *options, "--name", "whole")
+
+    evaluate, calls = train.evaluate, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, *options, "--name", "parts")
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    torch.manual_seed(12345)
+    run(train, *options, "--name", "parts", "--resume")
+
+    assert_same(weights("checkpoints/whole_last.pth"), weights("checkpoints/parts_last.pth"))
+    assert_same(weights("checkpoints/whole_ckpt.pth"), weights("checkpoints/parts_ckpt.pth"))
+    logs = []
+    for name in ("whole", "parts"):
+        with open(project / "runs" / name / "log.csv", newline="") as file:
+            logs.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+    assert logs[0] == logs[1]
+    assert [row["epoch"] for row in logs[0]] == ["0", "1", "2"]
+
+
+def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, monkeypatch, capsys):
+    options = ["--epochs", "2", "--checkpoint_interval", "1", "--name", "mine", *FAST]
+    run(train, *options)
+    first = weights("checkpoints/mine_ckpt.pth")
+    run(train, *options, "--seed", "1")
+    assert "kept as mine-1" in capsys.readouterr().out
+    assert_same(first, weights("checkpoints/mine-1_ckpt.pth"))
+    assert (project / "runs/mine-1/log.csv").exists()
+
+    with pytest.raises(InputError, match="is finished"):
+        run(train, *options, "--resume")
+    unfinished = read_checkpoint("checkpoints/mine_last.pth")
+    unfinished["options"]["epochs"] = 5
+    torch.save(unfinished, "checkpoints/mine_last.pth")
+    before = files(project)
+    with pytest.raises(InputError, match="--resume to go on, --overwrite to give it up"):
+        run(train, *options)
+    assert files(project) == before
+    run(train, *options, "--overwrite", "--seed", "2")
+    assert not (project / "checkpoints/mine-2_ckpt.pth").exists()
+    with pytest.raises(InputError, match="has no checkpoint"):
+        run(train, *options[:-1], "--resume", "--name", "other")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(project):
+    run(train, "--epochs", "1", "--name", "good", *FAST)
+    state = read_checkpoint("checkpoints/good_ckpt.pth")
+    state["model"]["module_list.0.batch_norm_0.bias"][:] = float("nan")
+    torch.save(state, "broken.pth")
+    before = files(project / "checkpoints")
+    with pytest.raises(InputError, match="epoch 1, step 0: the loss is nan"):
+        run(train, "-pre", "broken.pth", "--epochs", "1", "--name", "bad", *FAST)
+    assert files(project / "checkpoints") == before
+
+
+def test_too_weak_a_penalty_is_noticed_before_the_first_step_and_the_proposed_one_suffices(project, capsys):
+    options = ["-sr", "--epochs", "1", "--name", "weak", *FAST]
+    run(train, *options, "--s", "0.01")
+    text = capsys.readouterr().out
+    assert "can lower a gamma by at most" in text
+    proposed = text.split("or try --s ")[1].split()[0]
+    run(train, *options, "--s", proposed)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(project):
+    run(train, "-sr", "--s", "30", "--epochs", "4", *FAST)
+    gamma = weights("checkpoints/yolov3_ckpt.pth")["module_list.0.batch_norm_0.weight"]
+    assert (gamma == 0).all()
+
+
+def test_same_seed_same_weights_whatever_the_number_of_workers(project):
+    for name, workers, seed in (("a", "0", "0"), ("b", "2", "0"), ("c", "0", "1")):
+        options = ["--epochs", "1", "--batch_size", "4", "--n_cpu", workers, "--seed", seed, "--name", name]
+        run(train, *options)
+    assert_same(weights("checkpoints/a_last.pth"), weights("checkpoints/b_last.pth"))
+    with pytest.raises(AssertionError):
+        assert_same(weights("checkpoints/a_last.pth"), weights("checkpoints/c_last.pth"))
