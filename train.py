@@ -274,21 +274,30 @@ def train_epoch(training: Training, batches: DataLoader, epoch: int) -> tuple[np
         with autocast(training.device):
             heads = model(images)
         loss, reports = training.loss(heads, targets, images.shape[-1])
+        if number_in_epoch % DISPLAY_STEPS == 0:
+            bar.set_postfix(loss=f"{check_finite(loss.item(), training, epoch):.3f}")
         training.scaler.scale(loss / args.accumulate).backward()
         if (number_in_epoch + 1) % args.accumulate == 0 or number_in_epoch + 1 == len(batches):
             optimizer_step(training, float(rates[training.step]))
         sums = stack(reports)
         total = sums if total is None else total + sums
         cells = [count + report.cells for count, report in zip(cells, reports, strict=True)]
-        if number_in_epoch % DISPLAY_STEPS == 0:
-            value = loss.item()
-            bar.set_postfix(loss=f"{value:.3f}")
-            if not np.isfinite(value):
-                raise InputError(
-                    f"epoch {epoch + 1}, step {training.step}: the loss is {value}; the checkpoints are as they were. "
-                    f"Try a lower --learning_rate than {args.learning_rate:g}"
-                )
+    check_finite(float(total[:, 1:4].sum()), training, epoch)
     return total.cpu().numpy(), cells
+
+
+def check_finite(loss: float, training: Training, epoch: int) -> float:
+    """The loss, if it is a number.
+
+    Raises:
+        InputError: it is not; nothing was written since the last checkpoint.
+    """
+    if not np.isfinite(loss):
+        raise InputError(
+            f"epoch {epoch + 1}, step {training.step}: the loss is {loss}; the checkpoints are as they were. "
+            f"Try a lower --learning_rate than {training.args.learning_rate:g}"
+        )
+    return loss
 
 
 def stack(reports: list[HeadReport]) -> Tensor:

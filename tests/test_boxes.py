@@ -104,6 +104,7 @@ def test_confidence_threshold_is_inclusive():
     row = prediction(50, 50, 20, 20, 0.5, 0.5)
     assert len(suppress(row, conf_thres=0.25)) == 1
     assert len(suppress(row, conf_thres=0.2501)) == 0
+    assert len(suppress(prediction(50, 50, 20, 20, 0.25, 1), conf_thres=0.25)) == 1
 
 
 def test_confidence_is_objectness_times_class():

@@ -10,14 +10,15 @@ import torch
 from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import randomize
-from utils.cfg import parse_cfg
+from utils.cfg import format_cfg, parse_cfg
 from utils.checkpoints import load_weights, read_checkpoint, save_checkpoint, state_dict_size
 from utils.errors import InputError
 
-CFG = create_cfg("v3-tiny", 1, 64, width=0.25)
+CFG = parse_cfg(format_cfg(create_cfg("v3-tiny", 1, 64, width=0.25)))
 
 
 def network(seed=0, cfg=CFG):
+    torch.manual_seed(seed)
     return randomize(Darknet(cfg), seed=seed)
 
 
@@ -55,14 +56,8 @@ def test_a_checkpoint_gives_back_weights_and_description(saved):
     about = load_weights(model, saved)
     assert same(state(network(seed=1)), state(model))
     assert about.pop("revision")
-    assert parse_cfg(about.pop("cfg")) == parse_cfg("\n".join(_cfg_lines()))
+    assert parse_cfg(about.pop("cfg")) == CFG
     assert about == {"epoch": 7, "names": ["hand"], "best_map": 0.5, "options": {"s": 0.01, "sparse": True}}
-
-
-def _cfg_lines():
-    for block in CFG:
-        yield f"[{block['type']}]"
-        yield from (f"{key}={value}" for key, value in block.items() if key != "type")
 
 
 def test_a_checkpoint_describes_the_network_to_build(saved):
@@ -76,14 +71,6 @@ def test_a_checkpoint_describes_the_network_to_build(saved):
 def test_a_checkpoint_holds_nothing_that_pytorch_deems_unsafe(saved):
     content = torch.load(saved, weights_only=True)
     assert content["epoch"] == 7
-
-
-def test_other_weights_may_take_the_place_of_the_models(tmp_path):
-    average = state(network(seed=3))
-    save_checkpoint(tmp_path / "a.pth", network(seed=1), model_of="average", **{"model": average})
-    model = network()
-    assert load_weights(model, tmp_path / "a.pth")["model_of"] == "average"
-    assert same(average, state(model))
 
 
 def _plain(state):
@@ -174,7 +161,7 @@ class Code:
 def test_code_in_a_checkpoint_does_not_run(tmp_path, zipped):
     path, proof = tmp_path / "a.pth", tmp_path / "ran"
     torch.save({"model": state(network()), "names": Code(proof)}, path, _use_new_zipfile_serialization=zipped)
-    assert "cannot be read" in refused(path) or "not a checkpoint that can be read safely" in refused(path)
+    assert "not a checkpoint that can be read safely" in refused(path)
     assert not proof.exists()
     torch.load(path, weights_only=False)  # so the file does hold code
     assert proof.exists()
@@ -245,11 +232,7 @@ def test_darknet_files_load_by_their_name(tmp_path):
     source, model = network(seed=1), network(seed=2)
     source.save_darknet_weights(tmp_path / "a.weights")
     assert load_weights(model, tmp_path / "a.weights") == {"filled": 13}
-    assert torch.equal(model.conv(22).weight, source.conv(22).weight) if _has(model, 22) else True
-
-
-def _has(model, index):
-    return index in {layer.index for layer in model.network.convolutions}
+    assert torch.equal(model.conv(22).weight, source.conv(22).weight)
 
 
 def test_a_darknet_backbone_is_for_those_who_ask(tmp_path):

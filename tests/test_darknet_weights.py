@@ -118,8 +118,9 @@ def test_saving_and_loading_keeps_every_bit(tmp_path):
     assert (tmp_path / "a.weights").read_bytes() == (tmp_path / "b.weights").read_bytes()
 
 
-def test_a_half_precision_network_is_written_in_full_precision(tmp_path):
-    model = small().half()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_of_another_precision_is_written_in_float32(tmp_path, dtype):
+    model = small().to(dtype)
     model.save_darknet_weights(tmp_path / "a.weights")
     assert (tmp_path / "a.weights").stat().st_size == 20 + 4 * COUNT
 

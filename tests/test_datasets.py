@@ -77,7 +77,9 @@ def five_pictures(folder, classes=2):
 
 
 def test_data_file_with_comments_blank_lines_and_spaces(tmp_path):
-    text = "# the pets\n\n  classes = 2  # two\nnames=a.names\n train =train.txt\r\nvalid= valid.txt\nbackup=elsewhere\n"
+    text = (
+        "# the pets\n\n  classes = 2  # two\nnames=a.names\n train =train.txt\r\nvalid= valid.txt\nbackup=elsewhere\n"
+    )
     write(tmp_path / "train.txt", "")
     config = read_data_config(data_file(tmp_path, text))
     assert (config.classes, config.names) == (2, ["cat", "dog"])
@@ -295,16 +297,12 @@ def test_pictures_read_by_many_threads_leave_the_warning_filters_alone(tmp_path)
     assert warnings.filters == before
 
 
-@pytest.mark.parametrize("name", ["good/a.png", "bad.png"])
-def test_a_data_set_checks_its_pictures_when_made(tmp_path, name):
-    good = save(tmp_path / "good/a.png")
+def test_a_data_set_checks_its_pictures_when_made(tmp_path):
+    good = save(tmp_path / "good.png")
+    assert len(DetectionDataset([good, good], 1, 32)) == 2
     write(tmp_path / "bad.png", "nothing")
-    images = [good, tmp_path / name]
-    if name == "bad.png":
-        with pytest.raises(InputError, match=r"bad\.png"):
-            DetectionDataset(images, 1, 32)
-    else:
-        assert len(DetectionDataset(images, 1, 32)) == 2
+    with pytest.raises(InputError, match=r"bad\.png"):
+        DetectionDataset([good, tmp_path / "bad.png"], 1, 32)
 
 
 # left, right, top, bottom half of the upright picture: where the red half lies
@@ -355,7 +353,8 @@ def test_any_kind_of_picture_is_read_as_rgb(tmp_path, mode):
 def test_letterboxed_boxes_lie_on_their_object(tmp_path, size):
     width, height = size
     rectangle = (width // 4, height // 2, 3 * width // 4, height - height // 8)
-    path = labelled(tmp_path, "a", *(lambda image, line: (image, [line]))(*with_rectangle(size, rectangle)))
+    drawn, line = with_rectangle(size, rectangle)
+    path = labelled(tmp_path, "a", drawn, [line])
     image, targets = DetectionDataset([path], 1, 64)[0]
     assert image.dtype == torch.uint8
     assert image.shape == (3, 64, 64)
@@ -382,7 +381,7 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(tmp_path):
     dataset = DetectionDataset(images, 2, 32, Augmentation(), 0)
     wanted = [dataset[1, index] for index in range(5)]
     torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)
     for index in (4, 2, 0, 3, 1):  # in another order, from another object, with other global states
         torch.testing.assert_close(item(0, 1, index), wanted[index], rtol=0, atol=0)
     for other in (item(1, 1, 2), item(0, 2, 2), item(0, 1, 4)):

@@ -43,7 +43,9 @@ def random_pictures(seed, images=30, classes=3, truths=6, extra=5):
                 detections.append((tuple(moved), next(scores), seen))
         for _ in range(random.integers(0, extra + 1)):
             corner = random.uniform(0, 300, 2)
-            detections.append(((*corner, *(corner + random.uniform(20, 100, 2))), next(scores), int(random.integers(3))))
+            detections.append(
+                ((*corner, *(corner + random.uniform(20, 100, 2))), next(scores), int(random.integers(3)))
+            )
         pictures.append((detections, truth))
     return pictures
 
@@ -248,8 +250,6 @@ def test_a_lower_iou_threshold_never_lowers_recall(seed):
     pictures = random_pictures(seed, images=8)
     for detections, truth in pictures:
         rows = sorted(detections, key=lambda detection: -detection[1])
-        hits = match(
-            table([[*b, s, c] for b, s, c in rows], 6), table([[c, *b] for c, b in truth], 5), COCO_IOU
-        ).sum(0)
+        hits = match(table([[*b, s, c] for b, s, c in rows], 6), table([[c, *b] for c, b in truth], 5), COCO_IOU).sum(0)
         assert (hits <= len(truth)).all()
         assert (np.diff(hits) <= 1e-9).all()

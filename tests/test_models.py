@@ -325,7 +325,7 @@ def decode(raw, anchors, classes, img_height, img_width, scale=1.0, new_coords=F
 def test_boxes_follow_the_formula_in_the_order_of_the_mask(scale, new_coords):
     activation = "logistic" if new_coords else "linear"
     head = (
-        f"[convolutional]\nfilters=16\nsize=1\nstride=3\nactivation={activation}\n[yolo]\nmask=2,0\nnum=3\n"
+        f"[convolutional]\nfilters=16\nsize=1\nstride_x=3\nstride_y=2\nactivation={activation}\n[yolo]\nmask=2,0\nnum=3\n"
         f"anchors=10,14, 20,5, 33.5,40\nclasses=3\nscale_x_y={scale}\nnew_coords={new_coords}\n"
     )
     model = network("", head=head)

@@ -8,6 +8,8 @@ from PIL import Image
 from scipy.io import loadmat
 
 from data import synthetic_hands
+from data.hand_drawing import random_hand
+from data.solids import projected, rasterise
 from utils.errors import InputError
 
 SIZE = 96
@@ -104,11 +106,9 @@ def test_boxes_are_rotated_every_way(annotated):
 @pytest.mark.parametrize("seed", range(6))
 def test_the_box_holds_the_hand_tightly(seed):
     side, scale = 400, 60.0
-    solid, box = synthetic_hands.random_hand(np.random.default_rng(seed))
+    solid, box = random_hand(np.random.default_rng(seed))
     place = side / 2 - scale * box.mean(0)
-    layer = synthetic_hands.rasterise(
-        [cone for cone in synthetic_hands.projected(solid, scale, place) if cone.is_hand], side, unit=scale
-    )
+    layer = rasterise([cone for cone in projected(solid, scale, place) if cone.is_hand], side)
     rows, columns = np.nonzero(layer.is_hand)
     a, b, _, d = box * scale + place
     points = np.stack([columns + layer.left, rows + layer.top], axis=1) - a

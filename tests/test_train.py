@@ -20,6 +20,12 @@ def project(tmp_path, monkeypatch):
     return make_project(tmp_path)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than training here; where the pictures are not the point, they are left out."""
+    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+
+
 def run(program, *words):
     program.main(program.get_args_parser().parse_args([*words]))
 
@@ -78,7 +84,7 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
     assert all((project / entry["output"]).exists() for entry in found)
 
 
-def test_a_checkpoint_describes_itself(project):
+def test_a_checkpoint_describes_itself(project, no_pictures):
     run(train, "--epochs", "1", "-sr", "--strategy", "slim", *FAST)
     checkpoint = torch.load("checkpoints/yolov3_ckpt.pth", weights_only=True)
     assert checkpoint["cfg"].startswith("[net]\n")
@@ -93,7 +99,7 @@ def test_a_checkpoint_describes_itself(project):
 
 
 @pytest.mark.parametrize("extra", [[], ["-sr", "--accumulate", "2", "--multiscale_training"]])
-def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, monkeypatch, extra):
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_pictures, monkeypatch, extra):
     options = ["--epochs", "3", "--checkpoint_interval", "1", *FAST, *extra]
     run(train, *options, "--name", "whole")
 
@@ -122,8 +128,8 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, monkeypat
     assert [row["epoch"] for row in logs[0]] == ["0", "1", "2"]
 
 
-def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, monkeypatch, capsys):
-    options = ["--epochs", "2", "--checkpoint_interval", "1", "--name", "mine", *FAST]
+def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_pictures, monkeypatch, capsys):
+    options = ["--epochs", "1", "--name", "mine", *FAST]
     run(train, *options)
     first = weights("checkpoints/mine_ckpt.pth")
     run(train, *options, "--seed", "1")
@@ -143,10 +149,10 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, monk
     run(train, *options, "--overwrite", "--seed", "2")
     assert not (project / "checkpoints/mine-2_ckpt.pth").exists()
     with pytest.raises(InputError, match="has no checkpoint"):
-        run(train, *options[:-1], "--resume", "--name", "other")
+        run(train, "--epochs", "1", "--resume", "--name", "other", *FAST)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(project):
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(project, no_pictures):
     run(train, "--epochs", "1", "--name", "good", *FAST)
     state = read_checkpoint("checkpoints/good_ckpt.pth")
     state["model"]["module_list.0.batch_norm_0.bias"][:] = float("nan")
@@ -157,7 +163,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(proj
     assert files(project / "checkpoints") == before
 
 
-def test_too_weak_a_penalty_is_noticed_before_the_first_step_and_the_proposed_one_suffices(project, capsys):
+def test_too_weak_a_penalty_is_noticed_before_the_first_step_and_the_proposed_one_suffices(project, no_pictures, capsys):
     options = ["-sr", "--epochs", "1", "--name", "weak", *FAST]
     run(train, *options, "--s", "0.01")
     text = capsys.readouterr().out
@@ -167,13 +173,13 @@ def test_too_weak_a_penalty_is_noticed_before_the_first_step_and_the_proposed_on
     assert "warning" not in capsys.readouterr().out
 
 
-def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(project):
+def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(project, no_pictures):
     run(train, "-sr", "--s", "30", "--epochs", "4", *FAST)
     gamma = weights("checkpoints/yolov3_ckpt.pth")["module_list.0.batch_norm_0.weight"]
     assert (gamma == 0).all()
 
 
-def test_same_seed_same_weights_whatever_the_number_of_workers(project):
+def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_pictures):
     for name, workers, seed in (("a", "0", "0"), ("b", "2", "0"), ("c", "0", "1")):
         options = ["--epochs", "1", "--batch_size", "4", "--n_cpu", workers, "--seed", seed, "--name", name]
         run(train, *options)

@@ -9,6 +9,7 @@ A checkpoint is a dict of plain values and tensors, so that ``torch.load(..., we
 
 import io
 import subprocess
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,14 +43,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         InputError: the file is missing, damaged, or not a checkpoint.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about the pickle protocols of files that are none of ours
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such weights file") from None
     except OSError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a checkpoint that can be read safely: {first}") from None
+        message = "not a checkpoint that can be read safely: it is damaged, or holds more than tensors and plain values"
+        raise InputError(f"{path}: {message}") from error
     if isinstance(content, Mapping) and _is_state_dict(content.get("model")):
         return dict(content)
     if _is_state_dict(content):

@@ -1,0 +1,239 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.cli import ArgumentParser, number, run
+from utils.errors import InputError
+from utils.files import atomic_writer, set_aside, write_json, write_text
+from utils.options import add_threshold_options
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Files
+
+
+def test_the_new_content_takes_the_place_of_the_old(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old, and longer than the new")
+    with atomic_writer(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_the_old_content_stands_until_the_new_is_whole(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with atomic_writer(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_the_old_content_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def stop_half_way():
+        with atomic_writer(path) as file:
+            file.write(b"half of the new")
+            raise error
+
+    with pytest.raises(error):
+        stop_half_way()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_an_exception_leaves_no_file_where_there_was_none(tmp_path):
+    with pytest.raises(ValueError, match="stop"), atomic_writer(tmp_path / "a.bin"):
+        raise ValueError("stop")
+    assert names(tmp_path) == []
+
+
+def test_missing_folders_are_made(tmp_path):
+    write_text(tmp_path / "a/b/c.txt", "text")
+    assert (tmp_path / "a/b/c.txt").read_text() == "text"
+
+
+def test_a_name_without_a_folder_is_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text("a.txt", "text")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_text(tmp_path / "a", "text")
+    assert names(tmp_path) == ["a"]
+
+
+def test_text_is_utf_8_and_keeps_its_line_ends(tmp_path):
+    write_text(tmp_path / "a.txt", "Größe\n大小\r\n")
+    assert (tmp_path / "a.txt").read_bytes() == "Größe\n大小\r\n".encode()
+
+
+def test_json_reads_back_and_holds_no_nan(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"mAP": 0.5, "per_class": {"Größe": None}, "layers": [1, 2]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"mAP": 0.5, "per_class": {"Größe": None}, "layers": [1, 2]}
+    with pytest.raises(ValueError, match="nan"):
+        write_json(path, {"mAP": float("nan")})
+    assert json.loads(path.read_text())["mAP"] == 0.5
+
+
+def test_a_file_is_set_aside_under_the_next_free_number(tmp_path):
+    path = tmp_path / "a.cfg"
+    assert set_aside(path) is None
+    for content, name in (("first", "a-1.cfg"), ("second", "a-2.cfg")):
+        path.write_text(content)
+        assert set_aside(path) == tmp_path / name
+        assert (tmp_path / name).read_text() == content
+    assert names(tmp_path) == ["a-1.cfg", "a-2.cfg"]
+    path.write_text("third")
+    (tmp_path / "a-3.cfg").write_text("of another")
+    assert set_aside(str(path)) == tmp_path / "a-4.cfg"
+    assert (tmp_path / "a-3.cfg").read_text() == "of another"
+
+
+# Command lines
+
+
+def program(monkeypatch, main, *arguments):
+    """Run ``main`` as a program with one option, --size; return its exit status."""
+    parser = ArgumentParser("Measures.", prog="measure.py")
+    parser.add_argument("--size", type=number(int, 1, 9), default=3, help="side, pixels")
+    parser.add_argument("--mode", choices=["fast", "slow"], default="fast", help="how")
+    parser.add_argument("--name", help="a name")
+    monkeypatch.setattr(sys, "argv", ["measure.py", *arguments])
+    try:
+        run(parser, main)
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def test_a_program_that_works_is_silent_on_stderr_and_ends_with_0(monkeypatch, capsys):
+    assert program(monkeypatch, lambda args: print(args.size + 1), "--size", "4") == 0
+    assert capsys.readouterr() == ("5\n", "")
+
+
+def fail_with_input_error(args):
+    raise InputError("a.cfg:3: filters= is missing")
+
+
+def fail_with_missing_file(args):
+    Path("none/a.txt").read_bytes()
+
+
+def fail_with_folder(args):
+    Path().read_bytes()
+
+
+def fail_with_plain_os_error(args):
+    raise OSError("the disk is on fire")
+
+
+@pytest.mark.parametrize(
+    ("main", "message"),
+    [
+        (fail_with_input_error, "a.cfg:3: filters= is missing"),
+        (fail_with_missing_file, "none/a.txt: No such file or directory"),
+        (fail_with_folder, ".: Is a directory"),
+        (fail_with_plain_os_error, "the disk is on fire"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(monkeypatch, capsys, main, message):
+    assert program(monkeypatch, main) == 2
+    assert capsys.readouterr() == ("", f"measure.py: error: {message}\n")
+
+
+@pytest.mark.parametrize("main", [fail_with_input_error, fail_with_missing_file])
+def test_debug_shows_where_an_error_comes_from(monkeypatch, main):
+    with pytest.raises((InputError, FileNotFoundError)):
+        program(monkeypatch, main, "--debug")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        program(monkeypatch, lambda args: 1 / 0)
+
+
+def interrupt(args):
+    raise KeyboardInterrupt
+
+
+def test_control_c_ends_without_a_traceback(monkeypatch, capsys):
+    assert program(monkeypatch, interrupt) == 130
+    assert capsys.readouterr().err.strip() == "measure.py: interrupted"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "0"], "argument --size: 0 is out of range: it must be >= 1 and <= 9"),
+        (["--size", "10"], "argument --size: 10 is out of range"),
+        (["--size", "1.5"], "argument --size: '1.5' is not an int"),
+        (["--size", "big"], "argument --size: 'big' is not an int"),
+        (["--size"], "argument --size: expected one argument"),
+        (["--mode", "other"], "argument --mode: invalid choice: 'other' (choose from"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_status_2(monkeypatch, capsys, arguments, message):
+    ran = []
+    assert program(monkeypatch, ran.append, *arguments) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n"), ran) == ("", 1, [])
+    assert error.startswith("measure.py: error: ")
+    assert message in error
+
+
+def test_help_shows_the_defaults_that_there_are(monkeypatch, capsys):
+    assert program(monkeypatch, fail_with_input_error, "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "side, pixels (default: 3)" in text
+    assert "how (default: fast)" in text
+    assert "a name (default" not in text
+    assert "show the traceback of an error (default" not in text
+
+
+@pytest.mark.parametrize(
+    ("parse", "good", "bad"),
+    [
+        (number(float, 0, 1), {"0": 0, "1": 1, ".5": 0.5, "1e-3": 0.001}, ["-0.1", "1.1", "nan", "inf", "x", ""]),
+        (number(float, above=0), {"1e-9": 1e-9, "7": 7}, ["0", "-1", "nan", "inf", "-inf"]),
+        (number(float, above=0, high=8), {"8": 8}, ["0", "8.1"]),
+        (number(float), {"-5": -5}, ["nan", "inf", "-inf"]),
+        (number(int, 1), {"1": 1, "1" + "0" * 400: 10**400}, ["0", "-1", "1.0", "1e3"]),
+    ],
+)
+def test_numbers_keep_to_their_bounds(capsys, parse, good, bad):
+    parser = ArgumentParser(None)
+    parser.add_argument("--x", type=parse)
+    for text, value in good.items():
+        assert parser.parse_args([f"--x={text}"]).x == value
+    for text in bad:
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args([f"--x={text}"])
+        assert end.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_threshold_options_are_shares():
+    parser = ArgumentParser(None)
+    add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
+    args = parser.parse_args([])
+    assert (args.conf_thres, args.nms_thres) == (0.001, 0.5)
+    args = parser.parse_args(["--conf_thres", "0.25", "--nms_thres", "1"])
+    assert (args.conf_thres, args.nms_thres) == (0.25, 1)
+    for option in ("--conf_thres", "--nms_thres"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([option, "1.5"])
