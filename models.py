@@ -18,6 +18,7 @@ from utils import graph
 from utils.cfg import read_cfg
 from utils.darknet_weights import load_darknet_weights, save_darknet_weights
 from utils.graph import IMAGE
+from utils.resolve import resolve
 
 ACTIVATIONS = {
     "linear": nn.Identity,
@@ -244,7 +245,7 @@ class Darknet(nn.Module):
     def __init__(self, cfg: str | Path | list[dict[str, str]]):
         super().__init__()
         self.blocks = cfg if isinstance(cfg, list) else read_cfg(cfg)
-        self.network = graph.resolve(self.blocks)
+        self.network = resolve(self.blocks)
         self.module_list = nn.ModuleList(MODULES[type(layer)](layer) for layer in self.network.layers)
         # The outputs that a later layer than the next one reads; the others are let go at once.
         self._kept = {source for layer in self.network.layers for source in layer.sources if source != layer.index - 1}

@@ -2,10 +2,13 @@
 
 import argparse
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from terminaltables import AsciiTable
+from torch.utils.data import DataLoader
 
 from models import Darknet
 from test import evaluate
@@ -14,19 +17,20 @@ from utils.checkpoints import load_weights, state_dict_size, write_checkpoint
 from utils.cli import ArgumentParser, number, run
 from utils.coupling import couple
 from utils.darknet_weights import is_darknet_weights, write_darknet_weights
-from utils.datasets import DataConfig, DetectionDataset, loader, read_data_config
+from utils.datasets import DetectionDataset, loader, read_data_config
 from utils.devices import pick_device
 from utils.errors import InputError
 from utils.files import atomic_writer, set_aside, write_json
 from utils.options import check_classes, network_size
-from utils.plots import channels_figure, save_figure
+from utils.plots import channels_figure, save_figure, sweep_figure
 from utils.profiling import count_macs, count_parameters, forward_ms
-from utils.pruning import largest_difference, prune
-from utils.sparsity import gamma_sizes
-from utils.strategies import STRATEGIES, allowed_percent, choose
+from utils.pruning import largest_difference
+from utils.ratio import LARGEST_PERCENT, Pruner, Trial, largest_percent, smallest_percent
+from utils.strategies import STRATEGIES, allowed_percent
 
 # The compact network must agree with the reference to this share of the largest raw output.
 TOLERANCE = 1e-4
+SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -35,16 +39,32 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the sparse network's cfg")
     parser.add_argument("--weights_path", default="checkpoints/yolov3_ckpt.pth", help="the sparse network's weights")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
-    parser.add_argument(
-        "--percent", type=number(float, 0, 0.9999), default=0.85, help="share of the prunable channels to cut, below 1"
-    )
+
+    share = number(float, 0, 1)
+    ratio = parser.add_mutually_exclusive_group()
+    percent = number(float, 0, LARGEST_PERCENT)
+    ratio.add_argument("--percent", type=percent, default=0.85, help="share of the prunable channels to cut, below 1")
+    ratio.add_argument("--max_map_drop", type=share, help="cut as much as costs at most this much mAP@0.5")
+    ratio.add_argument("--target_macs", type=share, help="cut until at most this share of the MACs is left")
+    ratio.add_argument("--target_params", type=share, help="cut until at most this share of the parameters is left")
+    ratio.add_argument("--target_ms", type=number(float, above=0), help="cut until a forward pass here takes this long")
+    ratio.add_argument("--sweep", action="store_true", help="measure a range of ratios, and write only the curve")
+
     parser.add_argument("--strategy", choices=STRATEGIES, help="default: the one that the model was trained with")
+    parser.add_argument("--layer_keep", type=share, default=0.01, help="share of a layer to keep, at least a channel")
+    parser.add_argument("--round_to", type=number(int, 1), default=1, help="layers keep a multiple of this")
+    parser.add_argument("--prune_blocks", type=number(int, 0), default=0, help="residual blocks to cut out whole")
     parser.add_argument(
-        "--layer_keep", type=number(float, 0, 1), default=0.01, help="share of a layer's channels to keep, at least one"
+        "--fold",
+        choices=("exact", "bias"),
+        default="exact",
+        help="bias: no constant carriers, but an error at the borders, as in older tools",
     )
+    parser.add_argument("--force", action="store_true", help="prune a model that was never trained sparse")
+    parser.add_argument("--show_coupling", action="store_true", help="only list coupled channels, and what is fixed")
     parser.add_argument("--out_cfg", help="default: the cfg's name with prune_ in front")
     parser.add_argument("--out_weights", help="default: the weights' name with prune_ in front; x.weights for Darknet")
-    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the cfg's if not given")
+    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="pictures at a time")
     parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
     parser.add_argument("--json", metavar="FILE", help="write the results there, too")
@@ -62,9 +82,42 @@ class Measures:
     forward_ms: float
 
 
+class Bench:
+    """Measures networks on the validation pictures of a data set."""
+
+    def __init__(self, batches: DataLoader, names: list[str], img_size: int, device: torch.device):
+        self.batches = batches
+        self.names = names
+        self.img_size = img_size
+        self.picture = torch.rand(1, 3, img_size, img_size, device=device)
+
+    def mean_ap(self, model: Darknet) -> float:
+        """mAP@0.5."""
+        return evaluate(model, self.batches, self.names)[0].mAP
+
+    def macs(self, model: Darknet) -> int:
+        """MACs at the size of the bench."""
+        return count_macs(model.blocks, self.img_size)
+
+    def forward_ms(self, model: Darknet) -> float:
+        """Median milliseconds of a forward pass of one picture."""
+        return forward_ms([model], self.picture)[0]
+
+    def compare(self, *models: Darknet) -> list[Measures]:
+        """Everything about each network; forward times of one picture, taken in turns."""
+        times = forward_ms(models, self.picture)
+        return [
+            Measures(self.mean_ap(model), count_parameters(model), self.macs(model), state_dict_size(model), ms)
+            for model, ms in zip(models, times, strict=True)
+        ]
+
+
 def main(args: argparse.Namespace) -> None:
-    """Prune, prove, measure, and only then write."""
+    """Choose a ratio, prune, prove, measure, and only then write."""
     model = Darknet(args.model_def)
+    if args.show_coupling:
+        print(couple(model.network).describe())
+        return
     about = load_weights(model, args.weights_path)
     strategy = args.strategy or about.get("strategy", "normal")
     img_size = network_size(model, args.img_size or about.get("img_size"))
@@ -72,47 +125,116 @@ def main(args: argparse.Namespace) -> None:
     check_classes(model, data)
     dataset = DetectionDataset(data.images("valid"), data.classes, img_size)
     model.to(pick_device()).eval()
+    bench = Bench(loader(dataset, args.batch_size, args.n_cpu), data.names, img_size, next(model.parameters()).device)
 
-    coupling = couple(model.network)
-    gammas = gamma_sizes(model)
-    print(f"a global threshold could take {allowed_percent(coupling, strategy, gammas):.1%} and leave every layer one")
-    choice = choose(coupling, strategy, gammas, args.percent, args.layer_keep)
-    if choice.floored:
-        print(f"layers {', '.join(map(str, choice.floored))} are at their floor")
-    reference, pruned = prune(model, coupling, choice.dead)
-    max_diff = prove(reference, pruned.model, img_size)
-    print(
-        f"strategy {strategy}, {args.percent:.0%}: |gamma| up to {choice.threshold:.3g} dies; "
-        f"{pruned.carriers} constant carriers, {pruned.silenced} channels silenced; "
-        f"largest difference to the masked network {max_diff:.1e}"
-    )
-
-    before, after = measure(model, pruned.model, dataset, data, img_size, args)
+    pruner = Pruner(model, strategy, args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias")
+    if pruner.blocks:
+        print(f"residual blocks cut out, by their shortcuts: {sorted(block.shortcut for block in pruner.blocks)}")
+    allowed = allowed_percent(pruner.coupling, strategy, pruner.gammas)
+    print(f"strategy {strategy}: a global threshold could take {allowed:.1%} of the channels and leave every layer one")
+    if args.sweep:
+        sweep(pruner, bench, args)
+        return
+    trial = pruner.at(chosen_percent(pruner, bench, args))
+    if not pruner.separated(trial.choice) and not args.force:
+        raise InputError(
+            f"{args.weights_path}: at {trial.percent:.1%} gammas up to {trial.choice.threshold:.3g} would die, not "
+            "clearly smaller than those that live: train with -sr, choose a lower ratio, or add --force"
+        )
+    max_diff = prove(trial, img_size, args.fold)
+    describe(trial, max_diff, pruner)
+    before, after = bench.compare(model, trial.pruned.model)
     print(comparison_table(before, after))
+
     out_cfg, out_weights = output_paths(args)
-    names = {"names": data.names, "img_size": img_size, "epoch": 0, "step": 0, "best_map": after.mAP}
-    write_pruned(pruned.model, out_cfg, out_weights, names | {"options": vars(args), "strategy": strategy})
+    about = {"names": data.names, "img_size": img_size, "epoch": 0, "step": 0, "best_map": after.mAP}
+    write_pruned(trial.pruned.model, out_cfg, out_weights, about | {"options": vars(args), "strategy": strategy})
     picture = Path("runs") / out_cfg.stem / "channels.png"
     layers = model.network.convolutions
-    counts = [int(pruned.kept[layer.index].sum()) for layer in layers]
+    counts = [trial.counts[layer.index] for layer in layers]
     save_figure(channels_figure([c.index for c in layers], [c.channels for c in layers], counts), picture)
     print(f"{out_cfg}\n{out_weights}\n{picture}: channels before and after")
     if args.json:
-        report = {"before": asdict(before), "after": asdict(after), "max_diff": max_diff, "percent": args.percent}
-        report |= {"strategy": strategy, "silenced": pruned.silenced, "carriers": pruned.carriers}
         rows = zip(layers, counts, strict=True)
-        report["layers"] = [{"layer": c.index, "before": c.channels, "after": count} for c, count in rows]
+        report = {
+            "before": asdict(before),
+            "after": asdict(after),
+            "max_diff": max_diff,
+            "percent": trial.percent,
+            "strategy": strategy,
+            "silenced": trial.pruned.silenced,
+            "carriers": trial.pruned.carriers,
+            "layers": [{"layer": c.index, "before": c.channels, "after": count} for c, count in rows],
+        }
         write_json(args.json, report)
 
 
-def prove(reference: Darknet, compact: Darknet, img_size: int) -> float:
+def chosen_percent(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> float:
+    """The ratio of --percent, or the one that meets the budget, by bisection."""
+    model = pruner.model
+    at = cache(pruner.at)
+    if args.max_map_drop is not None:
+        least = bench.mean_ap(model) - args.max_map_drop
+        percent = largest_percent(lambda p: bench.mean_ap(at(p).pruned.model) >= least)
+        budget = f"mAP@0.5 of at least {least:.4f}"
+    elif args.target_macs is not None:
+        most = args.target_macs * bench.macs(model)
+        budget = f"at most {args.target_macs:.1%} of the MACs"
+        percent = smallest_percent(lambda p: bench.macs(at(p).pruned.model) <= most, budget)
+    elif args.target_params is not None:
+        most = args.target_params * count_parameters(model)
+        budget = f"at most {args.target_params:.1%} of the parameters"
+        percent = smallest_percent(lambda p: count_parameters(at(p).pruned.model) <= most, budget)
+    elif args.target_ms is not None:
+        budget = f"a forward pass of {args.target_ms:g} ms"
+        percent = smallest_percent(lambda p: bench.forward_ms(at(p).pruned.model) <= args.target_ms, budget)
+    else:
+        return args.percent
+    print(f"{percent:.2%} of the prunable channels go, for {budget}")
+    return percent
+
+
+def sweep(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> None:
+    """Measure the pruned network at a range of ratios; print the table, draw the curve."""
+    parameters, macs = count_parameters(pruner.model), bench.macs(pruner.model)
+    rows = []
+    for percent in SWEEP:
+        trial = pruner.at(percent)
+        small = trial.pruned.model
+        row = {"percent": percent, "mAP": bench.mean_ap(small), "threshold": trial.choice.threshold}
+        row |= {"parameters": count_parameters(small), "macs": bench.macs(small)}
+        rows.append(row)
+    table = [["Ratio", "mAP@0.5", "Parameters left", "MACs left", "|gamma| up to"]]
+    table += [
+        [
+            f"{row['percent']:.0%}",
+            f"{row['mAP']:.4f}",
+            f"{row['parameters'] / parameters:.1%}",
+            f"{row['macs'] / macs:.1%}",
+            f"{row['threshold']:.3g}",
+        ]
+        for row in rows
+    ]
+    print(AsciiTable(table).table)
+    picture = Path("runs") / output_paths(args)[0].stem / "sweep.png"
+    shares = {
+        name: np.array([row[name] / whole for row in rows])
+        for name, whole in (("parameters", parameters), ("macs", macs))
+    }
+    save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), picture)
+    print(f"{picture}: mAP against size")
+    if args.json:
+        write_json(args.json, {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows})
+
+
+def prove(trial: Trial, img_size: int, fold: str) -> float:
     """The largest relative difference of the raw outputs on random pictures.
 
     Raises:
         InputError: it is larger than TOLERANCE, so that the compact network must not be used.
     """
-    difference = largest_difference(reference, compact, img_size)
-    if not difference <= TOLERANCE:
+    difference = largest_difference(trial.reference, trial.pruned.model, img_size)
+    if fold == "exact" and not difference <= TOLERANCE:
         raise InputError(
             f"the pruned network differs from the masked one by {difference:.1e} of its outputs, more than "
             f"{TOLERANCE:.0e}: nothing was written"
@@ -120,24 +242,15 @@ def prove(reference: Darknet, compact: Darknet, img_size: int) -> float:
     return difference
 
 
-def measure(
-    model: Darknet,
-    compact: Darknet,
-    dataset: DetectionDataset,
-    data: DataConfig,
-    img_size: int,
-    args: argparse.Namespace,
-) -> tuple[Measures, Measures]:
-    """Both sides of the table; the forward times are of one picture, taken in turns."""
-    picture = torch.rand(1, 3, img_size, img_size, device=next(model.parameters()).device)
-    times = forward_ms([model, compact], picture)
-    batches = loader(dataset, args.batch_size, args.n_cpu)
-    sides = []
-    for network, milliseconds in zip((model, compact), times, strict=True):
-        metrics, _ = evaluate(network, batches, data.names)
-        macs = count_macs(network.blocks, img_size)
-        sides.append(Measures(metrics.mAP, count_parameters(network), macs, state_dict_size(network), milliseconds))
-    return sides[0], sides[1]
+def describe(trial: Trial, max_diff: float, pruner: Pruner) -> None:
+    """Say what died, what it took, and how exact it is."""
+    if trial.choice.floored:
+        old = [str(pruner.survivors[index]) for index in trial.choice.floored]
+        print(f"layers {', '.join(old)} are at their floor")
+    print(
+        f"{trial.percent:.1%}: |gamma| up to {trial.choice.threshold:.3g} dies; {trial.pruned.carriers} constant "
+        f"carriers, {trial.pruned.silenced} channels silenced; largest difference to the masked network {max_diff:.1e}"
+    )
 
 
 def comparison_table(before: Measures, after: Measures) -> str:

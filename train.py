@@ -22,12 +22,12 @@ from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, r
 from utils.devices import amp_dtype, autocast, pick_device
 from utils.ema import ModelEma
 from utils.errors import InputError
-from utils.graph import resolve
 from utils.loss import HeadReport, YoloLoss
 from utils.metrics import Metrics
 from utils.optim import MOMENTUM, WARMUP_EPOCHS, build_sgd, learning_rate
 from utils.options import check_classes, network_size
 from utils.plots import plot_training
+from utils.resolve import resolve
 from utils.run_log import RunLog
 from utils.runs import Run, default_name
 from utils.sparsity import METHODS, GammaHistory, GammaPenalty, reach

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 DARKNET_CFGS = Path(__file__).resolve().parents[2] / "shared" / "darknet_cfg"
 NAMES = [
@@ -14,6 +15,13 @@ NAMES = [
     "yolov4-tiny",
     "yolov7-tiny",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _same_every_time():
+    """The same random weights in every run; on networks this small a second thread costs more than it gives."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 
 from utils.cfg import parse_cfg
 from utils.coupling import couple
-from utils.graph import resolve
+from utils.resolve import resolve
 
 NET = "[net]\nwidth=64\nheight=64\nchannels=3\n"
 HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=10,14\nclasses=1\nnum=1\n"
@@ -57,7 +57,13 @@ def test_a_residual_chain_is_one_set_a_channel():
 
 def test_a_residual_that_crosses_a_route_joins_the_parts_of_the_concatenation():
     coupling = coupled(conv(2), conv(3), route("-1,0"), conv(5), shortcut(-2), HEAD)  # 0 1 | 2 = 1 ++ 0 | 3 | 4 = 3 + 2
-    assert members(coupling, 4) == [((1, 0), (3, 0)), ((1, 1), (3, 1)), ((1, 2), (3, 2)), ((0, 0), (3, 3)), ((0, 1), (3, 4))]
+    assert members(coupling, 4) == [
+        ((1, 0), (3, 0)),
+        ((1, 1), (3, 1)),
+        ((1, 2), (3, 2)),
+        ((0, 0), (3, 3)),
+        ((0, 1), (3, 4)),
+    ]
 
 
 def test_a_concatenation_that_feeds_two_consumers_couples_nothing():

@@ -5,7 +5,8 @@ import pytest
 
 from utils.cfg import format_cfg, parse_cfg, read_cfg
 from utils.errors import InputError
-from utils.graph import ACTIVATIONS, IMAGE, AvgPool, Convolution, Dropout, MaxPool, resolve
+from utils.graph import IMAGE, AvgPool, Convolution, Dropout, MaxPool
+from utils.resolve import ACTIVATIONS, resolve
 
 NET = "[net]\nwidth=32\nheight=16\nchannels=3\n"
 HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=10,14\nclasses=1\nnum=1\n"

@@ -177,6 +177,15 @@ def test_value_and_gradient_are_those_of_the_plain_formula(kind, classes, seed):
     assert positives >= 6
 
 
+def test_a_target_that_fits_no_anchor_trains_the_nearest():
+    model = network()
+    heads = random_heads(model)
+    target = torch.tensor([[0, 1, 0.5, 0.5, 0.9, 0.02]])
+    sides = 0.9 * SIZE, 0.02 * SIZE
+    assert max(centred_iou(*sides, anchor) for anchors, *_ in options(model) for anchor in anchors) < ANCHOR_IOU
+    assert agrees_with_the_plain_formula(model, heads, target)[0] == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_targets_in_one_cell(kind):
     model = network(kind=kind)

@@ -92,17 +92,27 @@ def test_a_run_that_was_not_evaluated_says_so():
     assert not quality.lines
 
 
+def test_the_only_epoch_of_a_run_is_a_visible_point(tmp_path):
+    figure = training_figure(
+        [{"epoch": 0, "box_loss": 1, "objectness_loss": 50, "mAP": 0.5, "mAP_50_95": 0.2, "f1": 0.4}]
+    )
+    for axes in figure.axes:
+        axes.get_legend().remove()
+    save_figure(figure, tmp_path / "a.png")
+    assert coloured(opened(tmp_path / "a.png")) > 50
+
+
 def test_channels_before_and_after(tmp_path):
-    layers, before, after = [0, 2, 5, 8], [32, 64, 1024, 18], [1, 20, 300, 18]
+    layers, before, after = [0, 2, 5, 8], [32, 64, 1024, 18], [3, 20, 300, 18]
     figure = channels_figure(layers, before, after)
     axes = figure.axes[0]
     bars = [[bar.get_height() for bar in container] for container in axes.containers]
     assert bars == [before, after]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "2", "5", "8"]
-    assert axes.get_ylim()[0] < 1  # a layer with one channel has a bar
+    assert 0.5 < axes.get_ylim()[0] < 1  # so that a layer with one channel has a bar
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "before: 1,138 channels",
-        "after: 339 channels",
+        "after: 341 channels",
     ]
     save_figure(figure, tmp_path / "new" / "channels.png")
     assert coloured(opened(tmp_path / "new" / "channels.png")) > 500

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,15 +12,11 @@ from utils.pruning import LEAST_CARRIER, largest_difference, mask_gammas, prune
 from utils.sparsity import gamma_sizes
 from utils.strategies import STRATEGIES, choose
 
-ZOO = Path(__file__).parents[2] / "shared" / "darknet_cfg"
-ZOO_NAMES = (
-    "enet-coco yolov3 yolov3-spp yolov3-tiny yolov3-tiny-prn yolov4 yolov4-csp yolov4-tiny yolov7-tiny".split()
-)
 HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=10,14\nclasses=1\nnum=1\n"
 # 75 convolutions of the published pruned YOLOv3, of which the three without BatchNorm are the heads.
-PUBLISHED = """19 64 25 64 128 25 128 39 128 256 27 256 39 256 45 256 49 256 38 256 46 256 49 256 51 256 512 38 512 34 512
-42 512 56 512 47 512 38 512 45 512 30 512 1024 48 1024 41 1024 31 1024 22 1024 50 52 50 47 54 130 18 256 47 32 38 68 64
-107 18 128 55 38 24 41 46 96 18"""
+PUBLISHED = """19 64 25 64 128 25 128 39 128 256 27 256 39 256 45 256 49 256 38 256 46 256 49 256 51 256 512 38 512 34
+512 42 512 56 512 47 512 38 512 45 512 30 512 1024 48 1024 41 1024 31 1024 22 1024 50 52 50 47 54 130 18 256 47 32 38 68
+64 107 18 128 55 38 24 41 46 96 18"""
 
 
 def network(*sections):
@@ -44,12 +38,8 @@ def kill(model, *places):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("name", ZOO_NAMES)
-def test_the_compact_network_computes_what_the_masked_one_does(name, strategy):
-    path = ZOO / f"{name}.cfg"
-    if not path.exists():
-        pytest.skip(f"{path} is not on this machine")
-    model = randomize(Darknet(shrink(read_cfg(path))))
+def test_the_compact_network_computes_what_the_masked_one_does(darknet_cfg, strategy):
+    model = randomize(Darknet(shrink(read_cfg(darknet_cfg))))
     coupling = couple(model.network)
     choice = choose(coupling, strategy, gamma_sizes(model), 0.6)
     reference, pruned = prune(model, coupling, choice.dead)

@@ -147,6 +147,22 @@ def test_the_proximal_step_moves_the_prunable_gammas_and_nothing_else(strategy, 
             assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("method", ["subgradient", "proximal"])
+def test_the_channels_of_one_layer_that_no_shortcut_joins_are_penalised_alone(method):
+    wider = RESIDUAL.replace(conv(4) + "[shortcut]", conv(6) + "[shortcut]")  # the last two of six are added to nothing
+    model = Darknet(parse_cfg(wider))
+    bn = model.batch_norm(2)
+    bn.weight.grad = torch.zeros(6)
+    penalty = GammaPenalty(model, 0.25, "normal", method, momentum=0.5)
+    penalty.before_step()
+    penalty.after_step(lr=0.5)
+    if method == "subgradient":
+        assert bn.weight.grad.tolist() == [0, 0, 0, 0, 0.25, 0.25]
+    else:
+        assert bn.weight.tolist() == [1, 1, 1, 1, 0.75, 0.75]
+    assert len(penalty.gammas()) == 4 + 2 + 3
+
+
 def test_each_method_acts_in_its_own_place():
     for method, step in (("proximal", "before_step"), ("subgradient", "after_step")):
         model = residual()
@@ -265,7 +281,12 @@ def test_every_layer_keeps_its_best_channel():
 def test_layer_keep_is_a_share_rounded_up():
     coupling = couple(residual().network)
     gammas = given(l0=[1.0, 2, 3, 4], l4=[0.1, 0.3, 0.2])
-    for keep, wanted in [(0.25, {0: [0, 1, 2], 4: [0, 2]}), (0.5, {0: [0, 1], 4: [0]}), (0.6, {0: [0], 4: [0]})]:
+    for keep, wanted in [
+        (0, {0: [0, 1, 2], 4: [0, 2]}),
+        (0.25, {0: [0, 1, 2], 4: [0, 2]}),
+        (0.5, {0: [0, 1], 4: [0]}),
+        (0.6, {0: [0], 4: [0]}),
+    ]:
         assert dead_channels(coupling, choose(coupling, "normal", gammas, 0.99, keep)) == wanted
     assert not choose(coupling, "normal", gammas, 0.99, 1.0).dead.any()
 

@@ -55,7 +55,7 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
     baseline = files(project)
     run(train, *model_def, "-sr", "--s", "0.01", "--epochs", "1", *FAST)
     sparse = files(project)
-    run(test_prune, "--percent", "0.5", "--n_cpu", "0", "--json", "prune.json")
+    run(test_prune, "--percent", "0.5", "--force", "--n_cpu", "0", "--json", "prune.json")
     pruned = files(project)
     run(
         train,
@@ -163,7 +163,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(proj
     assert files(project / "checkpoints") == before
 
 
-def test_too_weak_a_penalty_is_noticed_before_the_first_step_and_the_proposed_one_suffices(project, no_pictures, capsys):
+def test_too_weak_a_penalty_is_noticed_before_the_first_step_and_the_proposed_one_suffices(
+    project, no_pictures, capsys
+):
     options = ["-sr", "--epochs", "1", "--name", "weak", *FAST]
     run(train, *options, "--s", "0.01")
     text = capsys.readouterr().out

@@ -1,7 +1,7 @@
 """Darknet cfg text: sections of ``key=value`` lines, read and written as Darknet does.
 
 A block is one section as a dict of strings; ``block["type"]`` is the section's name. The list of blocks begins with
-``[net]``, and the block behind it is layer 0. What the keys mean is the business of :mod:`utils.graph`.
+``[net]``, and the block behind it is layer 0. What the keys mean is the business of :mod:`utils.resolve`.
 """
 
 import re

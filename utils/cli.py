@@ -21,7 +21,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse with ``--debug``, defaults in the help, and errors of one line instead of a page of usage."""
 
     def __init__(self, description: str | None, **options):
-        super().__init__(description=description, formatter_class=HelpFormatter, **options)
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str):

@@ -64,6 +64,19 @@ class Coupling:
                     reasons[layer].append(channel_set.fixed)
         return reasons
 
+    def describe(self) -> str:
+        """The coupling as text: the groups of convolutions that share sets, and why a convolution is fixed."""
+        groups: dict[tuple, int] = {}
+        for channel_set in self.sets:
+            if channel_set.members:
+                key = (channel_set.layers, channel_set.fixed, channel_set.gated)
+                groups[key] = groups.get(key, 0) + 1
+        lines = []
+        for (layers, fixed, gated), count in sorted(groups.items(), key=lambda item: item[0][0]):
+            notes = f"; fixed: {fixed}" if fixed else "; behind a gate" if gated else ""
+            lines.append(f"{count:5} sets over layers {', '.join(map(str, layers))}{notes}")
+        return "\n".join(lines)
+
 
 class _Channels:
     """Union-find over channel numbers, with what is known of each set kept at its root."""

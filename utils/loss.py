@@ -68,8 +68,8 @@ class YoloLoss(nn.Module):
     4.1), so that neither the input size nor the number of objects shifts their balance:
 
     - boxes: BOX_GAIN * (1 - CIoU) of each positive (arXiv 1911.08287, section 3.3),
-    - objectness: OBJECTNESS_GAIN * BCE of every prediction; the aim of a positive is the IoU of its box with the
-      target, elsewhere it is 0 (YOLO, arXiv 1506.02640, section 2),
+    - objectness: OBJECTNESS_GAIN * BCE of every prediction; the aim of a positive is the CIoU of its box with
+      the target, elsewhere it is 0 (YOLO, arXiv 1506.02640, section 2),
     - classes: CLASS_GAIN * BCE of each class of each positive (YOLOv3, arXiv 1804.02767, section 2.2).
 
     The divisor is at least the number of pictures: a batch with few targets, or none, is no louder than others.

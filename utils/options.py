@@ -34,7 +34,7 @@ def network_size(model: Darknet, img_size: int | None) -> int:
                 "give --img_size"
             )
         img_size = network.height
-    stride = max(network.height // head.height for head in network.heads)
+    stride = network.stride
     if img_size % stride:
         nearest = max(round(img_size / stride), 1) * stride
         raise InputError(f"an input of {img_size} pixels is not a multiple of {stride}: {nearest} would be")

@@ -144,3 +144,17 @@ def channels_figure(layers: Sequence[int], before: Sequence[int], after: Sequenc
     axes.margins(x=0.01)
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return figure
+
+
+def sweep_figure(shares: dict[str, Sequence[float]], quality: Sequence[float]) -> Figure:
+    """mAP@0.5 against the share of parameters and of MACs that is left, one point a ratio."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, left), marker in zip(shares.items(), "os", strict=False):
+        label = "MACs" if name == "macs" else name
+        axes.plot([100 * share for share in left], quality, marker=marker, ms=4, label=label)
+    axes.set(xlabel="% left", ylabel="mAP@0.5", title="What pruning costs", ylim=(0, 1))
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.graph import resolve
+from utils.resolve import resolve
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -21,6 +21,7 @@ from models import ACTIVATIONS, Darknet
 from utils import graph
 from utils.coupling import Coupling
 from utils.graph import IMAGE
+from utils.strategies import round_up
 
 # A carrier's constant must not be much smaller than the others': what it carries is divided by it.
 LEAST_CARRIER = 0.1
@@ -68,8 +69,23 @@ def mask_gammas(model: Darknet, coupling: Coupling, dead: np.ndarray) -> int:
     return silenced
 
 
-def prune(model: Darknet, coupling: Coupling, dead: np.ndarray) -> tuple[Darknet, Pruned]:
+def prune(
+    model: Darknet,
+    coupling: Coupling,
+    dead: np.ndarray,
+    scores: np.ndarray | None = None,
+    round_to: int = 1,
+    fold_bias: bool = False,
+) -> tuple[Darknet, Pruned]:
     """Cut the dead channels out of a network.
+
+    Args:
+        model: the network.
+        coupling: its coupled channels.
+        dead: (number of sets,) bool.
+        scores: (number of sets,) which of the dead come back first where ``round_to`` asks for more channels.
+        round_to: each convolution keeps a multiple of this, or all its channels; carriers count.
+        fold_bias: use no carriers, but fold constants into biases even where padding makes that wrong.
 
     Returns:
         The reference, a masked copy of ``model``, and the compact network with the same outputs.
@@ -77,13 +93,20 @@ def prune(model: Darknet, coupling: Coupling, dead: np.ndarray) -> tuple[Darknet
     reference = copy.deepcopy(model).eval()
     silenced = mask_gammas(reference, coupling, dead)
     constants = dead_constants(reference, coupling, dead)
-    carriers = choose_carriers(reference, coupling, dead, constants)
+    carriers = set() if fold_bias else choose_carriers(reference, coupling, dead, constants)
     keep = ~dead
     keep[list(carriers)] = True
+    if round_to > 1:
+        revived = dead & ~keep & round_up(coupling, scores, keep, round_to)
+        if revived.any():
+            keep, dead = keep | revived, dead & ~revived
+            reference = copy.deepcopy(model).eval()
+            silenced = mask_gammas(reference, coupling, dead)
+            constants = dead_constants(reference, coupling, dead)
 
     compact = Darknet(compact_blocks(reference, coupling, keep)).to(next(model.parameters()).device).eval()
     for layer in reference.network.convolutions:
-        _copy_convolution(reference, compact, layer, coupling, keep, dead, constants)
+        _copy_convolution(reference, compact, layer, coupling, keep, dead, constants, fold_bias)
     kept = {layer.index: keep[coupling.outputs[layer.index]] for layer in reference.network.convolutions}
     channels = sum(len(coupling.sets[number].members) for number in carriers)
     return reference, Pruned(compact, kept, channels, silenced)
@@ -173,6 +196,7 @@ def _copy_convolution(
     keep: np.ndarray,
     dead: np.ndarray,
     constants: dict[int, np.ndarray],
+    fold_bias: bool,
 ) -> None:
     """Copy the kept part of a convolution, with the share of the dead channels that it no longer reads."""
     outputs, inputs = coupling.outputs[layer.index], coupling.inputs(layer)
@@ -183,7 +207,7 @@ def _copy_convolution(
         gone = ~keep[inputs]
         values = torch.from_numpy(np.where(gone, np.nan_to_num(constants[layer.sources[0]]), 0.0))
         share = torch.einsum("oihw,i->ohw", weight, values)
-        if not layer.padding:
+        if fold_bias or not layer.padding:
             shift = share.sum(dim=(1, 2))
         elif share.any():
             carrier, constant = _strongest_carrier(inputs, keep & dead, constants[layer.sources[0]])
@@ -221,10 +245,9 @@ def proof_pictures(img_size: int, stride: int, seed: int = 0) -> Iterator[Tensor
 @torch.inference_mode()
 def largest_difference(reference: Darknet, other: Darknet, img_size: int) -> float:
     """The largest difference of the raw head outputs of two networks over the reference's largest magnitude."""
-    stride = max(reference.network.height // head.height for head in reference.network.heads)
     device = next(reference.parameters()).device
     worst = 0.0
-    for pictures in proof_pictures(img_size, stride):
+    for pictures in proof_pictures(img_size, reference.network.stride):
         wanted, got = reference.eval().heads(pictures.to(device)), other.eval().heads(pictures.to(device))
         scale = max(float(head.abs().max()) for head in wanted)
         gap = max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))

@@ -102,6 +102,32 @@ def choose(coupling: Coupling, strategy: str, gammas: Gammas, percent: float, la
     return Choice(dead, tuple(floored), float(scores[dead].max(initial=0.0)))
 
 
+def round_up(coupling: Coupling, scores: np.ndarray, keep: np.ndarray, multiple: int) -> np.ndarray:
+    """The sets to keep so that each convolution keeps a multiple of ``multiple`` channels, or all that it has.
+
+    Args:
+        coupling: the coupled channels.
+        scores: (number of sets,) as :func:`set_scores` gives them; the best of those cut come back first.
+        keep: (number of sets,) bool, the sets to keep before rounding, constant carriers among them.
+        multiple: what to round up to.
+
+    Returns:
+        (number of sets,) bool, a superset of ``keep``.
+    """
+    keep = keep.copy()
+    changed = True
+    while changed:  # a set that comes back for one layer can spoil the count of another, so until nothing changes
+        changed = False
+        for layer in coupling.network.convolutions:
+            sets = coupling.outputs[layer.index]
+            missing = min(-int(keep[sets].sum()) % multiple, int((~keep[sets]).sum()))
+            if missing:
+                cut = np.unique(sets[~keep[sets]])
+                keep[cut[np.argsort(-scores[cut], kind="stable")[:missing]]] = True
+                changed = True
+    return keep
+
+
 def allowed_percent(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
     """The largest share of the prunable channels that a global threshold could take and leave every layer one."""
     scores = set_scores(coupling, strategy, gammas)
