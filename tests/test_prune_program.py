@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import test
+import test_prune
+from config.create_cfg import create_cfg
+from models import Darknet
+from tests.networks import randomize
+from tests.scene import make_project
+from utils.cfg import format_cfg
+from utils.checkpoints import load_weights, read_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with a narrow YOLOv3 whose gammas are near zero or not."""
+    monkeypatch.chdir(tmp_path)
+    make_project(tmp_path)
+    Path("config/yolov3-hand.cfg").write_text(format_cfg(create_cfg("v3", 1, 64, width=0.0625)))
+    model = randomize(Darknet("config/yolov3-hand.cfg"))
+    save_checkpoint("checkpoints/yolov3_ckpt.pth", model, names=["hand"], img_size=64, strategy="slim")
+    return tmp_path
+
+
+def run(*words):
+    parser = test_prune.get_args_parser()
+    test_prune.main(parser.parse_args([*words, "--n_cpu", "0"]))
+
+
+def report(*words):
+    run(*words, "--json", "report.json")
+    return json.loads(Path("report.json").read_text())
+
+
+def test_the_report_describes_the_files_that_were_written(project, capsys):
+    result = report("--percent", "0.5")
+    assert result["strategy"] == "slim"
+    assert result["percent"] == 0.5
+    assert result["max_diff"] < 1e-5
+    small = Darknet("config/prune_yolov3-hand.cfg")
+    load_weights(small, "checkpoints/prune_yolov3_ckpt.pth")
+    assert result["after"]["parameters"] == sum(p.numel() for p in small.parameters())
+    counts = {layer.index: layer.channels for layer in small.network.convolutions}
+    assert {row["layer"]: row["after"] for row in result["layers"]} == counts
+    checkpoint = read_checkpoint("checkpoints/prune_yolov3_ckpt.pth")
+    assert checkpoint["names"] == ["hand"]
+    assert checkpoint["img_size"] == 64
+    assert Path("runs/prune_yolov3-hand/channels.png").exists()
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("mAP@0.5", "Parameters", "MACs", "File size", "Forward"))
+
+
+def test_gammas_of_exactly_zero_go_without_any_loss(project):
+    model = Darknet("config/yolov3-hand.cfg")
+    load_weights(model, "checkpoints/yolov3_ckpt.pth")
+    for norm in model.batch_norms.values():
+        norm.weight.data[norm.weight.abs() < 0.1] = 0
+    save_checkpoint("checkpoints/zero.pth", model, names=["hand"], img_size=64)
+    run("--weights_path", "checkpoints/zero.pth", "--percent", "0.5", "--strategy", "normal")
+    small = Darknet("config/prune_yolov3-hand.cfg").eval()
+    load_weights(small, "checkpoints/prune_zero.pth")
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(small(pictures), model.eval()(pictures), rtol=1e-4, atol=1e-4)
+
+
+def test_an_earlier_result_is_kept_under_a_numbered_name(project):
+    run("--percent", "0.5")
+    first = Path("config/prune_yolov3-hand.cfg").read_bytes()
+    run("--percent", "0.3")
+    assert Path("config/prune_yolov3-hand-1.cfg").read_bytes() == first
+    assert Path("checkpoints/prune_yolov3_ckpt-1.pth").exists()
+    assert Path("config/prune_yolov3-hand.cfg").read_bytes() != first
+
+
+def test_darknet_weights_come_out_and_measure_the_same(project):
+    result = report("--percent", "0.5", "--out_weights", "out/small.weights")
+    parser = test.get_args_parser()
+    words = [
+        "--model_def",
+        "config/prune_yolov3-hand.cfg",
+        "--weights_path",
+        "out/small.weights",
+        "--json",
+        "test.json",
+    ]
+    test.main(parser.parse_args([*words, "--n_cpu", "0"]))
+    measured = json.loads(Path("test.json").read_text())
+    assert measured["mAP"] == result["after"]["mAP"]
+    assert measured["parameters"] == result["after"]["parameters"]
+    assert measured["macs"] == result["after"]["macs"]
+    wanted = "mAP precision recall f1 per_class images parameters macs seconds_forward seconds_nms seconds_total"
+    assert set(wanted.split()) <= set(measured)
+
+
+def test_blocks_and_rounding_are_in_the_report(project):
+    result = report("--percent", "0.3", "--prune_blocks", "5", "--round_to", "4")
+    gone = [row for row in result["layers"] if row["after"] == 0]
+    assert len(gone) == 10
+    for row in result["layers"]:
+        assert row["after"] % 4 == 0 or row["after"] == row["before"]
+
+
+@pytest.mark.parametrize(
+    ("option", "budget", "measure"), [("--target_macs", 0.5, "macs"), ("--target_params", 0.3, "parameters")]
+)
+def test_a_budget_is_met_and_what_was_chosen_is_said(project, capsys, option, budget, measure):
+    result = report(option, str(budget), "--force")
+    assert 0.8 * budget < result["after"][measure] / result["before"][measure] <= budget
+    assert f"{result['percent']:.2%} of the prunable channels go, for at most" in capsys.readouterr().out
+
+
+def test_a_budget_of_time_is_met(project):
+    relaxed = report("--target_ms", "10000", "--force")
+    assert relaxed["percent"] == 0
+
+
+def test_a_budget_of_map_costs_at_most_that(project):
+    result = report("--max_map_drop", "0.5", "--force")
+    assert result["after"]["mAP"] >= result["before"]["mAP"] - 0.5
+
+
+def test_a_sweep_writes_only_the_table_and_the_curve(project, capsys):
+    before = {path for path in project.rglob("*") if path.is_file()}
+    run("--sweep")
+    new = {path.relative_to(project) for path in project.rglob("*") if path.is_file()} - {
+        path.relative_to(project) for path in before
+    }
+    assert new == {Path("runs/prune_yolov3-hand/sweep.png")}
+    assert "Parameters left" in capsys.readouterr().out
+
+
+def test_the_coupling_can_be_printed_without_weights(project, capsys):
+    run("--show_coupling", "--weights_path", "nowhere.pth")
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("over layers 1, 3") for line in lines)
+    assert any("[yolo], reads it" in line or "no BatchNorm" in line for line in lines)
