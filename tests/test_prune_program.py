@@ -21,7 +21,7 @@ def project(tmp_path, monkeypatch):
     make_project(tmp_path)
     Path("config/yolov3-hand.cfg").write_text(format_cfg(create_cfg("v3", 1, 64, width=0.0625)))
     model = randomize(Darknet("config/yolov3-hand.cfg"))
-    save_checkpoint("checkpoints/yolov3_ckpt.pth", model, names=["hand"], img_size=64, strategy="slim")
+    save_checkpoint("checkpoints/yolov3_ckpt.pth", model, names=["hand"], img_size=64, strategy="shortcut")
     return tmp_path
 
 
@@ -37,7 +37,7 @@ def report(*words):
 
 def test_the_report_describes_the_files_that_were_written(project, capsys):
     result = report("--percent", "0.5")
-    assert result["strategy"] == "slim"
+    assert result["strategy"] == "shortcut"
     assert result["percent"] == 0.5
     assert result["max_diff"] < 1e-5
     small = Darknet("config/prune_yolov3-hand.cfg")
@@ -87,7 +87,7 @@ def test_darknet_weights_come_out_and_measure_the_same(project):
         "--json",
         "test.json",
     ]
-    test.main(parser.parse_args([*words, "--n_cpu", "0"]))
+    test.main(parser.parse_args([*words, "--json", "test.json", "--n_cpu", "0"]))
     measured = json.loads(Path("test.json").read_text())
     assert measured["mAP"] == result["after"]["mAP"]
     assert measured["parameters"] == result["after"]["parameters"]
