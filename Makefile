@@ -13,7 +13,7 @@ export MALLOC_TOP_PAD_ := 268435456
 DEMO := --model_def config/yolov3-small-hand.cfg --data_config config/demo.data --n_cpu 2
 DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 16 --checkpoint_interval 30 --evaluation_interval 5 --overwrite
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-zoo lint clean
 
 demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
@@ -37,6 +37,10 @@ data/demo/train.txt: | $(VENV)/.requirements
 
 test: $(VENV)/.requirements-dev
 	OMP_WAIT_POLICY=passive $(PY) -m pytest
+
+# Darknet's networks at full width: minutes, and 4 GB of memory.
+test-zoo: $(VENV)/.requirements-dev
+	$(PY) -m pytest -m zoo
 
 lint: $(VENV)/.requirements-dev
 	$(PY) -m ruff check .

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +79,8 @@ class Training:
     model: Darknet
     device: torch.device
     steps_per_epoch: int
-    img_size: int
-    optimizer: torch.optim.SGD = field(init=False)
     step: int = 0
+    best_map: float = 0.0
 
     def __post_init__(self):
         self.loss = YoloLoss(self.model)
@@ -120,6 +119,7 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         self.ema.updates = state["ema_updates"]
         self.step = checkpoint["step"]
+        self.best_map = checkpoint["best_map"]
         torch.set_rng_state(state["rng"])
         if torch.cuda.is_available() and state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
@@ -128,81 +128,106 @@ class Training:
 def main(args: argparse.Namespace) -> None:
     """Train, epoch by epoch, from the start or from where the last run of this name stopped."""
     args.name = args.name or default_name(args.sr, args.model_def)
-    run_files = Run(args.name)
-    checkpoint = resume_point(args, run_files)
+    files = Run(args.name)
+    checkpoint = resume_point(args, files)
     torch.manual_seed(args.seed)
     model = Darknet(args.model_def)
-    img_size = args.img_size = network_size(model, args.img_size)
+    args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
     if args.pretrained_weights and not checkpoint:
-        about = load_weights(model, args.pretrained_weights, partial=True)
-        filled = f"{about['filled']} convolutions" if "filled" in about else "all layers"
-        print(f"{args.pretrained_weights}: weights for {filled}")
-    batches, valid_batches = make_loaders(args, data, img_size)
+        load_pretrained(model, args.pretrained_weights)
+    batches, valid_batches = make_loaders(args, data)
     device = pick_device()
-    model.to(device)
-    training = Training(args, model, device, -(-len(batches) // args.accumulate), img_size)
+    training = Training(args, model.to(device), device, -(-len(batches) // args.accumulate))
     if args.sr:
         check_reach(training)
-
-    start = 0
-    best_map = 0.0
-    if checkpoint:
-        training.load_state(checkpoint, run_files.last)
-        start, best_map = checkpoint["epoch"], checkpoint["best_map"]
-        print(f"resuming {args.name} at epoch {start + 1}")
-    elif run_files.unfinished():
-        run_files.delete()
-    elif kept := run_files.set_aside():
-        print(f"the earlier run {args.name} is kept as {kept.name}")
-    log = RunLog(run_files.folder, vars(args), start)
-    gammas = GammaHistory.load(run_files.folder / "gammas.npz", start) if checkpoint else GammaHistory()
     if args.pretrained_weights and not checkpoint:
-        metrics, _ = evaluate(model, valid_batches, data.names)
-        print(f"before the first step: mAP@0.5 {metrics.mAP:.4f}")
+        print(f"before the first step: mAP@0.5 {evaluate(model, valid_batches, data.names)[0].mAP:.4f}")
 
+    start = begin(training, files, checkpoint)
+    log = RunLog(files.folder, vars(args), start)
+    history = files.folder / "gammas.npz"
+    gammas = GammaHistory.load(history, before=start)
     for epoch in range(start, args.epochs):
-        began = time.perf_counter()
-        batches.sampler.epoch = epoch
-        sums, cells = train_epoch(training, batches, epoch)
-        row = {"epoch": epoch, **summary(sums, len(batches.dataset)), "lr": training.optimizer.param_groups[0]["lr"]}
-        row["seconds"] = time.perf_counter() - began
-        last = epoch + 1 == args.epochs
-        metrics = None
-        if last or (epoch + 1) % args.evaluation_interval == 0:
-            metrics, _ = evaluate(training.ema.model, valid_batches, data.names)
-            row |= {name: getattr(metrics, name) for name in ("mAP", "mAP_50_95", "precision", "recall", "f1")}
-        gammas.record(epoch, training.penalty, training.ema.model)
-        row |= gamma_row(gammas)
-        report(args, model, epoch, sums, cells, metrics, gammas)
+        row = train_and_evaluate(training, batches, valid_batches, data, gammas, epoch)
         log.add(row)
-        gammas.save(run_files.folder / "gammas.npz")
-
-        is_best = metrics is not None and metrics.mAP > best_map
-        best_map = max(best_map, metrics.mAP if metrics else 0.0)
-        about = {
-            "names": data.names,
-            "img_size": img_size,
-            "epoch": epoch + 1,
-            "step": training.step,
-            "best_map": best_map,
-            "options": vars(args),
-            "strategy": args.strategy,
-        }
-        due = last or (epoch + 1) % args.checkpoint_interval == 0
-        if due:
-            save_checkpoint(run_files.last, training.ema.model, **about, training=training.state())
-        if due if args.sr else is_best or not run_files.best.exists():
-            save_checkpoint(run_files.best, training.ema.model, **about)
-        if due:
-            plot_training(log.rows, gammas, run_files.folder)
+        gammas.save(history)
+        if save_checkpoints(training, files, data, epoch, row.get("mAP")):
+            plot_training(log.rows, gammas, files.folder)
     log.close()
-    kind = "last epoch" if args.sr else f"best mAP@0.5 {best_map:.4f}"
-    print(f"{run_files.best}: {kind}\n{run_files.folder}: options, log.csv, TensorBoard events, pictures")
+    kind = "last epoch" if args.sr else f"best mAP@0.5 {training.best_map:.4f}"
+    print(f"{files.best}: {kind}\n{files.folder}: options, log.csv, TensorBoard events, pictures")
 
 
-def resume_point(args: argparse.Namespace, run_files: Run) -> dict | None:
+def load_pretrained(model: Darknet, path: str) -> None:
+    """Start from weights of any kind, and say how many layers they fill."""
+    about = load_weights(model, path, partial=True)
+    filled = f"{about['filled']} of {len(model.network.convolutions)}" if "filled" in about else "all"
+    print(f"{path}: weights for {filled} convolutions")
+
+
+def begin(training: Training, files: Run, checkpoint: dict | None) -> int:
+    """Restore a checkpoint, or make the names of the run's files free; return the first epoch to train."""
+    if checkpoint:
+        training.load_state(checkpoint, files.last)
+        print(f"resuming {files.name} at epoch {checkpoint['epoch'] + 1}")
+        return checkpoint["epoch"]
+    if files.unfinished():
+        files.delete()
+    elif kept := files.set_aside():
+        print(f"the earlier run {files.name} is kept as {kept.name}")
+    return 0
+
+
+def train_and_evaluate(
+    training: Training,
+    batches: DataLoader,
+    valid_batches: DataLoader,
+    data: DataConfig,
+    gammas: GammaHistory,
+    epoch: int,
+) -> dict[str, float]:
+    """One epoch, its evaluation if one is due, and its table; the row for the log."""
+    args = training.args
+    began = time.perf_counter()
+    batches.sampler.epoch = epoch
+    sums, cells = train_epoch(training, batches, epoch)
+    row = {"epoch": epoch, **summary(sums, len(batches.dataset)), "lr": training.optimizer.param_groups[0]["lr"]}
+    row["seconds"] = time.perf_counter() - began
+    metrics = None
+    if epoch + 1 == args.epochs or (epoch + 1) % args.evaluation_interval == 0:
+        metrics, _ = evaluate(training.ema.model, valid_batches, data.names)
+        row |= {name: getattr(metrics, name) for name in ("mAP", "mAP_50_95", "precision", "recall", "f1")}
+    gammas.record(epoch, training.penalty, training.ema.model)
+    report(args, training.model, epoch, sums, cells, metrics, gammas)
+    return row | gamma_row(gammas)
+
+
+def save_checkpoints(training: Training, files: Run, data: DataConfig, epoch: int, mean_ap: float | None) -> bool:
+    """Write the checkpoints that are due after an epoch; return whether the one to resume from was among them."""
+    args = training.args
+    is_best = mean_ap is not None and mean_ap > training.best_map
+    training.best_map = max(training.best_map, mean_ap or 0.0)
+    about = {
+        "names": data.names,
+        "img_size": args.img_size,
+        "epoch": epoch + 1,
+        "step": training.step,
+        "best_map": training.best_map,
+        "options": vars(args),
+        "strategy": args.strategy,
+    }
+    due = epoch + 1 == args.epochs or (epoch + 1) % args.checkpoint_interval == 0
+    if due:
+        save_checkpoint(files.last, training.ema.model, **about, training=training.state())
+    # An early best of sparse training is not sparse yet.
+    if due if args.sr else is_best or not files.best.exists():
+        save_checkpoint(files.best, training.ema.model, **about)
+    return due
+
+
+def resume_point(args: argparse.Namespace, files: Run) -> dict | None:
     """The checkpoint to go on from, if asked to.
 
     Raises:
@@ -210,29 +235,29 @@ def resume_point(args: argparse.Namespace, run_files: Run) -> dict | None:
     """
     if args.overwrite:
         return None
-    unfinished = run_files.unfinished()
+    unfinished = files.unfinished()
     if args.resume and not unfinished:
-        state = "is finished" if run_files.last.exists() else "has no checkpoint"
-        raise InputError(f"--resume: the run {args.name} {state} ({run_files.last})")
+        state = "is finished" if files.last.exists() else "has no checkpoint"
+        raise InputError(f"--resume: the run {args.name} {state} ({files.last})")
     if unfinished and not args.resume:
         raise InputError(
-            f"{run_files.last}: the run {args.name} stopped after epoch {unfinished['epoch']} of "
+            f"{files.last}: the run {args.name} stopped after epoch {unfinished['epoch']} of "
             f"{unfinished['options']['epochs']}: add --resume to go on, --overwrite to give it up, or another --name"
         )
     return unfinished
 
 
-def make_loaders(args: argparse.Namespace, data: DataConfig, img_size: int) -> tuple[DataLoader, DataLoader]:
+def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader, DataLoader]:
     """Batches of the training and of the validation pictures."""
     closing = max(1, round(0.15 * args.epochs))
     augmentation = Augmentation(mosaic=args.mosaic, last_mosaic_epoch=args.epochs - closing)
-    train = DetectionDataset(data.images("train"), data.classes, img_size, augmentation, args.seed)
-    valid = DetectionDataset(data.images("valid"), data.classes, img_size)
+    train = DetectionDataset(data.images("train"), data.classes, args.img_size, augmentation, args.seed)
+    valid = DetectionDataset(data.images("valid"), data.classes, args.img_size)
     boxes = sum(map(len, train.labels))
     if not boxes:
         raise InputError(f"{data.train}: none of its {len(train)} pictures has a labelled box")
     print(
-        f"{len(train)} training pictures with {boxes} boxes, {len(valid)} validation pictures, {img_size} pixels"
+        f"{len(train)} training pictures with {boxes} boxes, {len(valid)} validation pictures, {args.img_size} pixels"
         + (f"; {train.clipped + valid.clipped} boxes clipped to the border" if train.clipped + valid.clipped else "")
     )
     batches = loader(train, args.batch_size, args.n_cpu, EpochSampler(len(train), args.seed))

@@ -1,14 +1,24 @@
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from config.create_cfg import create_cfg
 from models import Darknet
+from tests.conftest import DARKNET_CFGS as ZOO
+from tests.conftest import NAMES
 from tests.networks import randomize, shrink
 from utils.cfg import format_cfg, parse_cfg, read_cfg
+from utils.checkpoints import save_checkpoint
 from utils.coupling import couple
+from utils.files import write_text
 from utils.profiling import count_macs, count_parameters
 from utils.pruning import LEAST_CARRIER, largest_difference, mask_gammas, prune
+from utils.ratio import Pruner
 from utils.sparsity import gamma_sizes
 from utils.strategies import STRATEGIES, choose
 
@@ -37,20 +47,98 @@ def kill(model, *places):
     return coupling, dead
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_compact_network_computes_what_the_masked_one_does(darknet_cfg, strategy):
-    model = randomize(Darknet(shrink(read_cfg(darknet_cfg))))
-    coupling = couple(model.network)
-    choice = choose(coupling, strategy, gamma_sizes(model), 0.6)
-    reference, pruned = prune(model, coupling, choice.dead)
-    assert largest_difference(reference, pruned.model, 64) < 1e-5
-    assert largest_difference(model, pruned.model, 64) > 1e-4, "nothing of note was pruned"
-    assert count_parameters(pruned.model) < 0.95 * count_parameters(model)
-    assert count_macs(pruned.model.blocks, 64) < 0.95 * count_macs(model.blocks, 64)
-    for layer in pruned.model.network.convolutions:
-        assert layer.channels == pruned.kept[layer.index].sum() >= 1
-    again = Darknet(parse_cfg(format_cfg(pruned.model.blocks)))
-    assert again.blocks == pruned.model.blocks
+@dataclass(frozen=True)
+class Case:
+    """One network of Darknet's, made narrow, pruned one way."""
+
+    cfg: Path
+    strategy: str
+    round_to: int
+    shrunk: int = 8
+
+    def trial(self):
+        size = 64 if self.shrunk > 1 else 128
+        model = randomize(Darknet(shrink(read_cfg(self.cfg), self.shrunk, size)))
+        return model, Pruner(model, self.strategy, round_to=self.round_to).at(0.6), size
+
+
+def cases(shrunk):
+    return [
+        pytest.param(Case(ZOO / f"{name}.cfg", strategy, round_to, shrunk), id=f"{name}-{strategy}-{round_to}")
+        for name in NAMES
+        for strategy in STRATEGIES
+        for round_to in (1, 8)
+    ]
+
+
+def check(case):
+    model, trial, size = case.trial()
+    small = trial.pruned.model
+    assert largest_difference(trial.reference, small, size) < 1e-5
+    assert largest_difference(model, small, size) > 1e-5, "nothing of note was pruned"
+    assert count_parameters(small) == weights_of(small.network) < count_parameters(model)
+    assert count_macs(small.blocks, size) < count_macs(model.blocks, size)
+    for layer in small.network.convolutions:
+        original = model.network.layers[layer.index].channels
+        assert layer.channels == trial.counts[layer.index] >= 1
+        assert layer.channels % case.round_to == 0 or layer.channels == original
+    return small
+
+
+def weights_of(network):
+    """Parameters as the channels of each layer say: kernels, and gamma and beta or a bias."""
+    return sum(
+        c.channels * (c.inputs // c.groups * c.size**2 + (2 if c.batch_normalize else 1)) for c in network.convolutions
+    )
+
+
+@pytest.mark.parametrize("case", cases(shrunk=8))
+@pytest.mark.usefixtures("darknet_cfgs")
+def test_the_compact_network_computes_what_the_masked_one_does(case):
+    check(case)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("case", cases(shrunk=1))
+@pytest.mark.usefixtures("darknet_cfgs")
+def test_the_compact_network_computes_what_the_masked_one_does_at_full_width(case):
+    check(case)
+
+
+READ_BACK = """
+import sys
+from pathlib import Path
+import torch
+from models import Darknet
+from utils.checkpoints import load_weights
+torch.set_num_threads(1)
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    expected = torch.load(folder / "expected.pt", weights_only=True)
+    for weights in ("small.pth", "small.weights"):
+        model = Darknet(folder / "small.cfg").eval()
+        load_weights(model, folder / weights)
+        with torch.no_grad():
+            torch.testing.assert_close(model(expected["pictures"]), expected["predictions"], rtol=1e-5, atol=1e-4)
+    print(folder.name)
+"""
+
+
+@pytest.mark.usefixtures("darknet_cfgs")
+def test_the_written_files_give_the_same_output_in_a_fresh_process(tmp_path):
+    names = []
+    for param in cases(shrunk=8)[::2]:
+        _, trial, size = param.values[0].trial()
+        folder = tmp_path / param.id
+        pictures = torch.rand(1, 3, size, size)
+        write_text(folder / "small.cfg", format_cfg(trial.pruned.model.blocks))
+        save_checkpoint(folder / "small.pth", trial.pruned.model)
+        trial.pruned.model.save_darknet_weights(folder / "small.weights")
+        with torch.no_grad():
+            torch.save({"pictures": pictures, "predictions": trial.pruned.model(pictures)}, folder / "expected.pt")
+        names.append(param.id)
+    command = [sys.executable, "-c", READ_BACK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
+    assert done.stdout.split() == sorted(names)
 
 
 def test_a_pruned_network_can_be_pruned_again():
