@@ -36,7 +36,7 @@ data/demo/train.txt: | $(VENV)/.requirements
 	$(PY) data/converter.py --source data/demo/hand_dataset --output data/demo
 
 test: $(VENV)/.requirements-dev
-	OMP_WAIT_POLICY=passive $(PY) -m pytest
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2
 
 # Darknet's networks at full width: minutes, and 4 GB of memory.
 test-zoo: $(VENV)/.requirements-dev

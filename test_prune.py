@@ -139,7 +139,7 @@ def main(args: argparse.Namespace) -> None:
     if not pruner.separated(trial.choice) and not args.force:
         raise InputError(
             f"{args.weights_path}: at {trial.percent:.1%} gammas up to {trial.choice.threshold:.3g} would die, not "
-            "clearly smaller than those that live: train with -sr, choose a lower ratio, or add --force"
+            "clearly smaller than the large ones: train with -sr, choose a lower ratio, or add --force"
         )
     max_diff = prove(trial, img_size, args.fold)
     describe(trial, max_diff, pruner)

@@ -162,7 +162,7 @@ class Network:
     @property
     def stride(self) -> int:
         """Input pixels a cell of the coarsest head; pictures are multiples of it."""
-        return max(2 ** round(math.log2(self.height / head.height)) for head in self.heads)
+        return max(2 ** max(round(math.log2(self.height / head.height)), 0) for head in self.heads)
 
     @property
     def consumers(self) -> dict[int, list[Layer]]:

@@ -17,7 +17,7 @@ from utils.strategies import Choice, choose, set_scores
 LARGEST_PERCENT = 0.9999
 # The search stops when it knows the ratio to this.
 STEP = 0.0025
-# Where the largest gamma to die is more than this share of the median of those that live, nothing separates the two.
+# In a model trained sparse the gammas that die are at most this share of its large ones (their 95th percentile).
 SPARSE = 0.1
 
 
@@ -97,10 +97,9 @@ class Pruner:
         return reference
 
     def separated(self, choice: Choice) -> bool:
-        """Whether the gammas that die are clearly smaller than those that live: the sign of sparse training."""
+        """Whether the gammas that die are clearly smaller than the large ones: the sign of sparse training."""
         scores = set_scores(self.coupling, self.strategy, self.gammas)
-        living = scores[~choice.dead & np.isfinite(scores)]
-        return not len(living) or not choice.dead.any() or choice.threshold <= SPARSE * float(np.median(living))
+        return choice.threshold <= SPARSE * float(np.quantile(scores[np.isfinite(scores)], 0.95))
 
 
 def largest_percent(acceptable: Callable[[float], bool]) -> float:
