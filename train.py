@@ -24,7 +24,15 @@ from utils.ema import ModelEma
 from utils.errors import InputError
 from utils.loss import HeadReport, YoloLoss
 from utils.metrics import Metrics
-from utils.optim import MOMENTUM, WARMUP_EPOCHS, build_sgd, learning_rate
+from utils.optim import (
+    FINETUNE_LEARNING_RATE,
+    LEARNING_RATE,
+    MOMENTUM,
+    WARMUP_EPOCHS,
+    build_sgd,
+    default_learning_rate,
+    learning_rate,
+)
 from utils.options import check_classes, network_size
 from utils.plots import plot_training
 from utils.resolve import resolve
@@ -53,7 +61,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
     parser.add_argument("--multiscale_training", action="store_true", help="vary the size by up to a quarter")
-    parser.add_argument("--learning_rate", "-lr", type=number(float, above=0), default=0.01, help="after the warm-up")
+    parser.add_argument(
+        "--learning_rate",
+        "-lr",
+        type=number(float, above=0),
+        help=f"after the warm-up; default: {LEARNING_RATE:g}, for a cfg named prune_* {FINETUNE_LEARNING_RATE:g}",
+    )
     parser.add_argument("--accumulate", type=number(int, 1), default=1, help="batches an optimizer step")
     parser.add_argument("--sparsity-regularization", "-sr", dest="sr", action="store_true", help="train sparse")
     parser.add_argument("--s", type=number(float, 0), default=0.01, help="strength of the penalty on the gammas")
@@ -128,6 +141,7 @@ class Training:
 def main(args: argparse.Namespace) -> None:
     """Train, epoch by epoch, from the start or from where the last run of this name stopped."""
     args.name = args.name or default_name(args.sr, args.model_def)
+    args.learning_rate = args.learning_rate or default_learning_rate(args.model_def)
     files = Run(args.name)
     checkpoint = resume_point(args, files)
     torch.manual_seed(args.seed)

@@ -153,7 +153,7 @@ def sweep_figure(shares: dict[str, Sequence[float]], quality: Sequence[float]) -
     for (name, left), marker in zip(shares.items(), "os", strict=False):
         label = "MACs" if name == "macs" else name
         axes.plot([100 * share for share in left], quality, marker=marker, ms=4, label=label)
-    axes.set(xlabel="% left", ylabel="mAP@0.5", title="What pruning costs", ylim=(0, 1))
+    axes.set(xlabel="% left", ylabel="mAP@0.5", title="What pruning costs", ylim=(0, 1.03))
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

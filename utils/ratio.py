@@ -17,8 +17,8 @@ from utils.strategies import Choice, choose, set_scores
 LARGEST_PERCENT = 0.9999
 # The search stops when it knows the ratio to this.
 STEP = 0.0025
-# In a model trained sparse the gammas that die are at most this share of its large ones (their 95th percentile).
-SPARSE = 0.1
+# Where gammas of more than this share of the large ones (the 95th percentile) die, the model was not trained sparse.
+SPARSE = 0.5
 
 
 @dataclass(frozen=True)

@@ -71,4 +71,9 @@ def default_name(sparse: bool, model_def: str) -> str:
     """``yolov3`` for a sparse run, which test_prune.py reads; else by whether the cfg is a pruned one."""
     if sparse:
         return "yolov3"
-    return "finetune_yolov3" if Path(model_def).name.startswith("prune_") else "baseline_yolov3"
+    return "finetune_yolov3" if is_pruned_cfg(model_def) else "baseline_yolov3"
+
+
+def is_pruned_cfg(model_def: str) -> bool:
+    """Whether the file's name is one that test_prune.py gives."""
+    return Path(model_def).name.startswith("prune_")
