@@ -24,17 +24,10 @@ from utils.ema import ModelEma
 from utils.errors import InputError
 from utils.loss import HeadReport, YoloLoss
 from utils.metrics import Metrics
-from utils.optim import (
-    FINETUNE_LEARNING_RATE,
-    LEARNING_RATE,
-    MOMENTUM,
-    WARMUP_EPOCHS,
-    build_sgd,
-    default_learning_rate,
-    learning_rate,
-)
+from utils.optim import MOMENTUM, WARMUP_EPOCHS, build_sgd, learning_rate
 from utils.options import check_classes, network_size
 from utils.plots import plot_training
+from utils.recipes import FINE_TUNING, TRAINING, recipe_for
 from utils.resolve import resolve
 from utils.run_log import RunLog
 from utils.runs import Run, default_name
@@ -65,7 +58,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--learning_rate",
         "-lr",
         type=number(float, above=0),
-        help=f"after the warm-up; default: {LEARNING_RATE:g}, for a cfg named prune_* {FINETUNE_LEARNING_RATE:g}",
+        help=f"after the warm-up; default: {TRAINING.learning_rate:g}, fine-tuning {FINE_TUNING.learning_rate:g}",
     )
     parser.add_argument("--accumulate", type=number(int, 1), default=1, help="batches an optimizer step")
     parser.add_argument("--sparsity-regularization", "-sr", dest="sr", action="store_true", help="train sparse")
@@ -73,7 +66,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sr_method", choices=METHODS, default="proximal", help="proximal gives gammas of exactly 0")
     parser.add_argument("--strategy", choices=STRATEGIES, default="normal", help="which gammas to penalise")
     parser.add_argument(
-        "--mosaic", type=number(float, 0, 1), default=0.5, help="chance of drawing four pictures in one"
+        "--mosaic",
+        type=number(float, 0, 1),
+        help=f"chance of four pictures in one; default: {TRAINING.mosaic:g}, fine-tuning {FINE_TUNING.mosaic:g}",
     )
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order and augmentation")
     parser.add_argument(
@@ -141,7 +136,10 @@ class Training:
 def main(args: argparse.Namespace) -> None:
     """Train, epoch by epoch, from the start or from where the last run of this name stopped."""
     args.name = args.name or default_name(args.sr, args.model_def)
-    args.learning_rate = args.learning_rate or default_learning_rate(args.model_def)
+    recipe = recipe_for(args.model_def)
+    for option in ("learning_rate", "mosaic"):
+        if getattr(args, option) is None:
+            setattr(args, option, getattr(recipe, option))
     files = Run(args.name)
     checkpoint = resume_point(args, files)
     torch.manual_seed(args.seed)

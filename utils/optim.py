@@ -5,19 +5,10 @@ import math
 import torch
 from torch import nn
 
-from utils.runs import is_pruned_cfg
-
-LEARNING_RATE = 0.01
-FINETUNE_LEARNING_RATE = 0.002  # sparse training leaves small gammas, which larger steps would throw about
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 WARMUP_EPOCHS = 2.0
 FINAL_LR = 0.02  # the cosine ends at this share of the learning rate
-
-
-def default_learning_rate(model_def: str) -> float:
-    """The learning rate that suits a network: a lower one where the cfg's name says that it was pruned."""
-    return FINETUNE_LEARNING_RATE if is_pruned_cfg(model_def) else LEARNING_RATE
 
 
 def build_sgd(model: nn.Module, lr: float) -> torch.optim.SGD:
