@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ := 268435456
 
 # A quarter of YOLOv3's width and pictures of 160 pixels, so that two cores do it in minutes.
 DEMO := --model_def config/yolov3-small-hand.cfg --data_config config/demo.data --n_cpu 2
-DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 16 --checkpoint_interval 30 --evaluation_interval 5 --overwrite
+DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_interval 30 --evaluation_interval 5 --overwrite
 
 .PHONY: demo test test-zoo lint clean
 
