@@ -6,17 +6,17 @@ import time
 
 import torch
 from terminaltables import AsciiTable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from models import Darknet
-from utils.boxes import non_max_suppression
-from utils.checkpoints import load_weights
+from utils.boxes import to_detections
 from utils.cli import ArgumentParser, number, run
 from utils.datasets import DetectionDataset, loader, read_data_config, to_device
-from utils.devices import pick_device
+from utils.detector import load_model
+from utils.devices import device_of, pick_device
 from utils.files import write_json
 from utils.metrics import DetectionMetrics, Metrics
 from utils.options import add_threshold_options, check_classes, network_size
@@ -34,7 +34,7 @@ class Seconds:
 
 @torch.inference_mode()
 def evaluate(
-    model: Darknet,
+    model: nn.Module,
     batches: DataLoader,
     names: list[str],
     iou_thres: float = 0.5,
@@ -45,7 +45,7 @@ def evaluate(
     """Detect on every picture of ``batches`` and compare with its boxes.
 
     Args:
-        model: the network; it is left in the mode it came in.
+        model: the network, a Darknet or one of :mod:`utils.runtimes`; it is left in the mode it came in.
         batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.datasets.collate` makes them.
         names: class names.
         iou_thres: the IoU from which on a detection counts as right.
@@ -53,7 +53,7 @@ def evaluate(
         nms_thres: the IoU of non-maximum suppression.
         progress: the title of the progress bar.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     was_training = model.training
     model.eval()
     forward, nms = Stopwatch(device), Stopwatch(device)
@@ -62,9 +62,9 @@ def evaluate(
     for images, targets in tqdm(batches, progress, leave=False, unit="batch"):
         images = to_device(images, device)
         with forward:
-            predictions = model(images)
+            output = model(images)
         with nms:
-            detections = non_max_suppression(predictions, conf_thres, nms_thres)
+            detections = to_detections(output, conf_thres, nms_thres)
         for image, found in enumerate(detections):
             gathered.add(found.cpu(), boxes_of_image(targets, image, images.shape[-1]))
     metrics = gathered.compute()
@@ -87,7 +87,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights_path",
         default="checkpoints/yolov3_ckpt.pth",
-        help="a checkpoint, state dict or Darknet .weights file",
+        help="a checkpoint, state dict, Darknet .weights file, or .onnx file, which needs no --model_def",
     )
     parser.add_argument("--iou_thres", type=number(float, 0, 1), default=0.5, help="IoU of a right detection")
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
@@ -99,8 +99,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Evaluate a model on the validation pictures of a data set and print the table."""
-    model = Darknet(args.model_def)
-    load_weights(model, args.weights_path)
+    model, _ = load_model(args.model_def, args.weights_path, (args.conf_thres, args.nms_thres))
     img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
@@ -110,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
     metrics, seconds = evaluate(model, batches, data.names, args.iou_thres, args.conf_thres, args.nms_thres)
 
     print(metrics_table(metrics, args.iou_thres))
-    parameters, macs = count_parameters(model), count_macs(model.blocks, img_size)
+    parameters, macs = count_parameters(Darknet(model.blocks)), count_macs(model.blocks, img_size)
     print(f"{parameters:,} parameters, {macs / 1e9:.3f} G MACs at {img_size}")
     print(
         f"{metrics.images} pictures in {seconds.total:.1f} s: "

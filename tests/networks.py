@@ -32,3 +32,21 @@ def randomize(model: Darknet, near_zero: float = 0.7, seed: int = 0) -> Darknet:
         norm.running_mean.normal_(0, 0.3, generator=random)
         norm.running_var.uniform_(0.5, 2, generator=random)
     return model.eval()
+
+
+@torch.no_grad()
+def lively(model: Darknet, seed: int = 0) -> Darknet:
+    """A network that looks at the picture, as a trained one does, with scores spread over (0, 1); in eval mode.
+
+    BatchNorm takes the statistics of noise, without which a network of random weights gives much the same for any
+    picture; the heads get random biases.
+    """
+    random = torch.Generator().manual_seed(seed)
+    for norm in model.batch_norms.values():
+        norm.reset_running_stats()
+        norm.momentum = None  # a mean over what it sees
+    coarse = torch.rand(8, 3, 8, 8, generator=random)
+    model.train()(torch.nn.functional.interpolate(coarse, size=(model.network.height, model.network.width)))
+    for head in model.network.heads:
+        model.conv(head.sources[0]).bias.data.normal_(generator=random)
+    return model.eval()

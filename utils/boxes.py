@@ -40,6 +40,16 @@ class Letterbox:
         return ((xyxy - offset) / scale).clamp(min=0).minimum(limit)
 
 
+def to_detections(output: Tensor | list[Tensor], conf_thres: float, nms_thres: float) -> list[Tensor]:
+    """What a network gives as detections, (D, 6) for each image.
+
+    Args:
+        output: predictions (B, P, 5 + C), or detections already, from a graph with non-maximum suppression in it.
+        conf_thres, nms_thres: see :func:`non_max_suppression`.
+    """
+    return output if isinstance(output, list) else non_max_suppression(output, conf_thres, nms_thres)
+
+
 def non_max_suppression(predictions: Tensor, conf_thres: float, nms_thres: float) -> list[Tensor]:
     """Detections of a batch: a score for every class of every box, as in Darknet, and NMS a class.
 

@@ -8,6 +8,7 @@ A checkpoint is a dict of plain values and tensors, so that ``torch.load(..., we
 """
 
 import io
+import re
 import subprocess
 import warnings
 from collections.abc import Mapping
@@ -93,8 +94,9 @@ def load_state(model: Darknet, state: Mapping[str, Tensor], path: str | Path) ->
         InputError: a tensor is missing, has another shape, or is not of this network.
     """
     own = model.state_dict()
-    # The older ports keep no count of batches, or drop what DataParallel puts before every name.
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    # Other ports keep no count of batches, or what DataParallel puts before every name, or the cfg's anchors.
+    anchors = re.compile(r"\.yolo_\d+\.anchor(s|_grid)$")
+    state = {name.removeprefix("module."): value for name, value in state.items() if not anchors.search(name)}
     for name, tensor in own.items():
         if name not in state:
             if name.endswith("num_batches_tracked"):

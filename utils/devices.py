@@ -3,11 +3,17 @@
 from contextlib import AbstractContextManager
 
 import torch
+from torch import nn
 
 
 def pick_device() -> torch.device:
     """A GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are; the CPU for one that has none, since it runs elsewhere than in PyTorch."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def autocast(device: torch.device) -> AbstractContextManager:

@@ -4,7 +4,7 @@ import argparse
 
 from models import Darknet
 from utils.cli import number
-from utils.datasets import DataConfig
+from utils.datasets import DataConfig, read_names
 from utils.errors import InputError
 
 
@@ -49,3 +49,16 @@ def check_classes(model: Darknet, data: DataConfig) -> None:
                 f"{head.where}: classes={head.classes}, but {data.path} has classes={data.classes}; "
                 "config/create_cfg.py writes a cfg for any number of classes"
             )
+
+
+def class_names(class_path: str | None, stored: list[str] | None, model: Darknet) -> list[str]:
+    """The names of the classes: from a file, else from the checkpoint, else their numbers.
+
+    Raises:
+        InputError: the file names another number of classes than the network has.
+    """
+    classes = model.network.heads[0].classes
+    names = read_names(class_path) if class_path else stored or [str(number) for number in range(classes)]
+    if len(names) != classes:
+        raise InputError(f"{class_path or 'the checkpoint'}: {len(names)} class names for {classes} classes")
+    return names

@@ -1,0 +1,206 @@
+"""Takes a model elsewhere: Darknet weights, a checkpoint, ONNX in float or INT8, and a check of every runtime.
+
+python export.py --model_def config/prune_yolov3-hand.cfg --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from terminaltables import AsciiTable
+from torch import Tensor, nn
+
+from models import Darknet
+from test import evaluate
+from utils.cfg import format_cfg
+from utils.checkpoints import load_weights, write_checkpoint
+from utils.cli import ArgumentParser, number, run
+from utils.darknet_weights import write_darknet_weights
+from utils.datasets import DetectionDataset, loader, read_data_config
+from utils.deployment import Deployment, deployments
+from utils.errors import InputError
+from utils.files import atomic_writer, set_aside, write_json
+from utils.fusing import fuse
+from utils.onnx_export import add_suppression, export_onnx, prove
+from utils.options import add_threshold_options, check_classes, class_names, network_size
+from utils.pictures import batches_of_one, find_pictures
+from utils.profiling import forward_ms
+from utils.pruning import proof_pictures
+from utils.quantization import quantize
+from utils.runtimes import largest_difference
+
+# The check compares boxes that score at least this: OpenCV's reader sets scores below 0.2 to 0.
+LEAST_SCORE = 0.25
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options of export.py."""
+    parser = ArgumentParser(__doc__.splitlines()[0])
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--to", choices=("weights", "pth", "onnx"), help="the format to write")
+    task.add_argument("--check", action="store_true", help="compare all runtimes on pictures instead; writes no model")
+    parser.add_argument("--model_def", default="config/prune_yolov3-hand.cfg", help="the network's cfg")
+    parser.add_argument("--weights_path", default="checkpoints/prune_yolov3_ckpt.pth", help="checkpoint or .weights")
+    parser.add_argument("--class_path", help="file of class names; default: those in the checkpoint")
+    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
+    parser.add_argument(
+        "--fuse",
+        action="store_true",
+        help="fold BatchNorm into the convolutions, for readers with another epsilon such as OpenCV; also writes a cfg",
+    )
+    parser.add_argument("--output", help="default: the weights' name with the suffix of the format")
+
+    onnx = parser.add_argument_group("ONNX")
+    onnx.add_argument("--static_size", action="store_true", help="only pictures of --img_size; the batch stays free")
+    onnx.add_argument("--nms", action="store_true", help="put non-maximum suppression into the graph")
+    add_threshold_options(onnx, conf_thres=0.5, nms_thres=0.4)
+    onnx.add_argument("--int8", action="store_true", help="quantise, calibrated on training pictures of --data_config")
+    onnx.add_argument("--calibration", type=number(int, 1), default=100, help="pictures to calibrate on")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data_config", help="a data set's .data file: calibration pictures, and mAP in the check")
+    data.add_argument(
+        "--image_folder", default="data/samples", help="pictures of the check: a folder, or a glob in quotes"
+    )
+    data.add_argument("--batch_size", type=number(int, 1), default=8, help="pictures at a time for mAP")
+    data.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures for mAP")
+    parser.add_argument("--json", metavar="FILE", help="write the check's results there, too")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Load the model, then convert or check it."""
+    model = Darknet(args.model_def).eval()
+    about = load_weights(model, args.weights_path)
+    img_size = network_size(model, args.img_size or about.get("img_size"))
+    names = class_names(args.class_path, about.get("names"), model)
+    if args.check:
+        check(model, names, img_size, args)
+    else:
+        convert(model, names, img_size, about, args)
+
+
+def convert(model: Darknet, names: list[str], img_size: int, about: dict[str, Any], args: argparse.Namespace) -> None:
+    """Write the model in the format of --to; what stood there before is kept under a numbered name."""
+    target = output_path(args)
+    if target.resolve() == Path(args.weights_path).resolve():
+        raise InputError(f"--output {target} is the file to read: choose another name")
+    if args.fuse:
+        model = fuse(model)
+    kept = {name: about[name] for name in ("epoch", "step", "best_map", "options", "strategy") if name in about}
+    write = {
+        "weights": lambda file: write_darknet_weights(model, file),
+        "pth": lambda file: write_checkpoint(file, model, **kept, names=names, img_size=img_size),
+        "onnx": lambda file: write_onnx(file, model, names, img_size, args),
+    }
+    save(target, write[args.to])
+    if args.fuse:
+        save(target.with_suffix(".cfg"), lambda file: file.write(format_cfg(model.blocks).encode()))
+
+
+def save(target: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file atomically, and say so."""
+    with atomic_writer(target) as file:
+        write(file)
+        if old := set_aside(target):
+            print(f"the old {target} is kept as {old}")
+    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
+
+
+def output_path(args: argparse.Namespace) -> Path:
+    """Beside the weights, with the suffix of the format; what was done shows in the name."""
+    if args.output:
+        return Path(args.output)
+    variants = {"fuse": "_fused", "int8": "_int8", "nms": "_nms"}
+    marks = "".join(mark for option, mark in variants.items() if getattr(args, option))
+    weights = Path(args.weights_path)
+    return weights.with_name(f"{weights.stem}{marks}.{args.to}")
+
+
+def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: int, args: argparse.Namespace) -> None:
+    """Export, prove the float graph, and only then quantise it and add non-maximum suppression."""
+    proto = export_onnx(model, names, img_size, dynamic_size=not args.static_size)
+    pictures = list(proof_pictures(img_size, model.network.stride))
+    gap = prove(model, proto, pictures[:1] if args.static_size else pictures)
+    print(f"ONNX Runtime agrees with PyTorch to {gap:.1e}")
+    if args.int8:
+        proto = quantize(proto, model.network, calibration_pictures(img_size, args))
+    if args.nms:
+        proto = add_suppression(proto, args.conf_thres, args.nms_thres)
+    file.write(proto.SerializeToString())
+
+
+def calibration_pictures(img_size: int, args: argparse.Namespace) -> Iterator[Tensor]:
+    """--calibration pictures, evenly from the training pictures of --data_config, as images (1, 3, S, S) in [0, 1]."""
+    if not args.data_config:
+        raise InputError("--int8 needs --data_config: the ranges of values are measured on its training pictures")
+    paths = read_data_config(args.data_config).images("train")
+    return batches_of_one(paths[:: max(len(paths) // args.calibration, 1)][: args.calibration], img_size)
+
+
+def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namespace) -> None:
+    """Run the model in every runtime on the same pictures, and print one table."""
+    paths = find_pictures(args.image_folder)
+    calibration = calibration_pictures(img_size, args) if args.data_config else batches_of_one(paths, img_size)
+    found = deployments(model, names, img_size, calibration)
+    running = [deployment.model for deployment in found if deployment.model]
+    times = forward_ms(running, next(batches_of_one(paths, img_size)))
+    gaps = differences(running, batches_of_one(paths, img_size))
+    scores = mean_aps(running, model, img_size, args) if args.data_config else [None] * len(running)
+    measures = zip(times, gaps, scores, strict=True)
+    rows = [row(deployment, *(next(measures) if deployment.model else (None, None, None))) for deployment in found]
+    print(check_table(rows))
+    print(
+        f"{len(paths)} pictures of {img_size} pixels, {torch.get_num_threads()} threads. Differences to PyTorch where "
+        f"a score is at least {LEAST_SCORE}: of scores, and of boxes relative to their pixels."
+    )
+    if args.json:
+        write_json(args.json, rows)
+
+
+@torch.inference_mode()
+def differences(models: list[nn.Module], pictures: Iterable[Tensor]) -> list[float | None]:
+    """The largest difference of each model to the first over all pictures; None where no picture has a box."""
+    gaps = []
+    for images in pictures:
+        outputs = [model(images) for model in models]
+        gaps.append([largest_difference(outputs[0], output, LEAST_SCORE) for output in outputs])
+    return [max((gap for gap in of_model if gap is not None), default=None) for of_model in zip(*gaps, strict=True)]
+
+
+def mean_aps(models: list[nn.Module], model: Darknet, img_size: int, args: argparse.Namespace) -> list[float]:
+    """mAP@0.5 of each model on the validation pictures of --data_config."""
+    data = read_data_config(args.data_config)
+    check_classes(model, data)
+    dataset = DetectionDataset(data.images("valid"), data.classes, img_size)
+    batches = loader(dataset, args.batch_size, args.n_cpu)
+    return [evaluate(model, batches, data.names)[0].mAP for model in models]
+
+
+def row(deployment: Deployment, forward: float | None, gap: float | None, score: float | None) -> dict[str, Any]:
+    """One row of the table, with its values as they are."""
+    about = {name: getattr(deployment, name) for name in ("runtime", "format", "size_bytes", "problem")}
+    return about | {"forward_ms": forward, "largest_difference": gap, "mAP": score}
+
+
+def check_table(rows: list[dict[str, Any]]) -> str:
+    """The table of the check for the terminal."""
+    columns = {
+        "MB": lambda row: f"{row['size_bytes'] / 1e6:.2f}",
+        "Forward (ms)": lambda row: f"{row['forward_ms']:.2f}",
+        "Difference": lambda row: "no box" if row["largest_difference"] is None else f"{row['largest_difference']:.1e}",
+        "mAP@0.5": lambda row: "" if row["mAP"] is None else f"{row['mAP']:.4f}",
+    }
+    lines = [["Runtime", "Format", *columns]]
+    for row in rows:
+        cells = [row["problem"], "", "", ""] if row["problem"] else [cell(row) for cell in columns.values()]
+        lines.append([row["runtime"], row["format"], *cells])
+    table = AsciiTable(lines)
+    table.justify_columns = dict.fromkeys(range(2, 6), "right")
+    return table.table
+
+
+if __name__ == "__main__":
+    run(get_args_parser(), main)
