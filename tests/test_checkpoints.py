@@ -259,3 +259,19 @@ def test_a_failing_save_leaves_the_old_checkpoint(saved):
         save_checkpoint(saved, network(seed=2), callback=lambda: None)
     assert saved.read_bytes() == before
     assert [file.name for file in saved.parent.iterdir()] == ["a.pth"]
+
+
+@pytest.mark.parametrize("buffers", [True, False], ids=["PyTorch-YOLOv3", "YOLOv3-model-pruning"])
+def test_state_dicts_of_the_older_repositories_load(tmp_path, buffers):
+    """Names as their create_modules() gives them; newer versions of PyTorch-YOLOv3 also keep the cfg's anchors."""
+    source = network(seed=1)
+    foreign = OrderedDict(source.state_dict())
+    if buffers:
+        for head in source.network.heads:
+            anchors = torch.tensor(head.anchors)
+            foreign[f"module_list.{head.index}.yolo_{head.index}.anchors"] = anchors
+            foreign[f"module_list.{head.index}.yolo_{head.index}.anchor_grid"] = anchors.view(1, -1, 1, 1, 2)
+    torch.save(foreign, tmp_path / "yolov3_ckpt_99.pth")
+    model = network(seed=2)
+    load_weights(model, tmp_path / "yolov3_ckpt_99.pth")
+    assert same(state(source), state(model))

@@ -38,7 +38,7 @@ def exported():
 
 @torch.no_grad()
 def test_every_network_gives_the_same_predictions_in_onnx_runtime(darknet_cfg):
-    model = lively(randomize(Darknet(shrink(read_cfg(darknet_cfg))), near_zero=0))
+    model = lively(randomize(Darknet(shrink(read_cfg(darknet_cfg)))))
     names = [str(number) for number in range(model.network.heads[0].classes)]
     assert prove(model, export_onnx(model, names, SIZE), pictures()) <= TOLERANCE
 

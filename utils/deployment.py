@@ -12,6 +12,7 @@ from utils.checkpoints import state_dict_size
 from utils.errors import InputError
 from utils.fusing import fuse
 from utils.onnx_export import export_onnx
+from utils.optional import optional
 from utils.quantization import quantize
 from utils.runtimes import OnnxModel, OpenCvModel, OpenVinoModel
 
@@ -55,7 +56,8 @@ def deployments(model: Darknet, names: list[str], img_size: int, calibration: It
         fused = fuse(model)
         return fused, state_dict_size(fused)
 
-    def onnx_in(runtime: Callable[[bytes], nn.Module]) -> tuple[nn.Module, int]:
+    def onnx_in(runtime: Callable[[bytes], nn.Module], package: str) -> tuple[nn.Module, int]:
+        optional(package)  # named even where onnx is missing, too
         content = proto().SerializeToString()
         return runtime(content), len(content)
 
@@ -70,8 +72,8 @@ def deployments(model: Darknet, names: list[str], img_size: int, calibration: It
     return [
         Deployment("PyTorch", "checkpoint", state_dict_size(model), model),
         _deploy("PyTorch, fused", "checkpoint", torch_fused),
-        _deploy("ONNX Runtime", "ONNX", lambda: onnx_in(OnnxModel)),
-        _deploy("OpenVINO", "ONNX", lambda: onnx_in(OpenVinoModel)),
+        _deploy("ONNX Runtime", "ONNX", lambda: onnx_in(OnnxModel, "onnxruntime")),
+        _deploy("OpenVINO", "ONNX", lambda: onnx_in(OpenVinoModel, "openvino")),
         _deploy("OpenCV", "cfg and .weights", lambda: opencv(model)),
         _deploy("OpenCV", "the same, fused", lambda: opencv(fuse(model))),
         _deploy("ONNX Runtime", "ONNX, INT8", int8),
