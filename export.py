@@ -31,7 +31,7 @@ from utils.pruning import proof_pictures
 from utils.quantization import quantize
 from utils.runtimes import largest_difference
 
-# The check compares boxes that score at least this: OpenCV's reader sets scores below 0.2 to 0.
+# The check compares boxes that score at least this; those of noise can be of any size.
 LEAST_SCORE = 0.25
 
 
@@ -153,8 +153,8 @@ def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namesp
     rows = [row(deployment, *(next(measures) if deployment.model else (None, None, None))) for deployment in found]
     print(check_table(rows))
     print(
-        f"{len(paths)} pictures of {img_size} pixels, {torch.get_num_threads()} threads. Differences to PyTorch where "
-        f"a score is at least {LEAST_SCORE}: of scores, and of boxes relative to their pixels."
+        f"{len(paths)} pictures of {img_size} pixels, {torch.get_num_threads()} thread(s). Differences to PyTorch "
+        f"where a score is at least {LEAST_SCORE}: of scores, and of boxes relative to their pixels."
     )
     if args.json:
         write_json(args.json, rows)

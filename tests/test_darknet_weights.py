@@ -7,6 +7,7 @@ import torch
 from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import randomize
+from train import load_pretrained
 from utils.cfg import parse_cfg
 from utils.darknet_weights import is_darknet_weights, load_darknet_weights
 from utils.errors import InputError
@@ -226,3 +227,19 @@ def test_an_existing_file_is_replaced_whole_or_not_at_all(tmp_path):
 )
 def test_a_darknet_file_is_known_by_its_name(name, darknets):
     assert is_darknet_weights(name) is darknets
+
+
+@pytest.mark.parametrize("base", ["v3", "v3-spp"])
+def test_darknet53_fills_every_network_that_begins_with_it_and_the_count_is_said(tmp_path, base, capsys):
+    source = randomize(Darknet(create_cfg("v3", 1, 64, width=0.0625)))
+    source.save_darknet_weights(tmp_path / "whole.weights")
+    backbone = source.network.convolutions[:52]  # up to layer 74
+    size = sum(sum(t.numel() for t in source.module_list[c.index].state_dict().values()) - 1 for c in backbone)
+    (tmp_path / "darknet53.conv.74").write_bytes((tmp_path / "whole.weights").read_bytes()[: 20 + 4 * size])
+    model = Darknet(create_cfg(base, 3, 96, width=0.0625))
+    load_pretrained(model, str(tmp_path / "darknet53.conv.74"))
+    count = len(model.network.convolutions)
+    assert f"weights for 52 of {count} convolutions" in capsys.readouterr().out
+    assert all(torch.equal(model.conv(c.index).weight, source.conv(c.index).weight) for c in backbone)
+    with pytest.raises(InputError, match="too short: layer 75"):
+        model.load_darknet_weights(tmp_path / "darknet53.conv.74")

@@ -112,9 +112,9 @@ def test_the_runtime_gives_predictions_in_our_order_and_pixels():
     images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
     got, wanted = OpenCvModel(model, SIZE)(images), model(images)
     assert got.shape == wanted.shape
-    torch.testing.assert_close(got[..., :5], wanted[..., :5], rtol=1e-4, atol=1e-4)
-    for ours, theirs in zip(non_max_suppression(wanted, 0.25, 0.4), non_max_suppression(got, 0.25, 0.4), strict=True):
-        assert len(ours) > 3
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(non_max_suppression(wanted, 0.1, 0.4), non_max_suppression(got, 0.1, 0.4), strict=True):
+        assert ours[:, 4].min() < 0.2  # OpenCV's own threshold is out of the way
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 

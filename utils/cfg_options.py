@@ -1,6 +1,7 @@
 """The options of Darknet's cfgs that :mod:`utils.resolve` does not interpret, by section; "any" is every section."""
 
-# They concern Darknet's own training, its speed, or how it draws results. They stay in the cfg and change nothing here.
+# They concern Darknet's own training, its speed, or how it draws results; thresh is read by OpenCV alone. They stay in
+# the cfg and change nothing here.
 TRAINING_ONLY = {
     section: set(names.split())
     for section, names in {
@@ -20,7 +21,7 @@ TRAINING_ONLY = {
             max jitter resize random ignore_thresh truth_thresh iou_thresh iou_thresh_kind iou_loss iou_normalizer
             cls_normalizer obj_normalizer delta_normalizer max_delta objectness_smooth label_smooth_eps focal_loss
             counters_per_class map nms_kind beta_nms show_details track_history_size sim_thresh dets_for_track
-            dets_for_show track_ciou_norm""",
+            dets_for_show track_ciou_norm thresh""",
     }.items()
 }
 

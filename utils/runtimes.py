@@ -20,6 +20,10 @@ from utils.errors import InputError
 from utils.optional import optional
 from utils.resolve import resolve
 
+# Read by OpenCV alone: a product of objectness and class score that is not above it becomes 0; its default is 0.2
+# (opencv/modules/dnn/src/layers/region_layer.cpp).
+OPENCV_OPTIONS = {"yolo": {"thresh": "0"}}
+
 
 class OnnxModel(nn.Module):
     """A file that export.py wrote, in ONNX Runtime.
@@ -112,8 +116,8 @@ class OpenVinoModel(nn.Module):
 class OpenCvModel(nn.Module):
     """A network's cfg and Darknet weights in OpenCV's Darknet reader.
 
-    Two things differ there: BatchNorm's epsilon is 1e-6, and its ``yolo`` layer gives objectness * class score, or 0
-    where that is not above 0.2 (opencv/modules/dnn/src/layers/region_layer.cpp, ``thresh``).
+    BatchNorm's epsilon is 1e-6 there, which matters where variances are small: give it a fused network
+    (:func:`utils.fusing.fuse`). What it reads is given OPENCV_OPTIONS, so that no score is cut off.
 
     Args:
         model: the network.
@@ -132,7 +136,8 @@ class OpenCvModel(nn.Module):
         if not hasattr(self.cv2.dnn, "readNetFromDarknet"):
             raise InputError("OpenCV 5 has no Darknet reader: pip install 'opencv-python-headless<5'")
         self.cv2.setNumThreads(torch.get_num_threads())
-        blocks = [model.blocks[0] | {"width": str(img_size), "height": str(img_size)}, *model.blocks[1:]]
+        blocks = [block | OPENCV_OPTIONS.get(block["type"], {}) for block in model.blocks]
+        blocks[0] |= {"width": str(img_size), "height": str(img_size)}
         weights = io.BytesIO()
         write_darknet_weights(model, weights)
         files = [np.frombuffer(content, np.uint8) for content in (format_cfg(blocks).encode(), weights.getbuffer())]
