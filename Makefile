@@ -57,6 +57,6 @@ $(VENV)/.requirements: requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/.requirements-dev: requirements-dev.txt $(VENV)/.requirements
+$(VENV)/.requirements-dev: requirements-dev.txt requirements-export.txt $(VENV)/.requirements
 	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
 	touch $@
