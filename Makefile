@@ -11,28 +11,28 @@ export MALLOC_TOP_PAD_ := 268435456
 
 # A quarter of YOLOv3's width and pictures of 160 pixels, so that two cores do it in minutes.
 DEMO := --model_def config/yolov3-small-hand.cfg --data_config config/demo.data --n_cpu 2
-DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_interval 30 --evaluation_interval 5 --overwrite
+DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_interval 30 --evaluation_interval 3 --overwrite
 
 .PHONY: demo test test-zoo lint clean
 
 demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
-	$(PY) train.py $(DEMO_TRAIN) --name demo_baseline --epochs 30
+	$(PY) train.py $(DEMO_TRAIN) --name demo_baseline --epochs 15
 	@echo "== 2. sparse: the gammas of channels that are not needed go to 0"
-	$(PY) train.py $(DEMO_TRAIN) --name demo_sparse --epochs 30 -sr --s 0.02 -pre checkpoints/demo_baseline_ckpt.pth
+	$(PY) train.py $(DEMO_TRAIN) --name demo_sparse --epochs 18 -sr --s 0.015 -pre checkpoints/demo_baseline_ckpt.pth
 	@echo "== 3. prune: the same network, without its dead channels"
 	$(PY) test_prune.py $(DEMO) --weights_path checkpoints/demo_sparse_ckpt.pth --percent 0.6 \
 		--out_cfg config/prune_demo.cfg --out_weights checkpoints/prune_demo_ckpt.pth
 	@echo "== 4. fine-tune"
-	$(PY) train.py $(DEMO_TRAIN) --model_def config/prune_demo.cfg --name demo_finetune --epochs 8 \
+	$(PY) train.py $(DEMO_TRAIN) --model_def config/prune_demo.cfg --name demo_finetune --epochs 4 \
 		-pre checkpoints/prune_demo_ckpt.pth
 	@echo "== 5. detect"
 	$(PY) detect.py --image_folder "data/demo/images/test_0000*.jpg" --model_def config/prune_demo.cfg \
-		--weights_path checkpoints/demo_finetune_ckpt.pth --conf_thres 0.4 --n_cpu 2 --output output/demo
+		--weights_path checkpoints/demo_finetune_ckpt.pth --conf_thres 0.25 --n_cpu 2 --output output/demo
 	@echo "pictures: runs/demo_sparse (gammas over time), runs/prune_demo (channels), output/demo (detections)"
 
 data/demo/train.txt: | $(VENV)/.requirements
-	$(PY) data/synthetic_hands.py --output data/demo --train 360 --valid 40 --test 80 --size 192 --overwrite
+	$(PY) data/synthetic_hands.py --output data/demo --train 700 --valid 60 --test 80 --size 192 --overwrite
 	$(PY) data/converter.py --source data/demo/hand_dataset --output data/demo
 
 test: $(VENV)/.requirements-dev
