@@ -185,7 +185,7 @@ def begin(training: Training, files: Run, checkpoint: dict | None) -> int:
         training.load_state(checkpoint, files.last)
         print(f"resuming {files.name} at epoch {checkpoint['epoch'] + 1}")
         return checkpoint["epoch"]
-    if files.unfinished():
+    if training.args.overwrite and files.unfinished():
         files.delete()
     elif kept := files.set_aside():
         print(f"the earlier run {files.name} is kept as {kept.name}")
@@ -279,13 +279,13 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
 def check_reach(training: Training) -> None:
     """Say how far the penalty can move a gamma in this run, and warn where that is not far enough."""
     farthest = reach(training.learning_rates(), training.args.s, MOMENTUM)
-    largest = float(np.median(training.penalty.gammas()))
+    typical = float(np.median(training.penalty.gammas()))
     print(
-        f"s={training.args.s:g} can lower a gamma by at most {farthest:.3g} in this run; their median is {largest:.3g}"
+        f"s={training.args.s:g} can lower a gamma by at most {farthest:.3g} in this run; their median is {typical:.3g}"
     )
-    if farthest < largest:
+    if farthest < typical:
         # Half of a penalty is spent on gammas that the loss holds up: aim at twice the way.
-        fitting = 2 * largest * training.args.s / farthest if training.args.s else float("nan")
+        fitting = 2 * typical * training.args.s / farthest if training.args.s else float("nan")
         print(f"warning: few gammas can reach 0: train longer, or try --s {fitting:.2g}")
 
 

@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 if not __package__:  # run as `python config/cluster_anchors.py`: the repository root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config.create_cfg import DARKNET_ANCHORS, format_anchors, scale_anchors
+from utils import boxes
 from utils.cli import ArgumentParser, number, run
 from utils.datasets import label_path, read_data_config, read_labels
 from utils.errors import InputError
@@ -56,8 +58,7 @@ def box_sizes(images: list[Path], classes: int, img_size: int) -> np.ndarray:
 
 def size_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     """IoU, (N, A), of boxes (N, 2) with anchors (A, 2) laid on the same centre."""
-    inter = np.minimum(sizes[:, None], anchors[None]).prod(axis=2)
-    return inter / (sizes.prod(axis=1)[:, None] + anchors.prod(axis=1)[None] - inter)
+    return boxes.size_iou(torch.from_numpy(sizes), torch.from_numpy(anchors)).numpy()
 
 
 def spread_start(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from config.create_cfg import BASES, create_cfg, get_args_parser, main
+from tests.conftest import DARKNET_CFGS as DARKNET
 from utils.cfg import format_cfg, parse_cfg, read_cfg
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-DARKNET = ROOT.parent / "shared" / "darknet_cfg"
 COMMITTED = {
     "yolov3-hand": "--base v3 --classes 1 --img_size 416 --width 1.0",
     "yolov3-spp-hand": "--base v3-spp",

@@ -15,15 +15,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks of this size are slower on several threads, and far slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def network(classes=3, kind="v3"):
     torch.manual_seed(0)
     blocks = create_cfg("v3-tiny", classes, SIZE, width=0.05)

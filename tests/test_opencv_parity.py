@@ -13,6 +13,7 @@ import torch
 
 from config.create_cfg import create_cfg
 from models import Darknet
+from tests.conftest import DARKNET_CFGS
 from tests.networks import lively, randomize, shrink
 from utils.boxes import non_max_suppression
 from utils.cfg import format_cfg, read_cfg
@@ -30,7 +31,7 @@ HANDS = Path(__file__).resolve().parents[2] / "shared" / "data" / "hands" / "ima
 def network(name):
     if name != "v4-tiny":
         return Darknet(create_cfg(name, 2, SIZE, width=0.125))
-    cfg = Path(__file__).resolve().parents[2] / "shared" / "darknet_cfg" / "yolov4-tiny.cfg"
+    cfg = DARKNET_CFGS / "yolov4-tiny.cfg"
     if not cfg.exists():
         pytest.skip(f"YOLOv4-tiny's cfg is not at {cfg}")
     return Darknet(shrink(read_cfg(cfg), size=SIZE))

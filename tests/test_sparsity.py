@@ -41,15 +41,6 @@ RESIDUAL = (
 NO_BATCH_NORM = "[net]\nwidth=32\nheight=32\nchannels=3\n" + HEAD
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks of this size are slower on several threads, and far slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def residual():
     torch.manual_seed(0)
     return Darknet(parse_cfg(RESIDUAL))

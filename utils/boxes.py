@@ -7,8 +7,9 @@ Two formats: ``xywh`` is centre x, centre y, width, height; ``xyxy`` is left, to
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms, box_convert
+from torchvision.ops import batched_nms, box_convert, box_iou
 
 # Candidates an image that enter NMS, and detections that leave it; the best by score. A cap only matters where a
 # threshold near 0 lets almost every box pass, and the boxes it cuts score below thousands of others.
@@ -38,6 +39,11 @@ class Letterbox:
         scale = xyxy.new_tensor([self.scale_x, self.scale_y, self.scale_x, self.scale_y])
         limit = xyxy.new_tensor([width, height, width, height])
         return ((xyxy - offset) / scale).clamp(min=0).minimum(limit)
+
+
+def size_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of box sizes (N, 2) and (M, 2) laid on one centre, (N, M)."""
+    return box_iou(*(box_convert(F.pad(size, (2, 0)), "cxcywh", "xyxy") for size in (first, second)))
 
 
 def to_detections(output: Tensor | list[Tensor], conf_thres: float, nms_thres: float) -> list[Tensor]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from utils.augmentations import Augmentation, Picture, letterbox
 from utils.errors import InputError
+from utils.files import read_lines
 
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 _WARNING_FILTERS = threading.Lock()  # they are the process's, and pictures are checked by several threads
@@ -46,20 +47,6 @@ def find_path(text: str, origin: Path) -> Path:
     """A path that a file names: absolute, relative to the working directory, or relative to the file ``origin``."""
     path = Path(text)
     return path if path.is_absolute() or path.exists() else origin.parent / path
-
-
-def read_lines(path: str | Path, what: str) -> list[str]:
-    """The lines of a text file.
-
-    Raises:
-        InputError: the file is missing or is not text; the message says ``what`` it should be.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such {what}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file, so not a {what}") from None
 
 
 def read_names(path: str | Path) -> list[str]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from utils.errors import InputError
+
 
 @contextmanager
 def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
@@ -27,6 +29,20 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        InputError: the file is missing or is not text; the message says ``what`` it should be.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such {what}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file, so not a {what}") from None
 
 
 def set_aside(path: str | Path) -> Path | None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
+from torchvision.ops import box_convert, complete_box_iou_loss
 
 from models import Darknet, Yolo
+from utils.boxes import size_iou
 
 # A target also trains the anchors whose IoU with it, both at one centre, passes this; its best anchor always.
 ANCHOR_IOU = 0.25
@@ -51,11 +52,6 @@ class Assignment:
     label: Tensor
     centre: Tensor
     size: Tensor
-
-
-def size_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of box sizes (N, 2) and (M, 2) laid on one centre, (N, M)."""
-    return box_iou(*(box_convert(F.pad(size, (2, 0)), "cxcywh", "xyxy") for size in (first, second)))
 
 
 class YoloLoss(nn.Module):

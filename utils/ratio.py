@@ -76,12 +76,12 @@ class Pruner:
         self._shallow = remove_blocks(model, self.blocks) if self.blocks else model
         self.coupling = couple(self._shallow.network)
         self.gammas = gamma_sizes(self._shallow)
+        self._scores = set_scores(self.coupling, strategy, self.gammas)
 
     def at(self, percent: float) -> Trial:
         """Prune at ``percent`` of the prunable channels."""
         choice = choose(self.coupling, self.strategy, self.gammas, percent, self.layer_keep)
-        scores = set_scores(self.coupling, self.strategy, self.gammas)
-        masked, pruned = prune(self._shallow, self.coupling, choice.dead, scores, self.round_to, self.fold_bias)
+        masked, pruned = prune(self._shallow, self.coupling, choice.dead, self._scores, self.round_to, self.fold_bias)
         counts = {layer.index: 0 for layer in self.model.network.convolutions}
         counts |= {self.survivors[index]: int(kept.sum()) for index, kept in pruned.kept.items()}
         return Trial(percent, choice, self._full_reference(masked), pruned, counts)
@@ -98,8 +98,8 @@ class Pruner:
 
     def separated(self, choice: Choice) -> bool:
         """Whether the gammas that die are clearly smaller than the large ones: the sign of sparse training."""
-        scores = set_scores(self.coupling, self.strategy, self.gammas)
-        return choice.threshold <= SPARSE * float(np.quantile(scores[np.isfinite(scores)], 0.95))
+        prunable = self._scores[np.isfinite(self._scores)]
+        return choice.threshold <= SPARSE * float(np.quantile(prunable, 0.95))
 
 
 def largest_percent(acceptable: Callable[[float], bool]) -> float:
