@@ -2,41 +2,29 @@
 
 import argparse
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from terminaltables import AsciiTable
-from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from models import Darknet
 from test import evaluate
 from utils.augmentations import Augmentation
-from utils.checkpoints import load_state, load_weights, save_checkpoint
+from utils.checkpoints import load_weights, save_checkpoint
 from utils.cli import ArgumentParser, number, run
-from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config, to_device
-from utils.devices import amp_dtype, autocast, pick_device
-from utils.ema import ModelEma
+from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
+from utils.devices import pick_device
+from utils.epoch_report import gamma_row, loss_row, print_epoch
 from utils.errors import InputError
-from utils.loss import HeadReport, YoloLoss
-from utils.metrics import Metrics
-from utils.optim import MOMENTUM, WARMUP_EPOCHS, build_sgd, learning_rate
+from utils.optim import MOMENTUM
 from utils.options import check_classes, network_size
 from utils.plots import plot_training
 from utils.recipes import FINE_TUNING, TRAINING, recipe_for
-from utils.resolve import resolve
 from utils.run_log import RunLog
 from utils.runs import Run, default_name
-from utils.sparsity import METHODS, GammaHistory, GammaPenalty, reach
+from utils.sparsity import METHODS, GammaHistory, reach
 from utils.strategies import STRATEGIES
-
-GRADIENT_NORM = 10.0  # larger gradients are scaled down to this norm
-DISPLAY_STEPS = 10  # the loss is read from the device this often
-MULTISCALE_STEPS = 10  # with --multiscale_training the size changes this often
+from utils.training import Training
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -77,60 +65,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run of this name")
     parser.add_argument("--overwrite", action="store_true", help="give up the unfinished run of this name")
     return parser
-
-
-@dataclass
-class Training:
-    """What a step changes, and what it needs for that."""
-
-    args: argparse.Namespace
-    model: Darknet
-    device: torch.device
-    steps_per_epoch: int
-    step: int = 0
-    best_map: float = 0.0
-
-    def __post_init__(self):
-        self.loss = YoloLoss(self.model)
-        self.optimizer = build_sgd(self.model, self.args.learning_rate)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.device.type == "cuda" and amp_dtype(self.device) == torch.float16
-        )
-        self.ema = ModelEma(self.model)
-        # Without -sr the penalty has no strength, and only reports on the gammas.
-        s = self.args.s if self.args.sr else 0.0
-        self.penalty = GammaPenalty(self.model, s, self.args.strategy, self.args.sr_method, MOMENTUM)
-
-    def learning_rates(self) -> np.ndarray:
-        """The learning rate of every optimizer step of the run."""
-        steps = self.args.epochs * self.steps_per_epoch
-        warmup = min(round(WARMUP_EPOCHS * self.steps_per_epoch), steps // 5)
-        return np.array([learning_rate(step, steps, warmup, self.args.learning_rate) for step in range(steps)])
-
-    def state(self) -> dict:
-        """What a checkpoint needs so that training goes on as if never interrupted."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema_updates": self.ema.updates,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-
-    def load_state(self, checkpoint: dict, path: Path) -> None:
-        """Go back to the state of a checkpoint."""
-        state = checkpoint["training"]
-        load_state(self.model, state["model"], path)
-        load_state(self.ema.model, checkpoint["model"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.ema.updates = state["ema_updates"]
-        self.step = checkpoint["step"]
-        self.best_map = checkpoint["best_map"]
-        torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available() and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -204,15 +138,15 @@ def train_and_evaluate(
     args = training.args
     began = time.perf_counter()
     batches.sampler.epoch = epoch
-    sums, cells = train_epoch(training, batches, epoch)
-    row = {"epoch": epoch, **summary(sums, len(batches.dataset)), "lr": training.optimizer.param_groups[0]["lr"]}
+    sums, cells = training.train_epoch(batches, epoch)
+    row = {"epoch": epoch, **loss_row(sums, len(batches.dataset)), "lr": training.optimizer.param_groups[0]["lr"]}
     row["seconds"] = time.perf_counter() - began
     metrics = None
     if epoch + 1 == args.epochs or (epoch + 1) % args.evaluation_interval == 0:
         metrics, _ = evaluate(training.ema.model, valid_batches, data.names)
         row |= {name: getattr(metrics, name) for name in ("mAP", "mAP_50_95", "precision", "recall", "f1")}
     gammas.record(epoch, training.penalty, training.ema.model)
-    report(args, training.model, epoch, sums, cells, metrics, gammas)
+    print_epoch(args, training.model, epoch, sums, cells, metrics, gammas)
     return row | gamma_row(gammas)
 
 
@@ -287,136 +221,6 @@ def check_reach(training: Training) -> None:
         # Half of a penalty is spent on gammas that the loss holds up: aim at twice the way.
         fitting = 2 * typical * training.args.s / farthest if training.args.s else float("nan")
         print(f"warning: few gammas can reach 0: train longer, or try --s {fitting:.2g}")
-
-
-def train_epoch(training: Training, batches: DataLoader, epoch: int) -> tuple[np.ndarray, list[int]]:
-    """One epoch of steps.
-
-    Returns:
-        The sums of HeadReport over the epoch, (heads, 7), and the number of predictions of each head.
-
-    Raises:
-        InputError: the loss is not finite; checkpoints are as they were.
-    """
-    args, model = training.args, training.model
-    rates = training.learning_rates()
-    model.train()
-    total: Tensor | None = None
-    cells = [0] * len(model.yolo_layers)
-    bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", leave=False, unit="batch")
-    for number_in_epoch, (images, targets) in enumerate(bar):
-        images, targets = to_device(images, training.device), targets.to(training.device, non_blocking=True)
-        if args.multiscale_training:
-            images = rescale(images, args.seed, training.step)
-        with autocast(training.device):
-            heads = model(images)
-        loss, reports = training.loss(heads, targets, images.shape[-1])
-        if number_in_epoch % DISPLAY_STEPS == 0:
-            bar.set_postfix(loss=f"{check_finite(loss.item(), training, epoch):.3f}")
-        training.scaler.scale(loss / args.accumulate).backward()
-        if (number_in_epoch + 1) % args.accumulate == 0 or number_in_epoch + 1 == len(batches):
-            optimizer_step(training, float(rates[training.step]))
-        sums = stack(reports)
-        total = sums if total is None else total + sums
-        cells = [count + report.cells for count, report in zip(cells, reports, strict=True)]
-    check_finite(float(total[:, 1:4].sum()), training, epoch)
-    return total.cpu().numpy(), cells
-
-
-def check_finite(loss: float, training: Training, epoch: int) -> float:
-    """The loss, if it is a number.
-
-    Raises:
-        InputError: it is not; nothing was written since the last checkpoint.
-    """
-    if not np.isfinite(loss):
-        raise InputError(
-            f"epoch {epoch + 1}, step {training.step}: the loss is {loss}; the checkpoints are as they were. "
-            f"Try a lower --learning_rate than {training.args.learning_rate:g}"
-        )
-    return loss
-
-
-def stack(reports: list[HeadReport]) -> Tensor:
-    """(heads, 7), the sums of each head."""
-    return torch.stack([report.sums for report in reports])
-
-
-def optimizer_step(training: Training, lr: float) -> None:
-    """One step of the optimizer, the penalty and the average."""
-    optimizer = training.optimizer
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    training.scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(training.model.parameters(), GRADIENT_NORM)
-    training.penalty.before_step()
-    training.scaler.step(optimizer)
-    training.scaler.update()
-    optimizer.zero_grad()
-    training.penalty.after_step(lr)
-    training.ema.update(training.model)
-    training.penalty.copy_zeros(training.ema.model)
-    training.step += 1
-
-
-def rescale(images: Tensor, seed: int, step: int) -> Tensor:
-    """Images (B, 3, S, S) at a random multiple of 32 pixels from 3/4 to 5/4 of S, the same for some steps."""
-    size = images.shape[-1]
-    random = np.random.default_rng((seed, step // MULTISCALE_STEPS))
-    wanted = 32 * int(random.integers(round(0.75 * size / 32), round(1.25 * size / 32) + 1))
-    return F.interpolate(images, size=wanted, mode="bilinear", antialias=True) if wanted != size else images
-
-
-def summary(sums: np.ndarray, pictures: int) -> dict[str, float]:
-    """The losses of an epoch for the log: a positive for boxes and classes, a picture for objectness."""
-    positives, box, objectness, label, iou = sums.sum(axis=0)[:5]
-    positives = max(positives, 1)
-    return {
-        "box_loss": box / positives,
-        "objectness_loss": objectness / pictures,
-        "class_loss": label / positives,
-        "iou": iou / positives,
-    }
-
-
-def gamma_row(gammas: GammaHistory) -> dict[str, float]:
-    """The gammas of the last epoch for the log."""
-    row = {f"gamma_q{20 * (k + 1)}": float(value) for k, value in enumerate(gammas.quintiles[-1])}
-    return row | {"gamma_near_zero": gammas.near_zero[-1], "prune_ratio_allowed": gammas.allowed[-1]}
-
-
-def report(
-    args: argparse.Namespace,
-    model: Darknet,
-    epoch: int,
-    sums: np.ndarray,
-    cells: list[int],
-    metrics: Metrics | None,
-    gammas: GammaHistory,
-) -> None:
-    """Print the table of an epoch: what each head did, the gammas, and the metrics."""
-    heads = resolve(model.blocks, args.img_size).heads
-    rows = [["YOLO layer", *(str(head.index) for head in heads)]]
-    rows.append(["grid", *(f"{head.width}x{head.height}" for head in heads)])
-    positives = np.maximum(sums[:, 0], 1)
-    rows.append(["positives", *(f"{count:.0f}" for count in sums[:, 0])])
-    rows.append(["box loss", *(f"{v:.4f}" for v in sums[:, 1] / positives)])
-    rows.append(["objectness loss", *(f"{v:.3e}" for v in sums[:, 2] / cells)])
-    rows.append(["class loss", *(f"{v:.4f}" for v in sums[:, 3] / positives)])
-    rows.append(["IoU of positives", *(f"{v:.3f}" for v in sums[:, 4] / positives)])
-    rows.append(["objectness of positives", *(f"{v:.3f}" for v in sums[:, 5] / positives)])
-    rows.append(["objectness elsewhere", *(f"{v:.4f}" for v in (sums[:, 6] - sums[:, 5]) / cells)])
-    tqdm.write(AsciiTable(rows, f"epoch {epoch + 1}/{args.epochs}").table)
-    quintiles = " ".join(f"{value:.3g}" for value in gammas.quintiles[-1])
-    tqdm.write(
-        f"|gamma| quintiles {quintiles}; {gammas.near_zero[-1]:.1%} near zero; "
-        f"a threshold could prune {gammas.allowed[-1]:.1%} now"
-    )
-    if metrics:
-        tqdm.write(
-            f"mAP@0.5 {metrics.mAP:.4f}  mAP@0.5:0.95 {metrics.mAP_50_95:.4f}  precision {metrics.precision:.3f}  "
-            f"recall {metrics.recall:.3f}  F1 {metrics.f1:.3f}"
-        )
 
 
 if __name__ == "__main__":
