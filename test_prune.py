@@ -103,6 +103,11 @@ class Bench:
         """Median milliseconds of a forward pass of one picture."""
         return forward_ms([model], self.picture)[0]
 
+    def forward_share(self, model: Darknet, of: Darknet) -> float:
+        """The time of a forward pass of one picture as a share of another network's, taken in turns."""
+        own, other = forward_ms([model, of], self.picture)
+        return own / other
+
     def compare(self, *models: Darknet) -> list[Measures]:
         """Everything about each network; forward times of one picture, taken in turns."""
         times = forward_ms(models, self.picture)
@@ -203,14 +208,16 @@ def sweep(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> None:
         small = trial.pruned.model
         row = {"percent": percent, "mAP": bench.mean_ap(small), "threshold": trial.choice.threshold}
         row |= {"parameters": count_parameters(small), "macs": bench.macs(small)}
+        row["forward_share"] = bench.forward_share(small, pruner.model)
         rows.append(row)
-    table = [["Ratio", "mAP@0.5", "Parameters left", "MACs left", "|gamma| up to"]]
+    table = [["Ratio", "mAP@0.5", "Parameters left", "MACs left", "Forward time left", "|gamma| up to"]]
     table += [
         [
             f"{row['percent']:.0%}",
             f"{row['mAP']:.4f}",
             f"{row['parameters'] / parameters:.1%}",
             f"{row['macs'] / macs:.1%}",
+            f"{row['forward_share']:.1%}",
             f"{row['threshold']:.3g}",
         ]
         for row in rows

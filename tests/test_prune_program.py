@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import test
 import test_prune
 from config.create_cfg import create_cfg
 from models import Darknet
+from studies import lossless
 from tests.networks import randomize
 from tests.scene import make_project
 from utils.cfg import format_cfg
@@ -53,18 +55,38 @@ def test_the_report_describes_the_files_that_were_written(project, capsys):
     assert all(word in table for word in ("mAP@0.5", "Parameters", "MACs", "File size", "Forward"))
 
 
-def test_gammas_of_exactly_zero_go_without_any_loss(project):
+@pytest.fixture
+def zeros(project):
+    """The project's network with gammas of exactly 0 in place of the small ones, and what is left of it at 50 %."""
     model = Darknet("config/yolov3-hand.cfg")
     load_weights(model, "checkpoints/yolov3_ckpt.pth")
     for norm in model.batch_norms.values():
         norm.weight.data[norm.weight.abs() < 0.1] = 0
     save_checkpoint("checkpoints/zero.pth", model, names=["hand"], img_size=64)
     run("--weights_path", "checkpoints/zero.pth", "--percent", "0.5", "--strategy", "normal")
+    return model
+
+
+def test_gammas_of_exactly_zero_go_without_any_loss(zeros):
     small = Darknet("config/prune_yolov3-hand.cfg").eval()
     load_weights(small, "checkpoints/prune_zero.pth")
     pictures = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(small(pictures), model.eval()(pictures), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(small(pictures), zeros.eval()(pictures), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_study_of_losses_compares_every_box(zeros, capsys, lost):
+    if lost:
+        zeros.conv(zeros.network.heads[0].sources[0]).bias.data += 0.5
+        save_checkpoint("checkpoints/zero.pth", zeros, names=["hand"], img_size=64)
+    args = ["--weights_path", "checkpoints/zero.pth", "--pruned_weights", "checkpoints/prune_zero.pth"]
+    lossless.main(lossless.get_args_parser().parse_args(args))
+    printed = capsys.readouterr().out
+    difference = float(re.search(r"of a box: (\S+) pixels", printed)[1])
+    assert (difference > 0.01) == lost
+    detections = re.search(r"score >= 0.001 \| (\d+) +\| (\d+)", printed)
+    assert int(detections[1]) > 0
 
 
 def test_an_earlier_result_is_kept_under_a_numbered_name(project):

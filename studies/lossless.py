@@ -1,0 +1,100 @@
+"""Shows that pruning lost nothing: the detections of two networks on real pictures, compared box by box.
+
+Where the gammas that died were exactly 0, the pruned network must find the same boxes as the sparse one.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from terminaltables import AsciiTable
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from models import Darknet
+from test import boxes_of_image
+from utils.boxes import non_max_suppression
+from utils.checkpoints import load_weights
+from utils.cli import ArgumentParser, number, run
+from utils.datasets import DetectionDataset, loader, read_data_config, to_device
+from utils.devices import pick_device
+from utils.metrics import DetectionMetrics
+from utils.options import add_threshold_options, check_classes, network_size
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options of lossless.py."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the sparse network's cfg")
+    parser.add_argument("--weights_path", default="checkpoints/yolov3_ckpt.pth", help="its weights")
+    parser.add_argument("--pruned_def", default="config/prune_yolov3-hand.cfg", help="the pruned network's cfg")
+    parser.add_argument("--pruned_weights", default="checkpoints/prune_yolov3_ckpt.pth", help="its weights")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
+    add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
+    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Detect with both networks, and print how they differ."""
+    device = pick_device()
+    sparse, pruned = Darknet(args.model_def), Darknet(args.pruned_def)
+    about = load_weights(sparse, args.weights_path)
+    load_weights(pruned, args.pruned_weights)
+    img_size = network_size(sparse, args.img_size or about.get("img_size"))
+    data = read_data_config(args.data_config)
+    check_classes(sparse, data)
+    batches = loader(DetectionDataset(data.images("valid"), data.classes, img_size), batch_size=8, n_cpu=0)
+    found = {
+        name: detect(model.to(device).eval(), batches, args.conf_thres, args.nms_thres, name)
+        for name, model in (("sparse", sparse), ("pruned", pruned))
+    }
+    maps = {name: mean_ap(detections, batches, data.names) for name, detections in found.items()}
+    pairs = list(zip(found["sparse"], found["pruned"], strict=True))
+    same = sum(len(first) == len(second) for first, second in pairs)
+    boxes, scores = zip(*(differences(first, second) for first, second in pairs), strict=True)
+    rows = [["", "sparse", "pruned"]]
+    rows.append([f"detections of score >= {args.conf_thres:g}", *(sum(map(len, side)) for side in found.values())])
+    rows.append(["mAP@0.5", *(f"{value:.7f}" for value in maps.values())])
+    print(AsciiTable(rows).table)
+    print(f"pictures with the same number of detections: {same} of {len(pairs)}")
+    print(f"largest difference of a box: {max(boxes):.2g} pixels; of a score: {max(scores):.2g}")
+
+
+@torch.inference_mode()
+def detect(model: Darknet, batches: DataLoader, conf_thres: float, nms_thres: float, name: str) -> list[Tensor]:
+    """Detections (D, 6) of each picture, in pixels of the square."""
+    device = next(model.parameters()).device
+    found = []
+    for images, _ in tqdm(batches, name, leave=False, unit="batch"):
+        found += non_max_suppression(model(to_device(images, device)), conf_thres, nms_thres)
+    return [detections.cpu() for detections in found]
+
+
+def mean_ap(found: list[Tensor], batches: DataLoader, names: list[str]) -> float:
+    """mAP@0.5 of the detections of each picture."""
+    metrics, remaining = DetectionMetrics(names), iter(found)
+    for images, targets in batches:
+        for image in range(len(images)):
+            metrics.add(next(remaining), boxes_of_image(targets, image, images.shape[-1]))
+    return metrics.compute().mAP
+
+
+def differences(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """How far the detections (D, 6) of one picture are from their nearest in the other: in pixels, and in score."""
+    if not len(first) or not len(second):
+        nothing = 0.0 if len(first) == len(second) else float("inf")
+        return nothing, nothing
+    distance = (first[:, None, :4] - second[None, :, :4]).abs().amax(dim=2)
+    distance[first[:, None, 5] != second[None, :, 5]] = float("inf")
+    nearest, partner = distance.min(dim=1)
+    farthest = max(nearest.max(), distance.amin(dim=0).max())
+    return float(farthest), float((first[:, 4] - second[partner, 4]).abs().max())
+
+
+if __name__ == "__main__":
+    run(get_args_parser(), main)
