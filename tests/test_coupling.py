@@ -133,7 +133,10 @@ def test_a_layer_that_nothing_reads_is_coupled_to_nothing_and_may_die():
     assert reasons(coupling, 1) == [None] * 2
 
 
-def test_fixed_layers_names_every_reason_once():
-    coupling = coupled(conv(4), route("-1", "groups=2"), conv(4), HEAD)
-    assert coupling.fixed_layers()[0] == ["layer 1 takes one of groups=2 of it"]
-    assert set(coupling.fixed_layers()) == {0, 3}
+def test_the_description_lists_groups_of_sets_and_why_they_are_fixed():
+    coupling = coupled(conv(4), route("-1", "groups=2"), conv(2), conv(2), shortcut("-2"), HEAD)
+    assert [" ".join(line.split()) for line in coupling.describe().splitlines()] == [
+        "4 sets over layers 0; fixed: layer 1 takes one of groups=2 of it",
+        "2 sets over layers 2, 3",
+        "6 sets over layers 5; fixed: layer 6, [yolo], reads it",
+    ]

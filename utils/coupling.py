@@ -55,15 +55,6 @@ class Coupling:
         """The set numbers of the channels that a layer with one source reads."""
         return self.outputs[layer.sources[0]]
 
-    def fixed_layers(self) -> dict[int, list[str]]:
-        """For each convolution with fixed channels the reasons, by layer number."""
-        reasons: dict[int, list[str]] = {}
-        for channel_set in self.sets:
-            for layer in channel_set.layers if channel_set.fixed else ():
-                if channel_set.fixed not in reasons.setdefault(layer, []):
-                    reasons[layer].append(channel_set.fixed)
-        return reasons
-
     def describe(self) -> str:
         """The coupling as text: the groups of convolutions that share sets, and why a convolution is fixed."""
         groups: dict[tuple, int] = {}
