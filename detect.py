@@ -19,7 +19,8 @@ from utils.devices import pick_device
 from utils.drawing import draw_detections
 from utils.errors import InputError
 from utils.files import atomic_writer, write_json
-from utils.options import add_threshold_options, class_names, network_size
+from utils.inference import for_inference
+from utils.options import add_compile_option, add_threshold_options, class_names, network_size
 from utils.pictures import Pictures, find_pictures, to_square
 from utils.video import AHEAD, Video, video_writer
 
@@ -41,6 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
+    add_compile_option(parser)
     parser.add_argument("--output", default="output", help="folder for the pictures or the video, and detections.json")
     parser.add_argument("--json", metavar="FILE", help="write the detections there instead")
     return parser
@@ -51,8 +53,7 @@ def main(args: argparse.Namespace) -> None:
     model, about = load_model(args.model_def, args.weights_path, (args.conf_thres, args.nms_thres))
     img_size = network_size(model, args.img_size or about.get("img_size"))
     names = class_names(args.class_path, about.get("names"), model)
-    model.to(pick_device()).eval()
-    detector = Detector(model, img_size, args.conf_thres, args.nms_thres)
+    detector = Detector(for_inference(model.to(pick_device()), args.compile), img_size, args.conf_thres, args.nms_thres)
 
     start = time.perf_counter()
     results = detect_video(detector, names, args) if args.video else detect_pictures(detector, names, args)
@@ -67,14 +68,24 @@ def main(args: argparse.Namespace) -> None:
 
 def detect_pictures(detector: Detector, names: list[str], args: argparse.Namespace) -> list[dict]:
     """Write each picture with its boxes; return what was found."""
-    output, paths, results = Path(args.output), find_pictures(args.image_folder), []
-    for path, image, found in detections(detector, paths, args):
-        target = output / output_name(path, len(results), paths)
-        drawn = draw_detections(image, found, names)
-        with atomic_writer(target) as file:
-            drawn.save(file, format="PNG" if target.suffix == ".png" else "JPEG", quality=92)
-        results.append({"image": str(path), "output": str(target), "detections": describe(found, names)})
+    output, paths, results, waiting = Path(args.output), find_pictures(args.image_folder), [], deque()
+    with ThreadPoolExecutor() as pool:  # drawing and encoding, beside the network
+        for path, image, found in detections(detector, paths, args):
+            target = output / output_name(path, len(results), paths)
+            results.append({"image": str(path), "output": str(target), "detections": describe(found, names)})
+            waiting.append(pool.submit(write_picture, target, image, found, names))
+            if len(waiting) > AHEAD:
+                waiting.popleft().result()
+        for written in waiting:
+            written.result()
     return results
+
+
+def write_picture(target: Path, image: Image.Image, found: Tensor, names: list[str]) -> None:
+    """Write a picture with its boxes."""
+    drawn = draw_detections(image, found, names)
+    with atomic_writer(target) as file:
+        drawn.save(file, format="PNG" if target.suffix == ".png" else "JPEG", quality=92)
 
 
 def detections(

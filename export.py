@@ -26,7 +26,7 @@ from utils.fusing import fuse
 from utils.onnx_export import add_suppression, export_onnx, prove
 from utils.options import add_threshold_options, check_classes, class_names, network_size
 from utils.pictures import batches_of_one, find_pictures
-from utils.profiling import forward_ms
+from utils.profiling import Timing, forward_times
 from utils.pruning import proof_pictures
 from utils.quantization import quantize
 from utils.runtimes import largest_difference
@@ -146,7 +146,7 @@ def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namesp
     calibration = calibration_pictures(img_size, args) if args.data_config else batches_of_one(paths, img_size)
     found = deployments(model, names, img_size, calibration)
     running = [deployment.model for deployment in found if deployment.model]
-    times = forward_ms(running, next(batches_of_one(paths, img_size)))
+    times = forward_times(running, next(batches_of_one(paths, img_size)))
     gaps = differences(running, batches_of_one(paths, img_size))
     scores = mean_aps(running, model, img_size, args) if args.data_config else [None] * len(running)
     measures = zip(times, gaps, scores, strict=True)
@@ -179,10 +179,10 @@ def mean_aps(models: list[nn.Module], model: Darknet, img_size: int, args: argpa
     return [evaluate(model, batches, data.names)[0].mAP for model in models]
 
 
-def row(deployment: Deployment, forward: float | None, gap: float | None, score: float | None) -> dict[str, Any]:
+def row(deployment: Deployment, forward: Timing | None, gap: float | None, score: float | None) -> dict[str, Any]:
     """One row of the table, with its values as they are."""
     about = {name: getattr(deployment, name) for name in ("runtime", "format", "size_bytes", "problem")}
-    return about | {"forward_ms": forward, "largest_difference": gap, "mAP": score}
+    return about | {"forward_ms": forward and forward.median, "largest_difference": gap, "mAP": score}
 
 
 def check_table(rows: list[dict[str, Any]]) -> str:

@@ -18,8 +18,9 @@ from utils.datasets import DetectionDataset, loader, read_data_config, to_device
 from utils.detector import load_model
 from utils.devices import device_of, pick_device
 from utils.files import write_json
+from utils.inference import for_inference
 from utils.metrics import DetectionMetrics, Metrics
-from utils.options import add_threshold_options, check_classes, network_size
+from utils.options import add_compile_option, add_threshold_options, check_classes, network_size
 from utils.profiling import Stopwatch, count_macs, count_parameters
 
 
@@ -45,7 +46,8 @@ def evaluate(
     """Detect on every picture of ``batches`` and compare with its boxes.
 
     Args:
-        model: the network, a Darknet or one of :mod:`utils.runtimes`; it is left in the mode it came in.
+        model: the network, a Darknet, which is left as it is, or one of :mod:`utils.runtimes`. A Darknet is measured
+            as it detects fastest, see :class:`utils.inference.Inference`.
         batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.datasets.collate` makes them.
         names: class names.
         iou_thres: the IoU from which on a detection counts as right.
@@ -53,9 +55,7 @@ def evaluate(
         nms_thres: the IoU of non-maximum suppression.
         progress: the title of the progress bar.
     """
-    device = device_of(model)
-    was_training = model.training
-    model.eval()
+    model, device = for_inference(model), device_of(model)
     forward, nms = Stopwatch(device), Stopwatch(device)
     gathered = DetectionMetrics(names, iou_thres)
     start = time.perf_counter()
@@ -68,7 +68,6 @@ def evaluate(
         for image, found in enumerate(detections):
             gathered.add(found.cpu(), boxes_of_image(targets, image, images.shape[-1]))
     metrics = gathered.compute()
-    model.train(was_training)
     return metrics, Seconds(forward.seconds, nms.seconds, time.perf_counter() - start)
 
 
@@ -93,6 +92,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
     parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
     parser.add_argument("--img_size", type=number(int, 32), default=None, help="side in pixels; the cfg's if not given")
+    add_compile_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write the results there, too")
     return parser
 
@@ -106,13 +106,14 @@ def main(args: argparse.Namespace) -> None:
     dataset = DetectionDataset(data.images("valid"), data.classes, img_size)
     model.to(pick_device())
     batches = loader(dataset, args.batch_size, args.n_cpu)
-    metrics, seconds = evaluate(model, batches, data.names, args.iou_thres, args.conf_thres, args.nms_thres)
+    ready = for_inference(model, args.compile)
+    metrics, seconds = evaluate(ready, batches, data.names, args.iou_thres, args.conf_thres, args.nms_thres)
 
     print(metrics_table(metrics, args.iou_thres))
     parameters, macs = count_parameters(Darknet(model.blocks)), count_macs(model.blocks, img_size)
     print(f"{parameters:,} parameters, {macs / 1e9:.3f} G MACs at {img_size}")
     print(
-        f"{metrics.images} pictures in {seconds.total:.1f} s: "
+        f"{metrics.images} pictures in {seconds.total:.1f} s, {metrics.images / seconds.total:.1f} a second: "
         f"forward {seconds.forward:.1f} s, non-maximum suppression {seconds.nms:.1f} s"
     )
     if args.json:

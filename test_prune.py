@@ -21,9 +21,10 @@ from utils.datasets import DetectionDataset, loader, read_data_config
 from utils.devices import pick_device
 from utils.errors import InputError
 from utils.files import atomic_writer, set_aside, write_json
+from utils.inference import for_inference
 from utils.options import check_classes, network_size
 from utils.plots import channels_figure, save_figure, sweep_figure
-from utils.profiling import count_macs, count_parameters, forward_ms
+from utils.profiling import Timing, count_macs, count_parameters, forward_times
 from utils.pruning import largest_difference
 from utils.ratio import LARGEST_PERCENT, Pruner, Trial, largest_percent, smallest_percent
 from utils.strategies import STRATEGIES, allowed_percent
@@ -73,13 +74,14 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Measures:
-    """One side of the before/after table."""
+    """One side of the before/after table; ``forward_quartiles_ms`` is the spread of ``forward_ms``, their median."""
 
     mAP: float
     parameters: int
     macs: int
     size_bytes: int
     forward_ms: float
+    forward_quartiles_ms: tuple[float, float]
 
 
 class Bench:
@@ -99,21 +101,27 @@ class Bench:
         """MACs at the size of the bench."""
         return count_macs(model.blocks, self.img_size)
 
-    def forward_ms(self, model: Darknet) -> float:
-        """Median milliseconds of a forward pass of one picture."""
-        return forward_ms([model], self.picture)[0]
+    def forward(self, *models: Darknet) -> list[Timing]:
+        """The time of a forward pass of one picture, in turns, each network as it detects."""
+        return forward_times([for_inference(model) for model in models], self.picture)
 
     def forward_share(self, model: Darknet, of: Darknet) -> float:
         """The time of a forward pass of one picture as a share of another network's, taken in turns."""
-        own, other = forward_ms([model, of], self.picture)
-        return own / other
+        own, other = self.forward(model, of)
+        return own.median / other.median
 
     def compare(self, *models: Darknet) -> list[Measures]:
         """Everything about each network; forward times of one picture, taken in turns."""
-        times = forward_ms(models, self.picture)
         return [
-            Measures(self.mean_ap(model), count_parameters(model), self.macs(model), state_dict_size(model), ms)
-            for model, ms in zip(models, times, strict=True)
+            Measures(
+                self.mean_ap(model),
+                count_parameters(model),
+                self.macs(model),
+                state_dict_size(model),
+                time.median,
+                (time.low, time.high),
+            )
+            for model, time in zip(models, self.forward(*models), strict=True)
         ]
 
 
@@ -192,7 +200,7 @@ def chosen_percent(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> fl
         percent = smallest_percent(lambda p: count_parameters(at(p).pruned.model) <= most, budget)
     elif args.target_ms is not None:
         budget = f"a forward pass of {args.target_ms:g} ms"
-        percent = smallest_percent(lambda p: bench.forward_ms(at(p).pruned.model) <= args.target_ms, budget)
+        percent = smallest_percent(lambda p: bench.forward(at(p).pruned.model)[0].median <= args.target_ms, budget)
     else:
         return args.percent
     print(f"{percent:.2%} of the prunable channels go, for {budget}")
@@ -272,6 +280,10 @@ def comparison_table(before: Measures, after: Measures) -> str:
     ):
         old, new = getattr(before, name) / unit, getattr(after, name) / unit
         rows.append([label, f"{old:,.{digits}f}", f"{new:,.{digits}f}", f"{new / old:.1%}"])
+    spread = ["{:,.2f} to {:,.2f}".format(*side.forward_quartiles_ms) for side in (before, after)]
+    rows.append(["Half of the passes (ms)", *spread, ""])
+    speed_up, fewer = before.forward_ms / after.forward_ms, before.macs / after.macs
+    rows.append(["Speed-up", "", f"{speed_up:.2f}x", f"{speed_up / fewer:.0%} of the MACs' {fewer:.2f}x"])
     table = AsciiTable(rows)
     table.justify_columns = dict.fromkeys((1, 2, 3), "right")
     return table.table

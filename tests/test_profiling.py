@@ -6,7 +6,7 @@ from torch import nn
 from config.create_cfg import create_cfg
 from models import Darknet
 from utils.cfg import parse_cfg
-from utils.profiling import Stopwatch, count_macs, count_parameters, forward_ms
+from utils.profiling import Stopwatch, count_macs, count_parameters, forward_times, time_in_turns
 
 SMALL = parse_cfg("""[net]
 width=32
@@ -94,24 +94,38 @@ class Sleeper(nn.Module):
         return x
 
 
-def test_forward_ms_is_one_positive_number_a_model():
+def test_forward_times_are_positive_with_a_spread_around_them():
     models = [Darknet(SMALL).eval(), Darknet(create_cfg("v3-tiny", 1, 64, width=0.05)).eval()]
-    times = forward_ms(models, torch.rand(1, 3, 64, 64), rounds=3)
+    times = forward_times(models, torch.rand(1, 3, 64, 64), rounds=3)
     assert len(times) == 2
-    assert all(0 < milliseconds < 60_000 for milliseconds in times)
-    assert forward_ms([], torch.rand(1, 3, 64, 64)) == []
+    assert all(0 < time.low <= time.median <= time.high < 60_000 for time in times)
+    assert forward_times([], torch.rand(1, 3, 64, 64)) == []
 
 
-def test_forward_ms_is_in_the_order_of_the_models_and_in_milliseconds():
-    slow, fast = forward_ms([Sleeper(0.03), Sleeper(0.001)], torch.zeros(1), rounds=3)
-    assert fast < slow
-    assert slow >= 30
+def test_forward_times_are_in_the_order_of_the_models_and_in_milliseconds():
+    slow, fast = forward_times([Sleeper(0.03), Sleeper(0.001)], torch.zeros(1), rounds=3)
+    assert fast.median < slow.median
+    assert slow.low >= 30
+
+
+def test_steps_are_taken_in_turns_and_the_spread_is_the_quartiles():
+    order = []
+
+    def step(name, *seconds):
+        waits = iter(seconds)
+        return lambda: (order.append(name), time.sleep(next(waits)))
+
+    steps = [step("a", 0.3, 0, 0.04, 0.08, 0.12), step("b", *[0] * 5)]
+    spread, short = time_in_turns(steps, torch.device("cpu"), rounds=4, warm_up=1)
+    assert order == ["a", "b"] * 5
+    assert 30 <= spread.low <= 50 < spread.median < 80 < spread.high < 300
+    assert short.median < spread.median
 
 
 def test_the_first_passes_do_not_count():
     model = Sleeper(0.3, 0.3, 0.0)
-    (milliseconds,) = forward_ms([model], torch.zeros(1), rounds=1)
-    assert milliseconds < 150
+    (timing,) = forward_times([model], torch.zeros(1), rounds=1)
+    assert timing.median < 150
     assert model.runs == 3
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms, box_convert, box_iou
+from torchvision.ops import batched_nms, box_convert, box_iou, nms
 
-# Candidates an image that enter NMS, and detections that leave it; the best by score. A cap only matters where a
-# threshold near 0 lets almost every box pass, and the boxes it cuts score below thousands of others.
+# Candidates an image that enter NMS, and detections that leave it; the best by score. A box is dropped for the sake of
+# better ones only, so where MAX_DETECTIONS of the best MAX_CANDIDATES stay, the cap on candidates changes nothing.
 MAX_CANDIDATES = 8192
 MAX_DETECTIONS = 300
+WILD = 1e5  # pixels; NMS on a GPU takes boxes that reach farther for boxes that reach so far
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,65 @@ def non_max_suppression(predictions: Tensor, conf_thres: float, nms_thres: float
     Returns:
         For each image (D, 6): x1, y1, x2, y2 in pixels, score, class; by falling score, at most MAX_DETECTIONS.
     """
-    return [_suppress(prediction, conf_thres, nms_thres) for prediction in predictions.float()]
+    images, _, attributes = predictions.shape
+    xyxy, score, group = _candidates(predictions.float(), conf_thres)
+    suppress = _suppress_at_once if xyxy.is_cuda else _suppress_by_group
+    keep = suppress(xyxy, score, group, nms_thres)
+    image, order = (group[keep] // (attributes - 5)).sort(stable=True)
+    keep = keep[order]
+    label = group[keep] % (attributes - 5)
+    found = torch.cat([xyxy[keep], score[keep, None], label[:, None].to(xyxy.dtype)], dim=1)
+    return [own[:MAX_DETECTIONS] for own in found.split(image.bincount(minlength=images).tolist())]
 
 
-def _suppress(prediction: Tensor, conf_thres: float, nms_thres: float) -> Tensor:
-    prediction = prediction[prediction[:, 4] >= conf_thres]
-    scores = prediction[:, 4:5] * prediction[:, 5:]
-    box, label = torch.nonzero(scores >= conf_thres, as_tuple=True)
-    score = scores[box, label]
+def _candidates(predictions: Tensor, conf_thres: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What enters NMS: boxes (N, 4) xyxy, their scores, and their groups, image * C + class, in rising order."""
+    images, boxes, attributes = predictions.shape
+    classes = attributes - 5
+    # The whole batch in one table; index_select is several times as fast as indexing.
+    rows = predictions.reshape(images * boxes, attributes)
+    passing = (rows[:, 4] >= conf_thres).nonzero().squeeze(1)
+    rows = rows.index_select(0, passing)
+    scores = (rows[:, 4:5] * rows[:, 5:]).flatten()
+    candidates = (scores >= conf_thres).nonzero().squeeze(1)
+    score, box = scores.index_select(0, candidates), candidates // classes
+    group = (passing // boxes).index_select(0, box) * classes + candidates % classes
+    if classes > 1:
+        group, order = group.sort(stable=True)
+        score, box = score.index_select(0, order), box.index_select(0, order)
     if len(score) > MAX_CANDIDATES:
-        score, best = score.topk(MAX_CANDIDATES)
-        box, label = box[best], label[best]
-    xyxy = box_convert(prediction[box, :4], "cxcywh", "xyxy")
-    keep = batched_nms(xyxy, score, label, nms_thres)[:MAX_DETECTIONS]
-    return torch.cat([xyxy[keep], score[keep, None], label[keep, None].to(xyxy.dtype)], dim=1)
+        counts = (group // classes).bincount(minlength=images).tolist()
+        if max(counts) > MAX_CANDIDATES:
+            best = _best(score, counts)
+            score, box, group = (values.index_select(0, best) for values in (score, box, group))
+    return box_convert(rows.index_select(0, box)[:, :4], "cxcywh", "xyxy"), score, group
+
+
+def _best(score: Tensor, counts: list[int]) -> Tensor:
+    """Where the MAX_CANDIDATES best scores of each image are, in rising order; images lie behind each other."""
+    offset, best = 0, []
+    for own in score.split(counts):
+        best.append(offset + own.topk(min(len(own), MAX_CANDIDATES)).indices.sort().values)
+        offset += len(own)
+    return torch.cat(best)
+
+
+def _suppress_by_group(xyxy: Tensor, score: Tensor, group: Tensor, nms_thres: float) -> Tensor:
+    """The boxes that NMS within each group keeps, by falling score; groups lie behind each other."""
+    counts = group.bincount().tolist()
+    offset, keep = 0, [group[:0]]
+    for boxes, scores in zip(xyxy.split(counts), score.split(counts), strict=True):
+        if len(boxes):
+            keep.append(offset + nms(boxes, scores, nms_thres))
+            offset += len(boxes)
+    keep = torch.cat(keep)
+    return keep[score[keep].argsort(descending=True, stable=True)]
+
+
+def _suppress_at_once(xyxy: Tensor, score: Tensor, group: Tensor, nms_thres: float) -> Tensor:
+    """The same in one call, for a GPU, where calls cost more than their work.
+
+    torchvision tells groups apart by shifting each by the largest coordinate, which costs float32 its digits, and one
+    wild box everybody's place.
+    """
+    return batched_nms(xyxy.double().clamp(-WILD, WILD), score.double(), group, nms_thres)

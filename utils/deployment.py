@@ -11,6 +11,7 @@ from models import Darknet
 from utils.checkpoints import state_dict_size
 from utils.errors import InputError
 from utils.fusing import fuse
+from utils.inference import for_inference
 from utils.onnx_export import export_onnx
 from utils.optional import optional
 from utils.quantization import quantize
@@ -53,8 +54,7 @@ def deployments(model: Darknet, names: list[str], img_size: int, calibration: It
         return export_onnx(model, names, img_size)
 
     def torch_fused() -> tuple[nn.Module, int]:
-        fused = fuse(model)
-        return fused, state_dict_size(fused)
+        return for_inference(model), state_dict_size(fuse(model))
 
     def onnx_in(runtime: Callable[[bytes], nn.Module], package: str) -> tuple[nn.Module, int]:
         optional(package)  # named even where onnx is missing, too

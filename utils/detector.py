@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import Darknet
 from utils.boxes import Letterbox, to_detections
@@ -38,9 +38,9 @@ def load_model(
 
 @dataclass(frozen=True)
 class Detector:
-    """A network in eval mode, the side of the square that it is fed, the least score, and the IoU of NMS."""
+    """A network that is ready (:func:`utils.inference.for_inference`), its input's side, the least score, NMS's IoU."""
 
-    model: Darknet | OnnxModel
+    model: nn.Module
     img_size: int
     conf_thres: float
     nms_thres: float

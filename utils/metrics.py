@@ -46,19 +46,56 @@ def match(detections: Tensor, truth: Tensor, thresholds: np.ndarray) -> np.ndarr
         truth: (G, 5) class, x1, y1, x2, y2 in the same pixels.
         thresholds: (T,).
     """
-    right = np.zeros((len(detections), len(thresholds)), bool)
-    if not len(detections) or not len(truth):
-        return right
+    return _assign(_pairs(detections, truth), thresholds, len(detections), len(truth))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Detections and boxes of one class that overlap: their numbers and IoU, arrays (K,)."""
+
+    detection: np.ndarray
+    box: np.ndarray
+    iou: np.ndarray
+
+
+def _pairs(detections: Tensor, truth: Tensor) -> Pairs:
+    """What may be matched in one picture, in any order."""
     iou = box_iou(detections[:, :4], truth[:, 1:])
-    iou = torch.where(detections[:, 5:6] == truth[None, :, 0], iou, 0).cpu().numpy()
-    free = np.ones((len(truth), len(thresholds)), bool)
-    columns = np.arange(len(thresholds))
-    for d in np.flatnonzero(iou.max(axis=1) >= thresholds.min()):
-        possible = np.where(free & (iou[d, :, None] >= thresholds), iou[d, :, None], -1)
-        best = possible.argmax(axis=0)
-        right[d] = possible[best, columns] > 0
-        free[best[right[d]], columns[right[d]]] = False
+    iou = torch.where(detections[:, 5:6] == truth[:, 0], iou, 0).cpu().numpy()
+    detection, box = iou.nonzero()
+    return Pairs(detection, box, iou[detection, box].astype(np.float64))
+
+
+def _assign(pairs: Pairs, thresholds: np.ndarray, detections: int, boxes: int) -> np.ndarray:
+    """Which detections get a box at each IoU threshold: (D, T) bool; lower numbers choose first."""
+    order = np.lexsort((pairs.box, -pairs.iou, pairs.detection))
+    order = order[pairs.iou[order] >= thresholds.min()]
+    detection, box, iou = pairs.detection[order], pairs.box[order], pairs.iou[order]
+    right = np.zeros((detections, len(thresholds)), bool)
+    for column, threshold in enumerate(thresholds):
+        enough = iou >= threshold
+        right[_matched(detection[enough], box[enough], boxes), column] = True
     return right
+
+
+def _matched(detection: np.ndarray, box: np.ndarray, boxes: int) -> np.ndarray:
+    """The detections that get a box, from pairs (K,) by detection, then by preference.
+
+    Choosing one after another gives the stable matching of detections that prefer some boxes, and boxes that all prefer
+    the earlier detection. So all can ask at once: each for the best box that has not refused it, and each box keeps
+    the earliest that ever asked (Gale and Shapley, 1962), in a few rounds instead of a step a detection.
+    """
+    asking, wish, count = np.unique(detection, return_index=True, return_counts=True)
+    last = wish + count
+    keeper = np.full(boxes, len(asking))
+    hopeful = np.arange(len(asking))
+    while len(hopeful):
+        np.minimum.at(keeper, box[wish[hopeful]], hopeful)
+        hopeful = np.flatnonzero(wish < last)
+        hopeful = hopeful[keeper[box[wish[hopeful]]] != hopeful]
+        wish[hopeful] += 1
+        hopeful = hopeful[wish[hopeful] < last[hopeful]]
+    return asking[wish < last]
 
 
 def average_precision(right: np.ndarray, truths: int) -> np.ndarray:
@@ -71,10 +108,11 @@ def average_precision(right: np.ndarray, truths: int) -> np.ndarray:
     Returns:
         (T,) average precision.
     """
-    hits = right.cumsum(axis=0)
-    precision = hits / np.arange(1, len(right) + 1)[:, None]
-    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    return (envelope * right).sum(axis=0) / truths
+    found = np.zeros(right.shape[1])
+    for column, hits in enumerate(map(np.flatnonzero, right.T)):  # precision rises at hits only
+        precision = np.arange(1, len(hits) + 1) / (hits + 1)
+        found[column] = np.maximum.accumulate(precision[::-1]).sum() / truths
+    return found
 
 
 @dataclass
@@ -88,26 +126,23 @@ class DetectionMetrics:
 
     names: list[str]
     iou_thres: float = 0.5
-    _right: list[np.ndarray] = field(default_factory=list)
+    _pairs: list[Pairs] = field(default_factory=list)
     _scores: list[np.ndarray] = field(default_factory=list)
     _labels: list[np.ndarray] = field(default_factory=list)
     _truth: list[np.ndarray] = field(default_factory=list)
 
     def add(self, detections: Tensor, truth: Tensor) -> None:
         """Add one picture: detections (D, 6) by falling score, truth (G, 5) class, x1, y1, x2, y2, same pixels."""
-        self._right.append(match(detections, truth, np.append(COCO_IOU, self.iou_thres)))
+        self._pairs.append(_pairs(detections, truth))
         self._scores.append(detections[:, 4].cpu().numpy())
         self._labels.append(detections[:, 5].cpu().numpy())
         self._truth.append(truth[:, 0].cpu().numpy())
 
     def compute(self) -> Metrics:
         """The metrics of all pictures so far."""
-        scores = np.concatenate(self._scores) if self._scores else np.zeros(0)
+        scores, labels, truth = map(_joined, (self._scores, self._labels, self._truth))
         order = np.argsort(-scores, kind="stable")
-        scores = scores[order]
-        right = np.concatenate(self._right)[order] if self._right else np.zeros((0, len(COCO_IOU) + 1), bool)
-        labels = np.concatenate(self._labels)[order] if self._labels else np.zeros(0)
-        truth = np.concatenate(self._truth) if self._truth else np.zeros(0)
+        scores, labels, right = scores[order], labels[order], self._matches()[order]
 
         counts = {c: int((truth == c).sum()) for c in range(len(self.names))}
         present = [c for c, count in counts.items() if count]
@@ -123,6 +158,20 @@ class DetectionMetrics:
             images=len(self._truth),
             boxes=len(truth),
         )
+
+    def _matches(self) -> np.ndarray:
+        """(D, T) bool, whether each detection is right, over COCO_IOU and ``iou_thres``; all pictures in one go."""
+        detections, boxes = (np.cumsum([0, *map(len, lists)]) for lists in (self._scores, self._truth))
+        pairs = Pairs(
+            _joined([own.detection + offset for own, offset in zip(self._pairs, detections, strict=False)]).astype(int),
+            _joined([own.box + offset for own, offset in zip(self._pairs, boxes, strict=False)]).astype(int),
+            _joined([own.iou for own in self._pairs]),
+        )
+        return _assign(pairs, np.append(COCO_IOU, self.iou_thres), detections[-1], boxes[-1])
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0)
 
 
 def _f1_curve(scores: np.ndarray, of_class: np.ndarray, right: np.ndarray, truths: int) -> np.ndarray:

@@ -20,6 +20,15 @@ def add_threshold_options(parser: argparse.ArgumentParser, conf_thres: float, nm
     )
 
 
+def add_compile_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--compile``."""
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile: minutes at the start, then faster passes; needs a compiler",
+    )
+
+
 def network_size(model: Darknet, img_size: int | None) -> int:
     """The side in pixels of the square to feed: ``img_size`` or the cfg's own.
 

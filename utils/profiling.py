@@ -1,9 +1,11 @@
 """How large and how fast a network is."""
 
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,13 +43,39 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
 
-@torch.inference_mode()
-def forward_ms(models: Sequence[nn.Module], images: Tensor, rounds: int = 10) -> list[float]:
-    """Median milliseconds of a forward pass of each model, taken in turns so that all meet the same machine."""
-    times: list[list[float]] = [[] for _ in models]
-    for _ in range(rounds + 2):
-        for model, own in zip(models, times, strict=True):
-            with Stopwatch(images.device) as watch:
-                model(images)
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one step: the median of all rounds, and the quartiles, between which half of them lie."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ms ({self.low:.2f} to {self.high:.2f})"
+
+
+def time_in_turns(
+    steps: Sequence[Callable[[], object]], device: torch.device, rounds: int = 10, warm_up: int = 2
+) -> list[Timing]:
+    """How long each step takes, run in turns so that all meet the same machine.
+
+    Args:
+        steps: what to measure.
+        device: where they compute; a GPU is waited for.
+        rounds: how often each step is measured.
+        warm_up: rounds before those, which do not count.
+    """
+    times: list[list[float]] = [[] for _ in steps]
+    for _ in range(warm_up + rounds):
+        for step, own in zip(steps, times, strict=True):
+            with Stopwatch(device) as watch:
+                step()
             own.append(1000 * watch.seconds)
-    return [statistics.median(own[2:]) for own in times]
+    return [Timing(*np.percentile(own[warm_up:], (50, 25, 75)).tolist()) for own in times]
+
+
+@torch.inference_mode()
+def forward_times(models: Sequence[nn.Module], images: Tensor, rounds: int = 10) -> list[Timing]:
+    """How long a forward pass of each model takes, on images (B, 3, S, S) in [0, 1]."""
+    return time_in_turns([partial(model, images) for model in models], images.device, rounds)

@@ -1,0 +1,326 @@
+"""Measures what this machine makes of the project, row by row, and prints and writes the table."""
+
+import argparse
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from terminaltables import AsciiTable
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_convert, box_iou
+
+from models import Darknet
+from test import evaluate
+from utils.boxes import non_max_suppression
+from utils.cli import ArgumentParser, number, run
+from utils.datasets import DetectionDataset, loader, to_device
+from utils.devices import pick_device
+from utils.errors import InputError
+from utils.files import write_json
+from utils.inference import for_inference
+from utils.metrics import COCO_IOU, DetectionMetrics, average_precision
+from utils.onnx_export import export_onnx
+from utils.optional import optional
+from utils.profiling import Timing, count_macs, forward_times, time_in_turns
+from utils.runtimes import OnnxModel, OpenVinoModel
+
+FULL, PRUNED = "config/yolov3-hand.cfg", "config/yolov3-hand-published.cfg"
+SIZE = 416
+CONF_THRES, NMS_THRES = 0.001, 0.5
+PASSING = 1000  # candidates a picture of the network in the row "test"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: what was measured.
+        ours, reference: its time, and what it is held against, taken in turns.
+        value: the ratio that counts; what it is, ``meaning`` says.
+        bar: what the ratio should be: at most, or where ``at_least`` is set at least.
+    """
+
+    name: str
+    ours: Timing
+    reference: Timing
+    value: float
+    meaning: str
+    bar: float
+    at_least: bool = False
+
+    @property
+    def reached(self) -> bool:
+        """Whether the ratio is on the right side of the bar."""
+        return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options of benchmark.py."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--only", choices=ROWS, nargs="+", help="rows to measure; all if not given")
+    parser.add_argument("--rounds", type=number(int, 1), default=9, help="measurements of each side, taken in turns")
+    parser.add_argument("--pictures", type=number(int, 8), default=64, help="pictures of the row test")
+    parser.add_argument("--n_cpu", type=number(int, 0), default=2, help="worker processes of the row test")
+    parser.add_argument("--json", metavar="FILE", default="runs/benchmark.json", help="where to write the results")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, print, write."""
+    machine = describe_machine()
+    print(", ".join(f"{key} {value}" for key, value in machine.items() if value))
+    rows, problems = [], {}
+    for name in args.only or ROWS:
+        try:
+            rows += ROWS[name](args)
+        except InputError as error:  # a runtime that is not installed
+            problems[name] = str(error)
+    print(table(rows))
+    print("\n".join(f"{name}: {problem}" for name, problem in problems.items()))
+    results = [asdict(row) | {"reached": row.reached} for row in rows]
+    write_json(args.json, {"machine": machine, "rounds": args.rounds, "rows": results, "problems": problems})
+    print(f"{args.json}: the same for other programs")
+
+
+def describe_machine() -> dict[str, str | int]:
+    """What the numbers depend on."""
+    cpu = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "cpu": cpu[0] if cpu else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "malloc": os.environ.get("MALLOC_MMAP_THRESHOLD_", ""),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def table(rows: list[Row]) -> str:
+    """The rows for the terminal."""
+    lines = [["What", "Ours", "Against", "Ratio", "Bar", ""]]
+    for row in rows:
+        bar = f"at {'least' if row.at_least else 'most'} {row.bar:.2f}"
+        reached = "reached" if row.reached else "MISSED"
+        lines.append([row.name, str(row.ours), str(row.reference), f"{row.value:.2f} {row.meaning}", bar, reached])
+    return AsciiTable(lines).table
+
+
+# Non-maximum suppression
+
+
+def clustered_predictions(images: int = 8, boxes: int = 10_647, passing: int = 3_000, objects: int = 30) -> Tensor:
+    """Predictions (B, P, 6) of which ``passing`` an image score enough and lie around ``objects`` places."""
+    random = torch.Generator().manual_seed(0)
+    predictions = torch.rand(images, boxes, 6, generator=random)
+    predictions[..., :2] *= SIZE
+    predictions[..., 2:4] = 20 + 100 * predictions[..., 2:4]
+    predictions[..., 4] *= 0.9 * CONF_THRES
+    for own in predictions:
+        chosen = torch.randperm(boxes, generator=random)[:passing]
+        places = torch.rand(objects, 4, generator=random) * torch.tensor([SIZE, SIZE, 100, 100])
+        places[:, 2:] += 30
+        near = places[torch.randint(objects, (passing,), generator=random)]
+        noise = torch.randn(passing, 4, generator=random) * torch.tensor([0.1, 0.1, 0.05, 0.05])
+        own[chosen, :4] = near + noise * near[:, 2:].repeat(1, 2)
+        own[chosen, 4:] = 0.1 + 0.9 * torch.rand(passing, 2, generator=random)
+    return predictions
+
+
+def nms_row(args: argparse.Namespace) -> list[Row]:
+    """Our suppression of a batch against torchvision's ``batched_nms`` alone, on just the boxes that pass."""
+    device = pick_device()
+    predictions = clustered_predictions().to(device)
+    score = predictions[..., 4] * predictions[..., 5]
+    image, box = (score >= CONF_THRES).nonzero(as_tuple=True)
+    candidates = box_convert(predictions[image, box, :4], "cxcywh", "xyxy"), score[image, box], image
+    ours, alone = time_in_turns(
+        [
+            lambda: non_max_suppression(predictions, CONF_THRES, NMS_THRES),
+            lambda: batched_nms(*candidates, NMS_THRES),
+        ],
+        device,
+        5 * args.rounds,
+    )
+    return [Row("NMS of 8 pictures", ours, alone, ours.median / alone.median, "of batched_nms alone", 1.2)]
+
+
+# mAP
+
+
+def detected_pictures(
+    images: int = 821, detections: int = 100, boxes: int = 2_181, seed: int = 0
+) -> list[tuple[Tensor, Tensor]]:
+    """Pictures as (detections (D, 6), truth (G, 5)): more than half of the detections lie near a box, scores repeat."""
+    random = np.random.default_rng(seed)
+    pictures = []
+    for count in 1 + random.multinomial(boxes - images, np.full(images, 1 / images)):
+        near = int(0.6 * detections)
+        corners, sides = random.uniform(0, 300, (count, 2)), random.uniform(20, 120, (count, 2))
+        truth = np.concatenate([corners, corners + sides], 1)
+        whose = random.integers(count, size=near)
+        hits = truth[whose] + random.normal(0, 0.1, (near, 4)) * np.tile(sides[whose], 2)
+        corners = random.uniform(0, 300, (detections - near, 2))
+        misses = np.concatenate([corners, corners + random.uniform(20, 120, corners.shape)], 1)
+        found = random.permutation(np.concatenate([hits, misses]))
+        found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
+        score = np.sort(random.random(detections).round(2))[::-1]
+        columns = np.concatenate([found, score[:, None], np.zeros((detections, 1))], 1)
+        pictures.append((torch.tensor(columns).float(), torch.tensor(np.pad(truth, ((0, 0), (1, 0)))).float()))
+    return pictures
+
+
+def plain_match(detections: Tensor, truth: Tensor, threshold: float) -> list[bool]:
+    """Which detections are right at one IoU threshold, by the definition: one after another, each takes the best."""
+    overlaps, wanted, taken, right = box_iou(detections[:, :4], truth[:, 1:]).tolist(), truth[:, 0].tolist(), set(), []
+    for overlap, label in zip(overlaps, detections[:, 5].tolist(), strict=True):
+        best, partner = 0.0, None
+        for box, iou in enumerate(overlap):
+            if iou >= threshold and iou > best and wanted[box] == label and box not in taken:
+                best, partner = iou, box
+        right.append(partner is not None)
+        taken.add(partner)
+    return right
+
+
+def plain_map(pictures: list[tuple[Tensor, Tensor]], thresholds: np.ndarray) -> list[float]:
+    """AP of one class at each threshold, matched by the plain loop."""
+    order = torch.cat([found[:, 4] for found, _ in pictures]).argsort(descending=True, stable=True).numpy()
+    boxes = sum(len(truth) for _, truth in pictures)
+    found = []
+    for threshold in thresholds.tolist():
+        right = np.concatenate([plain_match(*picture, threshold) for picture in pictures])[order]
+        found.append(float(average_precision(right[:, None], boxes)[0]))
+    return found
+
+
+def our_map(pictures: list[tuple[Tensor, Tensor]]) -> float:
+    """mAP@0.5:0.95 of one class, as test.py gathers it."""
+    metrics = DetectionMetrics(["hand"])
+    for picture in pictures:
+        metrics.add(*picture)
+    return metrics.compute().mAP_50_95
+
+
+def map_row(args: argparse.Namespace) -> list[Row]:
+    """All metrics of test.py against a plain Python loop over the same thresholds; they must agree."""
+    pictures, thresholds = detected_pictures(), np.append(COCO_IOU, 0.5)
+    wanted, got = float(np.mean(plain_map(pictures, thresholds)[:-1])), our_map(pictures)
+    if abs(wanted - got) > 1e-9:
+        raise RuntimeError(f"mAP@0.5:0.95 is {got}, but {wanted} by the plain loop")
+    steps = [partial(our_map, pictures), partial(plain_map, pictures, thresholds)]
+    ours, plain = time_in_turns(steps, torch.device("cpu"), args.rounds, warm_up=1)
+    return [Row("mAP of 821 pictures", ours, plain, ours.median / plain.median, "of a plain loop", 0.25)]
+
+
+# test.py
+
+
+@torch.no_grad()
+def settled(model: Darknet, images: Tensor, passing: int) -> Darknet:
+    """A network of random weights that looks at pictures (B, 3, S, S) as a trained one does, in eval mode.
+
+    BatchNorm takes the statistics of the pictures, and the bias of objectness is set so that about ``passing``
+    candidates a picture score CONF_THRES.
+    """
+    for norm in model.batch_norms.values():
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over what it sees
+    model.train()(images)
+    raw = [head[..., 4].flatten() for head in model.eval().heads(images)]
+    class_score = 0.5
+    wanted = np.log(CONF_THRES / class_score)  # far below 0 the sigmoid is the exponential function
+    shift = wanted - torch.cat(raw).topk(passing * len(images)).values[-1]
+    for head in model.network.heads:
+        model.conv(head.sources[0]).bias.view(len(head.anchors), -1)[:, 4] += shift
+    return model
+
+
+def write_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
+    """JPEG photographs in size, 640 x 480, of blurred noise, with one to four labelled boxes each."""
+    random = np.random.default_rng(seed)
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    paths = [folder / "images" / f"{number:04d}.jpg" for number in range(count)]
+    for path in paths:
+        coarse = random.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC).save(path, quality=90)
+        boxes = np.concatenate([random.uniform(0.3, 0.7, (random.integers(1, 5), 2))] * 2, 1) * (1, 1, 0.4, 0.4)
+        lines = ["0 " + " ".join(f"{value:.4f}" for value in box) for box in boxes]
+        (folder / "labels" / path.with_suffix(".txt").name).write_text("\n".join(lines) + "\n")
+    return paths
+
+
+def test_row(args: argparse.Namespace) -> list[Row]:
+    """test.py from the files to mAP against the forward passes alone, in pictures a second at the same batch."""
+    device, batch_size = pick_device(), 8
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = DetectionDataset(write_pictures(Path(folder), args.pictures), 1, SIZE)
+        images = to_device(torch.stack([dataset[number][0] for number in range(batch_size)]), device)
+        model = for_inference(settled(Darknet(PRUNED).to(device), images, PASSING))
+        batches = loader(dataset, batch_size, args.n_cpu)
+        sizes = [min(batch_size, args.pictures - start) for start in range(0, args.pictures, batch_size)]
+
+        @torch.inference_mode()
+        def forward_alone() -> None:
+            for size in sizes:
+                model(images[:size])
+
+        steps = [lambda: evaluate(model, batches, ["hand"], conf_thres=CONF_THRES), forward_alone]
+        ours, alone = time_in_turns(steps, device, args.rounds, warm_up=1)
+    speed = alone.median / ours.median
+    name = f"test.py, {args.pictures} pictures"
+    return [Row(name, ours, alone, speed, "of the forward passes' speed", 0.9, at_least=True)]
+
+
+# The pruned network
+
+
+def speed_up_row(args: argparse.Namespace, name: str, ready: Callable[[Darknet], nn.Module]) -> list[Row]:
+    """The forward pass of the published pruned network against the full one's, as a share of the MACs' ratio."""
+    device = pick_device()
+    models = [Darknet(cfg).to(device).eval() for cfg in (PRUNED, FULL)]
+    fewer = count_macs(models[1].blocks, SIZE) / count_macs(models[0].blocks, SIZE)
+    images = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
+    pruned, full = forward_times([ready(model) for model in models], images, args.rounds)
+    speed_up = full.median / pruned.median
+    meaning = f"of the MACs' {fewer:.2f}x: {speed_up:.2f}x"
+    return [Row(f"pruned, {name}", pruned, full, speed_up / fewer, meaning, 0.8, at_least=True)]
+
+
+def exported(model: Darknet, runtime: Callable[[bytes], nn.Module], package: str) -> nn.Module:
+    """The network in a runtime of ONNX files."""
+    optional(package)
+    return runtime(export_onnx(model.cpu(), ["hand"], SIZE).SerializeToString())
+
+
+ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "nms": nms_row,
+    "map": map_row,
+    "test": test_row,
+    "pruned": partial(speed_up_row, name="PyTorch", ready=for_inference),
+    "onnxruntime": partial(
+        speed_up_row, name="ONNX Runtime", ready=partial(exported, runtime=OnnxModel, package="onnxruntime")
+    ),
+    "openvino": partial(
+        speed_up_row, name="OpenVINO", ready=partial(exported, runtime=OpenVinoModel, package="openvino")
+    ),
+}
+
+
+if __name__ == "__main__":
+    run(get_args_parser(), main)
