@@ -195,6 +195,10 @@ class Yolo(nn.Module):
         size = (2 * wh) ** 2 if self.new_coords else wh.exp()
         return centre, size * anchors
 
+    def logits(self, raw: Tensor) -> Tensor:
+        """Logits (..., 1 + C) of objectness and classes; ``new_coords`` has their sigmoid in ``raw``."""
+        return torch.logit(raw[..., 4:], eps=1e-6) if self.new_coords else raw[..., 4:]
+
     def decode(self, raw: Tensor, img_height: int, img_width: int) -> Tensor:
         """Predictions (B, A * H * W, 5 + C): cx, cy, w, h in input pixels, objectness, class scores in [0, 1]."""
         b, a, h, w, attributes = raw.shape

@@ -31,6 +31,7 @@ from utils.strategies import STRATEGIES, allowed_percent
 
 # The compact network must agree with the reference to this share of the largest raw output.
 TOLERANCE = 1e-4
+PERCENT = 0.85
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
@@ -44,7 +45,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     share = number(float, 0, 1)
     ratio = parser.add_mutually_exclusive_group()
     percent = number(float, 0, LARGEST_PERCENT)
-    ratio.add_argument("--percent", type=percent, default=0.85, help="share of the prunable channels to cut, below 1")
+    ratio.add_argument(
+        "--percent",
+        type=percent,
+        help="share of the prunable channels to cut, below 1; default: the --target_percent that the model was trained "
+        f"for, else {PERCENT}",
+    )
     ratio.add_argument("--max_map_drop", type=share, help="cut as much as costs at most this much mAP@0.5")
     ratio.add_argument("--target_macs", type=share, help="cut until at most this share of the MACs is left")
     ratio.add_argument("--target_params", type=share, help="cut until at most this share of the parameters is left")
@@ -133,6 +139,8 @@ def main(args: argparse.Namespace) -> None:
         return
     about = load_weights(model, args.weights_path)
     strategy = args.strategy or about.get("strategy", "normal")
+    if args.percent is None:
+        args.percent = trained_percent(about)
     img_size = network_size(model, args.img_size or about.get("img_size"))
     data = read_data_config(args.data_config)
     check_classes(model, data)
@@ -180,6 +188,12 @@ def main(args: argparse.Namespace) -> None:
             "layers": [{"layer": c.index, "before": c.channels, "after": count} for c, count in rows],
         }
         write_json(args.json, report)
+
+
+def trained_percent(about: dict) -> float:
+    """The ratio that sparse training aimed at, by what its checkpoint says; PERCENT where it aimed at none."""
+    options = about.get("options", {})
+    return options["target_percent"] if options.get("s_schedule") == "target" else PERCENT
 
 
 def chosen_percent(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> float:

@@ -18,7 +18,9 @@ from utils.epoch_report import gamma_row, loss_row, print_epoch
 from utils.errors import InputError
 from utils.optim import MOMENTUM
 from utils.options import check_classes, network_size
+from utils.penalty_schedules import SCHEDULES, check_schedule, shares
 from utils.plots import plot_training
+from utils.ratio import LARGEST_PERCENT
 from utils.recipes import FINE_TUNING, TRAINING, recipe_for
 from utils.run_log import RunLog
 from utils.runs import Run, default_name
@@ -51,6 +53,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--accumulate", type=number(int, 1), default=1, help="batches an optimizer step")
     parser.add_argument("--sparsity-regularization", "-sr", dest="sr", action="store_true", help="train sparse")
     parser.add_argument("--s", type=number(float, 0), default=0.01, help="strength of the penalty on the gammas")
+    parser.add_argument(
+        "--s_schedule",
+        choices=SCHEDULES,
+        help="global: s decays at half-way; local: only where channels will be kept; target: s is found; "
+        "default: constant, target with --target_percent",
+    )
+    parser.add_argument(
+        "--target_percent",
+        type=number(float, high=LARGEST_PERCENT, above=0),
+        help="share of the prunable channels that should be dead at the end, the same as test_prune.py's --percent; "
+        "alone it finds s. Default where it is needed: 0.85",
+    )
     parser.add_argument("--sr_method", choices=METHODS, default="proximal", help="proximal gives gammas of exactly 0")
     parser.add_argument("--strategy", choices=STRATEGIES, default="normal", help="which gammas to penalise")
     parser.add_argument(
@@ -58,6 +72,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=number(float, 0, 1),
         help=f"chance of four pictures in one; default: {TRAINING.mosaic:g}, fine-tuning {FINE_TUNING.mosaic:g}",
     )
+    parser.add_argument("--teacher_cfg", help="learn also from this network, which has the same heads: its cfg")
+    parser.add_argument("--teacher_weights", help="and its weights, of any kind: the unpruned model, in fine-tuning")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order and augmentation")
     parser.add_argument(
         "--name", help="of the run's files; by default yolov3 with -sr, else baseline_ or finetune_yolov3"
@@ -74,6 +90,9 @@ def main(args: argparse.Namespace) -> None:
     for option in ("learning_rate", "mosaic"):
         if getattr(args, option) is None:
             setattr(args, option, getattr(recipe, option))
+    resolve_schedule(args)
+    if bool(args.teacher_cfg) != bool(args.teacher_weights):
+        raise InputError("--teacher_cfg and --teacher_weights belong together: give both")
     files = Run(args.name)
     checkpoint = resume_point(args, files)
     torch.manual_seed(args.seed)
@@ -86,7 +105,7 @@ def main(args: argparse.Namespace) -> None:
     batches, valid_batches = make_loaders(args, data)
     device = pick_device()
     training = Training(args, model.to(device), device, -(-len(batches) // args.accumulate))
-    if args.sr:
+    if args.sr and args.s_schedule != "target":
         check_reach(training)
     if args.pretrained_weights and not checkpoint:
         print(f"before the first step: mAP@0.5 {evaluate(model, valid_batches, data.names)[0].mAP:.4f}")
@@ -104,6 +123,21 @@ def main(args: argparse.Namespace) -> None:
     log.close()
     kind = "last epoch" if args.sr else f"best mAP@0.5 {training.best_map:.4f}"
     print(f"{files.best}: {kind}\n{files.folder}: options, log.csv, TensorBoard events, pictures")
+
+
+def resolve_schedule(args: argparse.Namespace) -> None:
+    """The schedule of the penalty that the options ask for.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    if not args.sr and (args.s_schedule or args.target_percent):
+        raise InputError("--s_schedule and --target_percent are about sparse training: add -sr")
+    if args.target_percent and args.s_schedule in ("constant", "global"):
+        raise InputError(f"--target_percent has no use under --s_schedule {args.s_schedule}")
+    args.s_schedule = args.s_schedule or ("target" if args.target_percent else "constant")
+    args.target_percent = args.target_percent or 0.85
+    check_schedule(args.s_schedule, args.sr_method)
 
 
 def load_pretrained(model: Darknet, path: str) -> None:
@@ -141,13 +175,15 @@ def train_and_evaluate(
     sums, cells = training.train_epoch(batches, epoch)
     row = {"epoch": epoch, **loss_row(sums, len(batches.dataset)), "lr": training.optimizer.param_groups[0]["lr"]}
     row["seconds"] = time.perf_counter() - began
+    if training.distillation:
+        row["distillation_loss"] = training.distillation.take_mean()
     metrics = None
     if epoch + 1 == args.epochs or (epoch + 1) % args.evaluation_interval == 0:
         metrics, _ = evaluate(training.ema.model, valid_batches, data.names)
         row |= {name: getattr(metrics, name) for name in ("mAP", "mAP_50_95", "precision", "recall", "f1")}
     gammas.record(epoch, training.penalty, training.ema.model)
-    print_epoch(args, training.model, epoch, sums, cells, metrics, gammas)
-    return row | gamma_row(gammas)
+    print_epoch(args, training.model, epoch, sums, cells, metrics, gammas, training.penalty)
+    return row | gamma_row(gammas, training.penalty)
 
 
 def save_checkpoints(training: Training, files: Run, data: DataConfig, epoch: int, mean_ap: float | None) -> bool:
@@ -212,7 +248,8 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
 
 def check_reach(training: Training) -> None:
     """Say how far the penalty can move a gamma in this run, and warn where that is not far enough."""
-    farthest = reach(training.learning_rates(), training.args.s, MOMENTUM)
+    rates = training.plan.rates
+    farthest = reach(rates * shares(training.args.s_schedule, len(rates)), training.args.s, MOMENTUM)
     typical = float(np.median(training.penalty.gammas()))
     print(
         f"s={training.args.s:g} can lower a gamma by at most {farthest:.3g} in this run; their median is {typical:.3g}"

@@ -98,7 +98,15 @@ def test_a_checkpoint_describes_itself(project, no_pictures):
     assert last["training"]["optimizer"]["state"]
 
 
-@pytest.mark.parametrize("extra", [[], ["-sr", "--accumulate", "2", "--multiscale_training"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["-sr", "--accumulate", "2", "--multiscale_training"],
+        ["-sr", "--target_percent", "0.5"],
+        ["-sr", "--s_schedule", "local", "--s", "1"],
+    ],
+)
 def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_pictures, monkeypatch, extra):
     options = ["--epochs", "3", "--checkpoint_interval", "1", *FAST, *extra]
     run(train, *options, "--name", "whole")
@@ -179,6 +187,32 @@ def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(p
     run(train, "-sr", "--s", "30", "--epochs", "4", *FAST)
     gamma = weights("checkpoints/yolov3_ckpt.pth")["module_list.0.batch_norm_0.weight"]
     assert (gamma == 0).all()
+
+
+def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(project, no_pictures):
+    run(train, "-sr", "--target_percent", "0.6", "--epochs", "10", *FAST, "--evaluation_interval", "10")
+    with open("runs/yolov3/log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["s"] for row in rows}) > 3
+    assert 0.59 < float(rows[-1]["gamma_zero"]) <= 0.6
+    run(test_prune, "--n_cpu", "0", "--json", "prune.json")
+    report = json.loads((project / "prune.json").read_text())
+    assert report["percent"] == 0.6
+    assert report["after"]["parameters"] < 0.5 * report["before"]["parameters"]
+    assert report["after"]["mAP"] == report["before"]["mAP"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target_percent", "0.5"], "add -sr"),
+        (["-sr", "--s_schedule", "global", "--target_percent", "0.5"], "no use under --s_schedule global"),
+        (["-sr", "--target_percent", "0.5", "--sr_method", "subgradient"], "use --sr_method proximal"),
+    ],
+)
+def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, options, words):
+    with pytest.raises(InputError, match=words):
+        run(train, *options, *FAST)
 
 
 def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_pictures):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from models import Darknet
 from utils.metrics import Metrics
 from utils.resolve import resolve
-from utils.sparsity import GammaHistory
+from utils.sparsity import GammaHistory, GammaPenalty
 
 
 def loss_row(sums: np.ndarray, pictures: int) -> dict[str, float]:
@@ -24,10 +24,11 @@ def loss_row(sums: np.ndarray, pictures: int) -> dict[str, float]:
     }
 
 
-def gamma_row(gammas: GammaHistory) -> dict[str, float]:
-    """The gammas of the last epoch for the log."""
+def gamma_row(gammas: GammaHistory, penalty: GammaPenalty) -> dict[str, float]:
+    """The gammas of the last epoch for the log, and the strength of the penalty."""
     row = {f"gamma_q{20 * (k + 1)}": float(value) for k, value in enumerate(gammas.quintiles[-1])}
-    return row | {"gamma_near_zero": gammas.near_zero[-1], "prune_ratio_allowed": gammas.allowed[-1]}
+    row |= {"gamma_near_zero": gammas.near_zero[-1], "prune_ratio_allowed": gammas.allowed[-1]}
+    return row | {"gamma_zero": penalty.dead_share(), "s": penalty.s}
 
 
 def print_epoch(
@@ -38,6 +39,7 @@ def print_epoch(
     cells: list[int],
     metrics: Metrics | None,
     gammas: GammaHistory,
+    penalty: GammaPenalty,
 ) -> None:
     """Print the table of an epoch: what each head did, the gammas, and the metrics."""
     heads = resolve(model.blocks, args.img_size).heads
@@ -54,8 +56,8 @@ def print_epoch(
     tqdm.write(AsciiTable(rows, f"epoch {epoch + 1}/{args.epochs}").table)
     quintiles = " ".join(f"{value:.3g}" for value in gammas.quintiles[-1])
     tqdm.write(
-        f"|gamma| quintiles {quintiles}; {gammas.near_zero[-1]:.1%} near zero; "
-        f"a threshold could prune {gammas.allowed[-1]:.1%} now"
+        f"|gamma| quintiles {quintiles}; {gammas.near_zero[-1]:.1%} near zero, {penalty.dead_share():.1%} exactly; "
+        f"s={penalty.s:.3g}; a threshold could prune {gammas.allowed[-1]:.1%} now"
     )
     if metrics:
         tqdm.write(

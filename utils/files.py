@@ -1,12 +1,14 @@
 """Files that are either the old one or the new one, never half of one."""
 
+import csv
+import io
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from utils.errors import InputError
 
@@ -65,3 +67,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: object) -> None:
     """Write ``content`` to ``path`` as JSON, atomically."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to ``path`` as CSV, atomically; the columns are all that any row has, in the order they come up."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(column for row in rows for column in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

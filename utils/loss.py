@@ -123,8 +123,7 @@ class YoloLoss(nn.Module):
         wanted = box_convert(torch.cat([a.centre * cell, a.size], dim=1), "cxcywh", "xyxy")
         ciou_loss = complete_box_iou_loss(predicted, wanted)
 
-        # With new_coords the convolution before has applied the sigmoid: go back to logits for a stable BCE.
-        logits = torch.logit(raw[..., 4:], eps=1e-6) if yolo.new_coords else raw[..., 4:]
+        logits = yolo.logits(raw)  # for a stable BCE
         aim = logits.new_zeros(logits.shape[:-1])
         where = (a.image, a.anchor, a.row, a.column)
         # Two targets can claim one prediction; the better fit is its aim.

@@ -1,13 +1,12 @@
 """What a training run writes beside its checkpoints: options, a CSV row an epoch, TensorBoard events."""
 
 import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.files import write_json, write_text
+from utils.files import write_csv, write_json
 
 
 class RunLog:
@@ -31,12 +30,7 @@ class RunLog:
     def add(self, row: dict[str, Any]) -> None:
         """Add the row of an epoch: ``epoch`` and numbers; what was not measured is left out."""
         self.rows.append(row)
-        columns = list(dict.fromkeys(column for row in self.rows for column in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.csv_path, text.getvalue())
+        write_csv(self.csv_path, self.rows)
         for name, value in row.items():
             if name != "epoch":
                 self._events.add_scalar(name, value, row["epoch"])

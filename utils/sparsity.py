@@ -44,6 +44,8 @@ class GammaPenalty:
 
     Attributes:
         coupling: the coupled channels of the network.
+        weights: for each layer with gammas under the penalty a factor (C,) on ``s``: 1, and 0 for those that may not
+            be pruned; see :mod:`utils.penalty_schedules`.
     """
 
     def __init__(self, model: Darknet, s: float, strategy: str, method: str, momentum: float):
@@ -58,6 +60,21 @@ class GammaPenalty:
             for index, mask in prunable_channels(self.coupling, strategy).items()
             if mask.any()
         }
+        self.weights = {index: mask.float() for index, mask in self._masks.items()}
+
+    def state(self) -> dict:
+        """What changes during a run, for a checkpoint."""
+        return {"s": self.s, "weights": {index: weight.cpu() for index, weight in self.weights.items()}}
+
+    def load_state(self, state: dict) -> None:
+        """Go back to the :meth:`state` of a checkpoint."""
+        self.s = state["s"]
+        self.weights = {index: weight.to(self.weights[index].device) for index, weight in state["weights"].items()}
+
+    def dead_share(self) -> float:
+        """The share of the gammas under the penalty that are exactly 0."""
+        gammas = self.gammas()
+        return float((gammas == 0).mean()) if len(gammas) else 0.0
 
     def gammas(self, model: Darknet | None = None) -> np.ndarray:
         """|gamma| of all channels under the penalty, in one array; of another model with the same cfg, if given."""
@@ -69,10 +86,10 @@ class GammaPenalty:
         """Add the subgradient; call once an optimizer step, on unscaled gradients."""
         if self.method != "subgradient":
             return
-        for index, mask in self._masks.items():
+        for index, weight in self.weights.items():
             gamma = self.model.batch_norm(index).weight
             if gamma.grad is not None:
-                gamma.grad.add_(gamma.detach().sign() * mask, alpha=self.s)
+                gamma.grad.add_(gamma.detach().sign() * weight, alpha=self.s)
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:
@@ -80,9 +97,11 @@ class GammaPenalty:
         if self.method != "proximal":
             return
         step = lr * self.s / (1 - self.momentum)
-        for index, mask in self._masks.items():
+        if not step:
+            return
+        for index, weight in self.weights.items():
             gamma = self.model.batch_norm(index).weight
-            gamma.copy_(torch.where(mask, soft_threshold(gamma, step), gamma))
+            gamma.copy_(soft_threshold(gamma, step * weight))
 
     @torch.no_grad()
     def copy_zeros(self, average: nn.Module) -> None:
@@ -91,7 +110,7 @@ class GammaPenalty:
             average.batch_norm(index).weight.mul_(self.model.batch_norm(index).weight != 0)
 
 
-def soft_threshold(values: Tensor, step: float) -> Tensor:
+def soft_threshold(values: Tensor, step: float | Tensor) -> Tensor:
     """Values moved toward 0 by ``step``, and 0 where they would pass it."""
     return values.sign() * (values.abs() - step).clamp(min=0)
 

@@ -15,10 +15,12 @@ from models import Darknet
 from utils.checkpoints import load_state
 from utils.datasets import to_device
 from utils.devices import amp_dtype, autocast
+from utils.distillation import Distillation, load_teacher
 from utils.ema import ModelEma
 from utils.errors import InputError
 from utils.loss import HeadReport, YoloLoss
 from utils.optim import MOMENTUM, WARMUP_EPOCHS, build_sgd, learning_rate
+from utils.penalty_schedules import SCHEDULES, Plan
 from utils.sparsity import GammaPenalty
 
 GRADIENT_NORM = 10.0  # larger gradients are scaled down to this norm
@@ -48,6 +50,11 @@ class Training:
 
     def __post_init__(self):
         self.loss = YoloLoss(self.model)
+        self.distillation = None
+        if self.args.teacher_cfg:
+            files = self.args.teacher_cfg, self.args.teacher_weights
+            teacher = load_teacher(*files, self.model, self.args.img_size, self.device)
+            self.distillation = Distillation(self.model, teacher)
         self.optimizer = build_sgd(self.model, self.args.learning_rate)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.device.type == "cuda" and amp_dtype(self.device) == torch.float16
@@ -56,6 +63,7 @@ class Training:
         # Without -sr the penalty has no strength, and only reports on the gammas.
         s = self.args.s if self.args.sr else 0.0
         self.penalty = GammaPenalty(self.model, s, self.args.strategy, self.args.sr_method, MOMENTUM)
+        self.plan = Plan(self.learning_rates(), self.args.target_percent, self.steps_per_epoch)
 
     def learning_rates(self) -> np.ndarray:
         """The learning rate of every optimizer step of the run."""
@@ -70,6 +78,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema_updates": self.ema.updates,
+            "penalty": self.penalty.state(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -82,6 +91,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.ema.updates = state["ema_updates"]
+        if "penalty" in state:
+            self.penalty.load_state(state["penalty"])
         self.step = checkpoint["step"]
         self.best_map = checkpoint["best_map"]
         torch.set_rng_state(state["rng"])
@@ -98,7 +109,6 @@ class Training:
             InputError: the loss is not finite; checkpoints are as they were.
         """
         args, model = self.args, self.model
-        rates = self.learning_rates()
         model.train()
         total: Tensor | None = None
         cells = [0] * len(model.yolo_layers)
@@ -110,11 +120,13 @@ class Training:
             with autocast(self.device):
                 heads = model(images)
             loss, reports = self.loss(heads, targets, images.shape[-1])
+            if self.distillation:
+                loss = loss + self.distillation(heads, images)
             if number_in_epoch % DISPLAY_STEPS == 0:
                 bar.set_postfix(loss=f"{self._finite(loss.item(), epoch):.3f}")
             self.scaler.scale(loss / args.accumulate).backward()
             if (number_in_epoch + 1) % args.accumulate == 0 or number_in_epoch + 1 == len(batches):
-                self._optimizer_step(float(rates[self.step]))
+                self._optimizer_step(float(self.plan.rates[self.step]))
             sums = stack(reports)
             total = sums if total is None else total + sums
             cells = [count + report.cells for count, report in zip(cells, reports, strict=True)]
@@ -135,6 +147,8 @@ class Training:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
+        if self.args.sr:
+            SCHEDULES[self.args.s_schedule](self.penalty, self.plan, self.step)
         self.penalty.before_step()
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -1,0 +1,242 @@
+"""Draws the study: pictures and Markdown tables out of the CSV that studies/study.py writes.
+
+- {data}_size.png: mAP against parameters and MACs, each way to train sparse a line, with its spread over seeds;
+- {data}_ratio.png: the ratio at which mAP has fallen by 0.01;
+- results.md: the rows from baseline to fine-tuned, those ratios, and mAP at equal parameters;
+- {data}_detections.jpg, with --run: pictures before and after.
+"""
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from studies.plan import DATA_SETS, DataSet, pruned_cfg_of, weights_of
+from utils.cli import ArgumentParser, number, run
+from utils.datasets import read_data_config, read_image
+from utils.detector import Detector, load_model
+from utils.devices import pick_device
+from utils.drawing import draw_detections
+from utils.errors import InputError
+from utils.files import atomic_writer, write_text
+from utils.pictures import to_square
+from utils.plots import save_figure
+
+DROP = 0.01  # of mAP@0.5
+SHARES = (0.4, 0.3, 0.2, 0.1)  # of the parameters, at which the ways to train sparse are compared
+STAGES = ("plain", "baseline", "continued", "sparse", "pruned", "finetuned", "distilled")
+CONFIDENCE = 0.25  # of the boxes that are drawn
+SIDE = 320  # pixels of a drawn picture's longer side
+
+Row = dict[str, str]
+Curve = dict[str, np.ndarray]  # of one sweep, by rising ratio: percent, mAP, parameters, macs
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options of draw.py."""
+    parser = ArgumentParser(__doc__.split("\n\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("studies/results.csv"), help="the CSV of study.py")
+    parser.add_argument("--output", type=Path, default=Path("docs/study"), help="folder to write to")
+    parser.add_argument("--run", help="id of a finetuned or distilled run of the CSV whose detections are drawn")
+    parser.add_argument("--pictures", type=number(int, 1), default=4, help="how many of them")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draw what there is."""
+    if not args.results.exists():
+        raise InputError(f"{args.results}: there is no such CSV; studies/study.py writes it")
+    with open(args.results, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    text = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        own = [row for row in rows if row["data"] == data]
+        text += [f"## {data}", "", stage_table(own), ""]
+        sweeps = curves(own)
+        if sweeps:
+            save_figure(size_figure(data, sweeps), args.output / f"{data}_size.png")
+            save_figure(ratio_figure(data, sweeps), args.output / f"{data}_ratio.png")
+            text += [sweep_table(sweeps), ""]
+    write_text(args.output / "results.md", "\n".join(text))
+    print("\n".join(text))
+    if args.run:
+        draw_run(rows, args.run, args.pictures, args.output)
+    print(f"{args.output}: pictures and results.md")
+
+
+def curves(rows: Sequence[Row]) -> dict[str, list[Curve]]:
+    """The sweeps of each way to train sparse, one a seed, by its label."""
+    by_job: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["stage"] == "sweep":
+            by_job[row["job"]].append(row)
+    found: dict[str, list[Curve]] = defaultdict(list)
+    for points in by_job.values():
+        points.sort(key=lambda row: float(row["percent"]))
+        columns = ("percent", "mAP", "parameters", "macs")
+        found[label_of(points[0])].append({name: np.array([float(row[name]) for row in points]) for name in columns})
+    return dict(found)
+
+
+def label_of(row: Row) -> str:
+    """A way to train sparse in words: ``target 0.8, slim``."""
+    return f"{row['sparsity']} {row['target_percent']}".strip() + f", {row['strategy']}"
+
+
+def ratio_at_drop(curve: Curve, drop: float = DROP) -> float:
+    """The ratio at which mAP is first ``drop`` below that of ratio 0, on lines between the points.
+
+    The last ratio where it never is.
+    """
+    least = curve["mAP"][0] - drop
+    below = np.flatnonzero(curve["mAP"] < least)
+    if not len(below):
+        return float(curve["percent"][-1])
+    before, after = below[0] - 1, below[0]
+    return float(np.interp(-least, -curve["mAP"][[before, after]], curve["percent"][[before, after]]))
+
+
+def mean_ap_at(curve: Curve, share: float) -> float:
+    """mAP where this share of the parameters is left, on lines between the points; NaN where no ratio goes that far."""
+    left = curve["parameters"] / curve["parameters"][0]
+    return float(np.interp(share, left[::-1], curve["mAP"][::-1], left=np.nan))
+
+
+def spread(values: Iterable[float], digits: int = 4) -> str:
+    """Mean, and with several values their standard deviation and number; nothing where nothing was measured."""
+    values = [value for value in values if not np.isnan(value)]
+    if not values:
+        return ""
+    text = f"{np.mean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.{digits}f} ({len(values)})"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def stage_table(rows: Sequence[Row]) -> str:
+    """From plain and baseline to fine-tuned, mean and spread over the seeds."""
+    groups: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["stage"] in STAGES:
+            ratio = f", {float(row['percent']):.0%} cut" if row.get("percent") else ""
+            about = f" ({label_of(row)}{ratio})" if row.get("sparsity") else ""
+            groups[STAGES.index(row["stage"]), row["stage"] + about].append(row)
+    head = ("", "epochs", "mAP@0.5", "last epoch", "mAP@0.5:0.95", "last epoch", "parameters", "MACs", "forward, ms")
+    lines = []
+    for (_, label), group in sorted(groups.items()):
+
+        def mean(name: str, digits: int = 4, scale: float = 1, group: list[Row] = group) -> str:
+            return spread([float(row[name]) / scale for row in group if row.get(name)], digits)
+
+        quality = [mean(name) for name in ("mAP", "mAP_last", "mAP_50_95", "mAP_50_95_last")]
+        size = [f"{mean('parameters', 3, 1e6)} M", f"{mean('macs', 1, 1e6)} M", mean("forward_ms_after", 2)]
+        lines.append([label, group[0]["epochs"], *quality, *size])
+    return markdown(head, lines)
+
+
+def sweep_table(sweeps: dict[str, list[Curve]]) -> str:
+    """For each way to train sparse the ratio at which mAP falls, and mAP at equal parameters, not fine-tuned."""
+    head = ["", f"ratio at -{DROP:g} mAP", *(f"mAP@0.5 at {share:.0%} of the parameters" for share in SHARES)]
+    lines = []
+    for label, group in sweeps.items():
+        at = [spread(mean_ap_at(curve, share) for curve in group) for share in SHARES]
+        lines.append([label, spread((ratio_at_drop(curve) for curve in group), 3), *at])
+    return markdown(head, lines)
+
+
+def size_figure(data: str, sweeps: dict[str, list[Curve]]) -> Figure:
+    """mAP@0.5 against the share of parameters and of MACs that is left; bands reach from the worst to the best seed."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    for axes, name, title in zip(
+        figure.subplots(1, 2, sharey=True), ("parameters", "macs"), ("parameters", "MACs"), strict=True
+    ):
+        for label, group in sweeps.items():
+            # Every sweep measures the same ratios, so seeds are averaged ratio by ratio.
+            left = np.mean([100 * curve[name] / curve[name][0] for curve in group], axis=0)
+            quality = np.array([curve["mAP"] for curve in group])
+            (line,) = axes.plot(left, quality.mean(axis=0), marker="o", ms=3, label=f"{label} ({len(group)})")
+            axes.fill_between(left, quality.min(axis=0), quality.max(axis=0), color=line.get_color(), alpha=0.15, lw=0)
+        axes.set(xlabel=f"% of the {title} left", xscale="log", ylim=(0, 1.02))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].set(ylabel="mAP@0.5, not fine-tuned")
+    figure.axes[1].legend(frameon=False, fontsize=8, title="seeds in brackets")
+    figure.suptitle(f"{data}: what pruning costs")
+    return figure
+
+
+def ratio_figure(data: str, sweeps: dict[str, list[Curve]]) -> Figure:
+    """The ratio at which mAP falls, a bar for each way to train sparse, a dot for each seed."""
+    figure = Figure(figsize=(7.5, 0.4 * len(sweeps) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    for position, group in enumerate(sweeps.values()):
+        ratios = [100 * ratio_at_drop(curve) for curve in group]
+        axes.barh(position, np.mean(ratios), color="#b8c4d6")
+        axes.plot(ratios, [position] * len(ratios), "o", color="#12455a", ms=4)
+    axes.set_yticks(range(len(sweeps)), list(sweeps))
+    axes.invert_yaxis()
+    axes.set(xlabel=f"% of the prunable channels cut when mAP@0.5 has fallen by {DROP:g}", xlim=(0, 100), title=data)
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def draw_run(rows: Sequence[Row], run_id: str, count: int, output: Path) -> None:
+    """Draw what the baseline and a fine-tuned run find on the same validation pictures, side by side."""
+    row = next((row for row in rows if row["id"] == run_id), None)
+    if row is None or row["stage"] not in ("finetuned", "distilled"):
+        raise InputError(f"--run {run_id}: the CSV has no finetuned or distilled run of this id")
+    data = next(data for data in DATA_SETS if data.name == row["data"])
+    config = read_data_config(data.data_config)
+    baseline = f"{data.name}/baseline/seed{row['seed']}"
+    sides = [
+        detector(data, data.model_def, weights_of(baseline)),
+        detector(data, pruned_cfg_of(run_id.rpartition("/")[0]), weights_of(run_id)),
+    ]
+    paths = config.images("valid")
+    pictures = [read_image(path) for path in paths[:: max(1, len(paths) // count)][:count]]
+    save_picture(side_by_side(pictures, sides, config.names), output / f"{data.name}_detections.jpg")
+
+
+def detector(data: DataSet, model_def: str, weights: str) -> Detector:
+    """The network of a run, ready to detect."""
+    thresholds = CONFIDENCE, 0.5
+    model, _ = load_model(model_def, weights, thresholds)
+    return Detector(model.to(pick_device()).eval(), data.img_size, *thresholds)
+
+
+def side_by_side(pictures: Sequence[Image.Image], sides: Sequence[Detector], names: Sequence[str]) -> Image.Image:
+    """A row of pictures for each detector, with what it finds; pictures are scaled to one height."""
+    drawn = []
+    for side in sides:
+        found = side([to_square(picture, side.img_size) for picture in pictures], pictures)
+        drawn.append([draw_detections(*pair, names) for pair in zip(pictures, found, strict=True)])
+    widths = [round(picture.width * SIDE / max(picture.size)) for picture in pictures]
+    heights = [round(picture.height * SIDE / max(picture.size)) for picture in pictures]
+    sheet = Image.new("RGB", (sum(widths), len(sides) * max(heights)), "white")
+    for line, images in enumerate(drawn):
+        for k, image in enumerate(images):
+            sheet.paste(image.resize((widths[k], heights[k])), (sum(widths[:k]), line * max(heights)))
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as JPEG, atomically."""
+    with atomic_writer(path) as file:
+        picture.save(file, format="JPEG", quality=90)
+
+
+if __name__ == "__main__":
+    run(get_args_parser(), main)

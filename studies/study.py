@@ -1,0 +1,227 @@
+"""Runs a study of the plan in studies/plan.py: baseline, sparse, prune, fine-tune over methods, strategies and seeds.
+
+Every run is one of our programs in a process of its own, and ends in a row of the CSV. What has a row is not run again,
+a training that was interrupted goes on where it stopped: start the same command again after whatever happened.
+
+    python studies/study.py --preset bccd
+    python studies/study.py --preset hands --only 'seed0' --list
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from terminaltables import AsciiTable
+
+from studies.plan import DATA_SETS, PLAN, DataSet, Job, jobs, pruned_cfg_of, run_name, weights_of
+from utils.checkpoints import git_revision, read_checkpoint
+from utils.cli import ArgumentParser, run
+from utils.errors import InputError
+from utils.files import write_csv
+from utils.runs import Run
+
+QUALITY = ("mAP", "mAP_50_95", "precision", "recall", "f1")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options of study.py."""
+    parser = ArgumentParser(__doc__.split("\n\n")[0])
+    parser.add_argument("--preset", nargs="+", choices=PLAN, default=["hands"], help="which parts of the plan")
+    parser.add_argument("--only", type=re.compile, help="only runs whose id this regular expression finds")
+    parser.add_argument("--list", action="store_true", help="only list the runs and the hours")
+    parser.add_argument("--results", type=Path, default=Path("studies/results.csv"), help="the CSV to add to")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME=FILE", help="another .data file for a data set of the plan"
+    )
+    return parser
+
+
+class Results:
+    """The CSV: a row a measurement, by its id."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def rows(self) -> list[dict[str, str]]:
+        """All rows so far, as text."""
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def done(self) -> set[str]:
+        """The ids of the jobs that have rows."""
+        return {row["job"] for row in self.rows()}
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows; the file is read again, since another study may write to it, too."""
+        write_csv(self.path, [*self.rows(), *rows])
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run what is not done, in order; go on after a failure with what does not need it."""
+    experiments = [experiment for preset in args.preset for experiment in PLAN[preset]]
+    todo = selected(jobs(experiments, data_sets(args.data)), args.only)
+    results = Results(args.results)
+    if args.list:
+        print(listing(todo, results.done()))
+        return
+    failed: dict[str, str] = {}
+    for number, job in enumerate(todo, start=1):
+        done = results.done()
+        missing = [need for need in job.needs if need not in done]
+        if job.id in done or missing:
+            failed |= {job.id: f"needs {missing[0]}"} if missing and job.id not in done else {}
+            continue
+        print(f"{time.strftime('%H:%M')} {number}/{len(todo)} {job.id}", flush=True)
+        try:
+            prepare(job.data)
+            results.add(rows_of(job))
+        except InputError as error:
+            failed[job.id] = str(error)
+            print(f"  failed: {error}", flush=True)
+    if failed:
+        first = next(iter(failed))
+        raise InputError(f"{len(failed)} of {len(todo)} runs are not done; the first: {first}: {failed[first]}")
+    print(f"{args.results}: all {len(todo)} runs are done")
+
+
+def data_sets(changes: list[str]) -> list[DataSet]:
+    """The data sets of the plan, with the .data files of ``NAME=FILE``."""
+    names = [data.name for data in DATA_SETS]
+    files = {}
+    for change in changes:
+        name, equals, file = change.partition("=")
+        if not equals or name not in names:
+            raise InputError(f"--data {change}: it must be NAME=FILE, with a NAME out of {', '.join(names)}")
+        files[name] = file
+    return [dataclasses.replace(data, data_config=files.get(data.name, data.data_config)) for data in DATA_SETS]
+
+
+def selected(everything: list[Job], only: re.Pattern | None) -> list[Job]:
+    """The jobs whose id ``only`` finds, and those that they need, in their order."""
+    if only is None:
+        return everything
+    wanted = {job.id for job in everything if only.search(job.id)}
+    if not wanted:
+        raise InputError(f"--only {only.pattern}: no run has such an id; --list shows them")
+    for job in reversed(everything):
+        if job.id in wanted:
+            wanted |= set(job.needs)
+    return [job for job in everything if job.id in wanted]
+
+
+def listing(todo: list[Job], done: set[str]) -> str:
+    """A table of the runs, and about how long those that are not done take."""
+    rows = [["id", "stage", "epochs", "hours", "state"]]
+    for job in todo:
+        state = "done" if job.id in done else "begun" if Run(run_name(job.id)).last.exists() else ""
+        rows.append([job.id, job.stage, job.epochs or "", f"{job.seconds / 3600:.2f}", state])
+    hours = sum(job.seconds for job in todo if job.id not in done) / 3600
+    return f"{AsciiTable(rows).table}\n{len(todo)} runs, about {hours:.1f} hours on two cores to do"
+
+
+def prepare(data: DataSet) -> None:
+    """Convert a data set that has a source and no .data file yet."""
+    if data.source and not Path(data.data_config).exists():
+        call("data/converter.py", *data.source, log=Path("output/study") / f"{data.name}.log")
+
+
+def rows_of(job: Job) -> list[dict[str, Any]]:
+    """Run a job to its end; the rows for the CSV."""
+    began = time.time()
+    log = Path("output/study") / f"{run_name(job.id)}.log"
+    with tempfile.TemporaryDirectory() as folder:
+        if job.stage == "sweep":
+            measured = sweep(job, Path(folder), log)
+        elif job.stage == "pruned":
+            measured = [prune(job, Path(folder), log)]
+        else:
+            train(job, log)
+            measured = [{**evaluate(job, Path(folder), log), **last_epoch(job)}]
+    about = {"stage": job.stage, "data": job.data.name, **job.settings, "epochs": job.epochs or ""}
+    about |= {"img_size": job.data.img_size, "model_def": job.data.model_def, "revision": git_revision()}
+    about |= {"minutes": round((time.time() - began) / 60, 2)}
+    ids = [f"{job.id}@{row['percent']:g}" if job.stage == "sweep" else job.id for row in measured]
+    return [{"id": row_id, "job": job.id, **about, **row} for row_id, row in zip(ids, measured, strict=True)]
+
+
+def train(job: Job, log: Path) -> None:
+    """Train to the last epoch, from where an earlier start stopped; what was trained for other epochs is kept aside."""
+    files = Run(run_name(job.id))
+    unfinished = files.unfinished()
+    if files.last.exists() and not unfinished and read_checkpoint(files.last)["epoch"] == job.epochs:
+        return
+    call(job.program, *job.options, "--name", files.name, *(["--resume"] if unfinished else []), log=log)
+
+
+def evaluate(job: Job, folder: Path, log: Path) -> dict[str, Any]:
+    """What test.py finds for the checkpoint to use."""
+    weights, output = weights_of(job.id), folder / "test.json"
+    options = ["--data_config", job.data.data_config, "--img_size", str(job.data.img_size), "--n_cpu", "2"]
+    call("test.py", "--model_def", job.model_def, "--weights_path", weights, *options, "--json", str(output), log=log)
+    found = json.loads(output.read_text())
+    return {name: found[name] for name in (*QUALITY, "parameters", "macs")} | {
+        "file_bytes": Path(weights).stat().st_size
+    }
+
+
+def last_epoch(job: Job) -> dict[str, Any]:
+    """What the log of a training says of its last epoch, whatever epoch was the best."""
+    with open(Run(run_name(job.id)).folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    last = rows[-1]
+    found = {f"{name}_last": last[name] for name in ("mAP", "mAP_50_95")}
+    found |= {name: last[name] for name in ("gamma_zero", "gamma_near_zero") if name in last}
+    return found | {"seconds_an_epoch": f"{sum(float(row['seconds']) for row in rows) / len(rows):.2f}"}
+
+
+def sweep(job: Job, folder: Path, log: Path) -> list[dict[str, Any]]:
+    """A row for each ratio that test_prune.py --sweep measures."""
+    output = folder / "sweep.json"
+    call(job.program, *job.options, "--json", str(output), log=log)
+    return json.loads(output.read_text())["sweep"]
+
+
+def prune(job: Job, folder: Path, log: Path) -> dict[str, Any]:
+    """Prune, and measure the pruned network; its cfg and weights are kept for fine-tuning."""
+    output = folder / "prune.json"
+    files = ("--out_cfg", pruned_cfg_of(job.id), "--out_weights", weights_of(job.id))
+    call(job.program, *job.options, *files, "--json", str(output), log=log)
+    report = json.loads(output.read_text())
+    found = {name: report[name] for name in ("max_diff", "silenced", "carriers")}
+    for side in ("before", "after"):
+        found |= {f"{name}_{side}": report[side][name] for name in ("size_bytes", "forward_ms")}
+    return evaluate(job, folder, log) | found
+
+
+def call(program: str, *words: str, log: Path) -> None:
+    """Run one of our programs; what it prints is added to ``log``.
+
+    Raises:
+        InputError: it failed; the message is its last line.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / program), *words]
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"$ {' '.join(command)}\n")
+        file.flush()
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    if status:
+        lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
+        raise InputError(f"{program} ended with status {status}: {lines[-1].strip()} ({log})")
+
+
+if __name__ == "__main__":
+    run(get_args_parser(), main)

@@ -1,0 +1,173 @@
+import csv
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from studies import draw, plan, study
+from studies.plan import DataSet, Experiment, jobs, weights_of
+from tests.scene import make_project
+from utils.errors import InputError
+from utils.files import write_csv
+
+TINY = DataSet("tiny", "config/oxfordhand.data", "config/yolov3-hand.cfg", 64, 2, 2, 1, s=1.0, seconds=1, batch_size=4)
+SMALL = {"tiny": (Experiment("tiny", ("constant", "target"), ("slim",), (0,), 0.5, plan.ALL_STAGES),)}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project, a plan of one small experiment, and programs that run in this process, which starts none."""
+    monkeypatch.chdir(make_project(tmp_path))
+    for module in (study, plan):
+        monkeypatch.setattr(module, "PLAN", SMALL)
+    for module in (study, draw):
+        monkeypatch.setattr(module, "DATA_SETS", (TINY,))
+    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    calls = []
+
+    def in_process(program, *words, log):
+        calls.append((program, words))
+        module = importlib.import_module(program.removesuffix(".py").replace("/", "."))
+        module.main(module.get_args_parser().parse_args([*words, "--n_cpu", "0"]))
+
+    monkeypatch.setattr(study, "call", in_process)
+    return calls
+
+
+def go(*words):
+    study.main(study.get_args_parser().parse_args(["--preset", "tiny", "--results", "results.csv", *words]))
+
+
+def results():
+    with open("results.csv", newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def test_every_preset_runs_what_a_run_needs_before_it():
+    for preset, experiments in plan.PLAN.items():
+        found = jobs(experiments)
+        ids = [job.id for job in found]
+        assert len(set(ids)) == len(ids), preset
+        for number, job in enumerate(found):
+            assert set(job.needs) <= set(ids[:number]), job.id
+    assert len({weights_of(job.id) for job in found}) == len(found)
+
+
+def test_the_study_measures_everything_once_and_is_drawn(project, capsys):
+    go()
+    rows = results()
+    sparse = "tiny/target0.5-slim/seed0"
+    assert {row["stage"] for row in rows.values()} == set(plan.ALL_STAGES)
+    assert float(rows[f"{sparse}/pruned0.5"]["parameters"]) < float(rows[sparse]["parameters"])
+    assert rows[f"{sparse}/pruned0.5/distilled"]["percent"] == "0.5"
+    assert rows[sparse]["schedule"] == "target"
+    assert rows["tiny/constant-slim/seed0"]["s"] == "1.0"
+    assert f"{sparse}/sweep@0.3" in rows
+    assert all(row["mAP"] and row["revision"] and row["img_size"] == "64" for row in rows.values())
+    taught = [words for _, words in project if "--teacher_cfg" in words]
+    assert len(taught) == 2
+
+    count = len(project)
+    go()
+    assert len(project) == count
+
+    options = ["--results", "results.csv", "--output", "figures", "--pictures", "2"]
+    draw.main(draw.get_args_parser().parse_args([*options, "--run", f"{sparse}/pruned0.5/finetuned"]))
+    names = {path.name for path in Path("figures").iterdir()}
+    assert names == {"tiny_size.png", "tiny_ratio.png", "tiny_detections.jpg", "results.md"}
+    table = Path("figures/results.md").read_text()
+    assert "finetuned (target 0.5, slim, 50% cut)" in table
+
+
+def test_an_interrupted_training_goes_on(project, monkeypatch):
+    evaluate, seen = train.evaluate, []
+
+    def interrupted(*args, **kwargs):
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    frequent = DataSet(**{**vars(TINY), "checkpoint_interval": 1, "evaluation_interval": 1})
+    monkeypatch.setattr(study, "DATA_SETS", (frequent,))
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go("--only", "baseline")
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    assert not Path("results.csv").exists()
+    go("--only", "baseline")
+    assert ["--resume" in words for program, words in project if program == "train.py"] == [False, True]
+    assert list(results()) == ["tiny/baseline/seed0"]
+
+
+def test_only_takes_what_is_needed_too_and_a_list_runs_nothing(project, capsys):
+    go("--list", "--only", "target.*finetuned")
+    text = capsys.readouterr().out
+    assert "4 runs" in text
+    assert "seed0/pruned0.5/finetuned" in text
+    assert not project
+    with pytest.raises(InputError, match="no run has such an id"):
+        go("--only", "nothing")
+    with pytest.raises(InputError, match="NAME out of tiny"):
+        go("--data", "hands=x.data")
+
+
+def test_a_failure_is_told_and_stops_only_what_needs_it(project):
+    with pytest.raises(InputError, match=r"1 of 1 runs are not done; the first: tiny/plain/seed0: .*nowhere.data"):
+        go("--only", "plain", "--data", "tiny=nowhere.data")
+    Path("config/yolov3-hand.cfg").write_text("[net]\n")
+    with pytest.raises(InputError, match=r"the first: tiny/baseline/seed0"):
+        go("--only", "continued")
+    assert [program for program, _ in project] == ["studies/plain_recipe.py", "train.py"]
+
+
+def test_a_program_that_fails_is_quoted(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    (tmp_path / "broken.py").write_text("import sys\nprint('one')\nsys.exit('it is broken')\n")
+    with pytest.raises(InputError, match=r"broken.py ended with status 1: it is broken"):
+        study.call("broken.py", "--word", log=tmp_path / "logs/a.log")
+    assert f"$ {sys.executable}" in (tmp_path / "logs/a.log").read_text()
+
+
+def curve(percent, quality, parameters=(100, 50, 25, 10)):
+    return {
+        "percent": np.array(percent, float),
+        "mAP": np.array(quality, float),
+        "parameters": np.array(parameters, float),
+        "macs": np.array(parameters, float),
+    }
+
+
+def test_the_ratio_at_which_map_falls_is_read_between_the_points():
+    found = curve([0, 0.5, 0.6, 0.7], [0.9, 0.9, 0.88, 0.1])
+    assert draw.ratio_at_drop(found) == pytest.approx(0.55)
+    assert draw.ratio_at_drop(curve([0, 0.5, 0.6, 0.7], [0.9, 0.91, 0.895, 0.891])) == 0.7
+    assert draw.ratio_at_drop(curve([0, 0.5, 0.6, 0.7], [0.9, 0.5, 0.95, 0.9])) == pytest.approx(0.5 * 0.01 / 0.4)
+
+
+def test_map_at_equal_parameters():
+    found = curve([0, 0.5, 0.6, 0.7], [0.9, 0.8, 0.6, 0.1])
+    assert draw.mean_ap_at(found, 0.5) == pytest.approx(0.8)
+    assert draw.mean_ap_at(found, 0.75) == pytest.approx(0.85)
+    assert np.isnan(draw.mean_ap_at(found, 0.05))
+
+
+def test_a_spread_needs_several_seeds():
+    assert draw.spread([0.5]) == "0.5000"
+    assert draw.spread([0.5, 0.7, np.nan], 2) == "0.60 ± 0.14 (2)"
+    assert draw.spread([np.nan]) == ""
+
+
+def test_rows_with_new_columns_are_added_to_the_old_ones(tmp_path):
+    kept = study.Results(tmp_path / "results.csv")
+    kept.add([{"id": "a", "job": "a", "mAP": 0.5}])
+    kept.add([{"id": "b@0.1", "job": "b", "macs": 7}])
+    assert [dict(row) for row in kept.rows()] == [
+        {"id": "a", "job": "a", "mAP": "0.5", "macs": ""},
+        {"id": "b@0.1", "job": "b", "mAP": "", "macs": "7"},
+    ]
+    assert kept.done() == {"a", "b"}
+    write_csv(tmp_path / "empty.csv", [])
