@@ -12,6 +12,7 @@ The decays are those of the older pruning tools; here the choice is :func:`utils
 Nothing is remembered but the penalty's own strength and weights, so a checkpoint of those is enough to go on.
 """
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +30,6 @@ DEADLINE = 0.75  # of the steps: by then what is to die should be dead, so that 
 RESISTANCE = 2.0
 DOUBLING = 0.05  # of the steps: in so many the strength at most doubles or halves
 CONTROLS = 10  # of the strength, an epoch
-FLOOR_ROUNDS = 4  # each makes up for what the floors kept of the last
 
 
 @dataclass(frozen=True)
@@ -133,30 +133,33 @@ def shares(schedule: str, steps: int) -> np.ndarray:
 
 
 def _condemned(penalty: GammaPenalty, percent: float) -> dict[int, torch.Tensor]:
-    """For each layer under the penalty the channels (C,) bool to cut now: by the threshold rule, ``percent`` of them.
-
-    What a layer's floor keeps recovers, and other channels would be cut in its place: they are chosen here, too.
-    """
-    coupling, gammas = penalty.coupling, gamma_sizes(penalty.model)
-    sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
-    total = sizes[prunable_sets(coupling, penalty.strategy)].sum()
-    wanted = count = int(percent * total + 1e-6)
-    dead = np.zeros(len(sizes), bool)
-    for _ in range(FLOOR_ROUNDS):
-        more = choose(coupling, penalty.strategy, gammas, min(count / total, 1.0)).dead
-        if sizes[more].sum() > wanted:  # sets of several channels
-            break
-        dead = more
-        count += wanted - int(sizes[dead].sum())
+    """For each layer under the penalty the channels (C,) bool that the threshold rule would cut now."""
+    dead = choose(penalty.coupling, penalty.strategy, gamma_sizes(penalty.model), percent).dead
     return {
-        index: torch.from_numpy(dead[coupling.outputs[index]]).to(weight.device)
+        index: torch.from_numpy(dead[penalty.coupling.outputs[index]]).to(weight.device)
         for index, weight in penalty.weights.items()
     }
 
 
+def _ratio_above_floors(penalty: GammaPenalty, percent: float) -> float:
+    """The largest ratio at which the threshold rule cuts no more than ``percent``.
+
+    It is more than ``percent`` where layers are at their floors. What the floors keep will recover, so that pruning at
+    ``percent`` would cut others in its place: they have to die, too.
+    """
+    coupling, gammas = penalty.coupling, gamma_sizes(penalty.model)
+    sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+    total = int(sizes[prunable_sets(coupling, penalty.strategy)].sum())
+
+    def excess(count: int) -> float:
+        return sizes[choose(coupling, penalty.strategy, gammas, count / total).dead].sum() - percent * total - 1e-6
+
+    return (bisect.bisect_left(range(total), 0.0, key=excess) - 1) / total
+
+
 def _relieve(penalty: GammaPenalty, percent: float, weight: float) -> None:
-    """Give the channels that the threshold rule would keep this weight."""
-    for index, condemned in _condemned(penalty, percent).items():
+    """Give the channels that will be kept this weight."""
+    for index, condemned in _condemned(penalty, _ratio_above_floors(penalty, percent)).items():
         weights = penalty.weights[index]
         penalty.weights[index] = torch.where(condemned, weights, weights * weight)
 
