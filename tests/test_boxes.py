@@ -4,7 +4,14 @@ import torch
 from torchvision.ops import box_iou
 
 from utils import boxes as boxes_module
-from utils.boxes import MAX_CANDIDATES, MAX_DETECTIONS, Letterbox, non_max_suppression
+from utils.boxes import (
+    MAX_CANDIDATES,
+    MAX_DETECTIONS,
+    Letterbox,
+    _suppress_at_once,
+    _suppress_by_group,
+    non_max_suppression,
+)
 
 
 def prediction(cx, cy, w, h, objectness, *scores):
@@ -180,3 +187,40 @@ def test_suppression_agrees_with_a_plain_loop(monkeypatch):
         wanted += [[*xyxy[k].tolist(), score[k].item(), label] for k in kept]
     wanted.sort(key=lambda row: -row[4])
     torch.testing.assert_close(found, torch.tensor(wanted))
+
+
+def crowd(images, boxes, classes, side=100):
+    predictions = torch.rand(images, boxes, 5 + classes, generator=torch.Generator().manual_seed(2))
+    predictions[..., :4] = predictions[..., :4] * torch.tensor([side, side, 40, 40]) + torch.tensor([0, 0, 5.0, 5])
+    return predictions
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_batch_gives_what_its_images_give_one_by_one(classes):
+    predictions = crowd(4, 300, classes)
+    predictions[1, :, 4] = 0  # an image without a detection
+    found = non_max_suppression(predictions, 0.2, 0.4)
+    assert len(found[1]) == 0
+    for image, own in zip(predictions, found, strict=True):
+        assert torch.equal(own, non_max_suppression(image[None], 0.2, 0.4)[0])
+
+
+def test_a_cap_on_candidates_changes_nothing_while_enough_of_the_best_stay(monkeypatch):
+    predictions = crowd(2, 4000, 1, side=2000)
+    predictions[1, 700:, 4] = 0  # one image is below the cap, one above
+    wanted = non_max_suppression(predictions, 0.001, 0.5)
+    monkeypatch.setattr(boxes_module, "MAX_CANDIDATES", 800)
+    got = non_max_suppression(predictions, 0.001, 0.5)
+    assert len(got[0]) == MAX_DETECTIONS
+    assert all(torch.equal(*pair) for pair in zip(wanted, got, strict=True))
+
+
+def test_suppression_in_one_call_keeps_what_groups_keep_one_by_one_whatever_wild_box_there_is():
+    random = torch.Generator().manual_seed(0)
+    corner = torch.rand(600, 2, generator=random) * 100
+    xyxy = torch.cat([corner, corner + 5 + 40 * torch.rand(600, 2, generator=random)], 1)
+    xyxy[5] = torch.tensor([-1e30, -1e30, 1e30, 1e30])
+    score, group = torch.rand(600, generator=random), torch.randint(500, (600,), generator=random).sort().values
+    one_by_one = _suppress_by_group(xyxy, score, group, 0.3)
+    assert 0 < len(one_by_one) < 600
+    assert torch.equal(_suppress_at_once(xyxy, score, group, 0.3), one_by_one)

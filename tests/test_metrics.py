@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmark import detected_pictures, our_map, plain_map, plain_match
 from utils.metrics import COCO_IOU, DetectionMetrics, average_precision, match
 
 A, B = (0, 0, 10, 10), (100, 100, 120, 120)  # two places far from each other
@@ -152,6 +153,27 @@ def test_a_detection_takes_the_free_box_with_the_highest_overlap():
     truth = table([[0, 0, 0, 10, 10], [0, 0, 0, 10, 8]], 5)
     detections = table([[0, 0, 10, 8, 0.9, 0], [0, 0, 10, 8, 0.8, 0], [0, 0, 10, 8, 0.7, 0]], 6)
     assert match(detections, truth, np.array([0.75])).ravel().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_matching_agrees_with_a_plain_loop_in_a_crowd_with_ties(seed):
+    random = np.random.default_rng(seed)
+    corners = random.integers(0, 8, (60, 2))  # on a coarse grid many overlaps are equal
+    boxes = np.concatenate([corners, corners + random.integers(3, 6, (60, 2))], 1)
+    truth = torch.tensor(np.c_[random.integers(0, 2, 20), boxes[:20]]).float()
+    detections = torch.tensor(np.c_[boxes[20:], np.linspace(1, 0.1, 40), random.integers(0, 2, 40)]).float()
+    thresholds = np.array([0, 0.3, 0.5, 0.75])
+    right = match(detections, truth, thresholds)
+    assert 0 < right[:, 2].sum() < right[:, 0].sum() < 40
+    for column, threshold in enumerate(thresholds.tolist()):
+        assert right[:, column].tolist() == plain_match(detections, truth, threshold)
+
+
+def test_average_precision_of_many_pictures_is_that_of_a_plain_loop():
+    pictures = detected_pictures(images=12, detections=40, boxes=50)
+    wanted = np.mean(plain_map(pictures, COCO_IOU))
+    assert 0.1 < wanted < 0.9
+    assert our_map(pictures) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_iou_threshold_is_inclusive():

@@ -19,14 +19,11 @@ from utils.files import write_text
 from utils.profiling import count_macs, count_parameters
 from utils.pruning import LEAST_CARRIER, largest_difference, mask_gammas, prune
 from utils.ratio import Pruner
+from utils.resolve import resolve
 from utils.sparsity import gamma_sizes
 from utils.strategies import STRATEGIES, choose
 
 HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=10,14\nclasses=1\nnum=1\n"
-# 75 convolutions of the published pruned YOLOv3, of which the three without BatchNorm are the heads.
-PUBLISHED = """19 64 25 64 128 25 128 39 128 256 27 256 39 256 45 256 49 256 38 256 46 256 49 256 51 256 512 38 512 34
-512 42 512 56 512 47 512 38 512 45 512 30 512 1024 48 1024 41 1024 31 1024 22 1024 50 52 50 47 54 130 18 256 47 32 38 68
-64 107 18 128 55 38 24 41 46 96 18"""
 
 
 def network(*sections):
@@ -260,8 +257,8 @@ def test_gammas_of_exactly_zero_are_pruned_without_any_loss():
 
 
 def test_the_published_pruned_network_is_reproduced():
-    model = Darknet(create_cfg("v3", 1, 416))
-    counts = dict(zip([c.index for c in model.network.convolutions], map(int, PUBLISHED.split()), strict=True))
+    model = Darknet("config/yolov3-hand.cfg")
+    counts = {c.index: c.channels for c in resolve(read_cfg("config/yolov3-hand-published.cfg")).convolutions}
     coupling = couple(model.network)
     for index, norm in model.batch_norms.items():
         norm.bias.data.zero_()

@@ -1,7 +1,7 @@
 """Other runtimes for an exported network, with the call of :class:`models.Darknet`: images in, predictions out.
 
-Each is a small module, so that ``test.evaluate`` and ``utils.profiling.forward_times`` take it as they take a Darknet, and
-computes in float32 with as many threads as PyTorch does. The packages are optional: requirements-export.txt.
+Each is a small module, so that ``test.evaluate`` and ``utils.profiling.forward_times`` take it as they take a Darknet,
+and computes in float32 with as many threads as PyTorch does. The packages are optional: requirements-export.txt.
 """
 
 import io
