@@ -284,4 +284,4 @@ def loader(
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
     """Images (B, 3, S, S) uint8 to float RGB in [0, 1] on ``device``."""
-    return images.to(device, non_blocking=True).float() / 255
+    return images.to(device, non_blocking=True).float().div_(255)
