@@ -12,6 +12,7 @@ from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from models import Darknet
+from utils import distributed
 from utils.boxes import to_detections
 from utils.cli import ArgumentParser, number, run
 from utils.datasets import DetectionDataset, loader, read_data_config, to_device
@@ -45,6 +46,8 @@ def evaluate(
 ) -> tuple[Metrics, Seconds]:
     """Detect on every picture of ``batches`` and compare with its boxes.
 
+    Among several processes each takes pictures of its own, and the metrics are those of all.
+
     Args:
         model: the network, a Darknet, which is left as it is, or one of :mod:`utils.runtimes`. A Darknet is measured
             as it detects fastest, see :class:`utils.inference.Inference`.
@@ -59,7 +62,7 @@ def evaluate(
     forward, nms = Stopwatch(device), Stopwatch(device)
     gathered = DetectionMetrics(names, iou_thres)
     start = time.perf_counter()
-    for images, targets in tqdm(batches, progress, leave=False, unit="batch"):
+    for images, targets in tqdm(batches, progress, leave=False, unit="batch", disable=not distributed.is_main()):
         images = to_device(images, device)
         with forward:
             output = model(images)
@@ -67,7 +70,9 @@ def evaluate(
             detections = to_detections(output, conf_thres, nms_thres)
         for image, found in enumerate(detections):
             gathered.add(found.cpu(), boxes_of_image(targets, image, images.shape[-1]))
-    metrics = gathered.compute()
+    everything = DetectionMetrics(names, iou_thres)
+    everything.join(distributed.gather(gathered))
+    metrics = everything.compute()
     return metrics, Seconds(forward.seconds, nms.seconds, time.perf_counter() - start)
 
 

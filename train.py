@@ -5,26 +5,32 @@ import time
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from models import Darknet
 from test import evaluate
+from utils import distributed
 from utils.augmentations import Augmentation
+from utils.cfg import format_cfg
 from utils.checkpoints import load_weights, save_checkpoint
 from utils.cli import ArgumentParser, number, run
 from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
 from utils.devices import pick_device
 from utils.epoch_report import gamma_row, loss_row, print_epoch
 from utils.errors import InputError
+from utils.files import write_text
 from utils.optim import MOMENTUM
 from utils.options import check_classes, network_size
 from utils.penalty_schedules import SCHEDULES, check_schedule, shares
+from utils.picture_cache import budget
 from utils.plots import plot_training
+from utils.profiling import count_macs
 from utils.ratio import LARGEST_PERCENT
 from utils.recipes import FINE_TUNING, TRAINING, recipe_for
 from utils.run_log import RunLog
 from utils.runs import Run, default_name
-from utils.sparsity import METHODS, GammaHistory, reach
+from utils.shrinking import Survivors
+from utils.sparsity import METHODS, GammaHistory, gamma_sizes, reach
 from utils.strategies import STRATEGIES
 from utils.training import Training
 
@@ -33,13 +39,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options of train.py."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--epochs", type=number(int, 1), default=100, help="number of epochs")
-    parser.add_argument("--batch_size", type=number(int, 1), default=16, help="pictures a step")
+    parser.add_argument("--batch_size", type=number(int, 1), default=16, help="pictures a batch, of all processes")
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
     parser.add_argument(
         "--pretrained_weights", "-pre", help="start from a checkpoint, state dict, Darknet .weights or backbone file"
     )
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
+    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="workers that read pictures, for each process")
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the cfg's if not given")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
@@ -50,7 +56,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=number(float, above=0),
         help=f"after the warm-up; default: {TRAINING.learning_rate:g}, fine-tuning {FINE_TUNING.learning_rate:g}",
     )
-    parser.add_argument("--accumulate", type=number(int, 1), default=1, help="batches an optimizer step")
+    parser.add_argument("--accumulate", type=number(int, 1), default=1, help="batches an optimizer step, as one large")
     parser.add_argument("--sparsity-regularization", "-sr", dest="sr", action="store_true", help="train sparse")
     parser.add_argument("--s", type=number(float, 0), default=0.01, help="strength of the penalty on the gammas")
     parser.add_argument(
@@ -68,6 +74,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sr_method", choices=METHODS, default="proximal", help="proximal gives gammas of exactly 0")
     parser.add_argument("--strategy", choices=STRATEGIES, default="normal", help="which gammas to penalise")
     parser.add_argument(
+        "--prune_every", type=number(int, 0), default=0, help="epochs between cuts of dead channels (-sr); 0: no cuts"
+    )
+    parser.add_argument("--cache", action="store_true", help="keep the decoded pictures in memory, as far as they fit")
+    parser.add_argument("--channels_last", action="store_true", help="the memory layout that GPUs prefer")
+    parser.add_argument("--sync_bn", action="store_true", help="BatchNorm over the batch of all processes; GPUs only")
+    parser.add_argument(
         "--mosaic",
         type=number(float, 0, 1),
         help=f"chance of four pictures in one; default: {TRAINING.mosaic:g}, fine-tuning {FINE_TUNING.mosaic:g}",
@@ -84,6 +96,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    """Train in this process, or with the others that torchrun started."""
+    with distributed.processes():
+        train_network(args)
+
+
+def train_network(args: argparse.Namespace) -> None:
     """Train, epoch by epoch, from the start or from where the last run of this name stopped."""
     args.name = args.name or default_name(args.sr, args.model_def)
     recipe = recipe_for(args.model_def)
@@ -91,12 +109,11 @@ def main(args: argparse.Namespace) -> None:
         if getattr(args, option) is None:
             setattr(args, option, getattr(recipe, option))
     resolve_schedule(args)
-    if bool(args.teacher_cfg) != bool(args.teacher_weights):
-        raise InputError("--teacher_cfg and --teacher_weights belong together: give both")
+    check_options(args)
     files = Run(args.name)
-    checkpoint = resume_point(args, files)
+    checkpoint = distributed.from_main(lambda: resume_point(args, files))
     torch.manual_seed(args.seed)
-    model = Darknet(args.model_def)
+    model, survivors = make_model(args, files, checkpoint)
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
@@ -104,25 +121,61 @@ def main(args: argparse.Namespace) -> None:
         load_pretrained(model, args.pretrained_weights)
     batches, valid_batches = make_loaders(args, data)
     device = pick_device()
-    training = Training(args, model.to(device), device, -(-len(batches) // args.accumulate))
+    torch.backends.cudnn.benchmark = not args.multiscale_training
+    training = Training(args, model.to(device), survivors, device, -(-len(batches) // args.accumulate))
     if args.sr and args.s_schedule != "target":
         check_reach(training)
     if args.pretrained_weights and not checkpoint:
         print(f"before the first step: mAP@0.5 {evaluate(model, valid_batches, data.names)[0].mAP:.4f}")
 
     start = begin(training, files, checkpoint)
-    log = RunLog(files.folder, vars(args), start)
+    log = RunLog(files.folder, vars(args), start) if distributed.is_main() else None
     history = files.folder / "gammas.npz"
-    gammas = GammaHistory.load(history, before=start)
+    gammas = GammaHistory.load(history, before=start) if log else GammaHistory()
     for epoch in range(start, args.epochs):
         row = train_and_evaluate(training, batches, valid_batches, data, gammas, epoch)
+        if not log:
+            continue
         log.add(row)
         gammas.save(history)
         if save_checkpoints(training, files, data, epoch, row.get("mAP")):
             plot_training(log.rows, gammas, files.folder)
-    log.close()
+    if log:
+        log.close()
     kind = "last epoch" if args.sr else f"best mAP@0.5 {training.best_map:.4f}"
     print(f"{files.best}: {kind}\n{files.folder}: options, log.csv, TensorBoard events, pictures")
+    if args.prune_every:
+        print(f"{files.cfg(args.model_def)}: the cfg of what is left, for --model_def of the other programs")
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together, or not with this machine."""
+    if bool(args.teacher_cfg) != bool(args.teacher_weights):
+        raise InputError("--teacher_cfg and --teacher_weights belong together: give both")
+    if args.batch_size % distributed.world():
+        raise InputError(
+            f"--batch_size {args.batch_size} is shared by {distributed.world()} processes: give a multiple of that"
+        )
+    if args.sync_bn and not torch.cuda.is_available():
+        raise InputError(
+            "--sync_bn works on GPUs only; without it each process uses the statistics of its own pictures"
+        )
+    if args.prune_every and not (args.sr and args.sr_method == "proximal"):
+        raise InputError("--prune_every needs -sr with --sr_method proximal: nothing else makes gammas exactly 0")
+    if args.prune_every and args.s_schedule in ("local", "target"):
+        raise InputError(
+            f"--prune_every cuts what --s_schedule {args.s_schedule} counts: use it with constant or global"
+        )
+
+
+def make_model(args: argparse.Namespace, files: Run, checkpoint: dict | None) -> tuple[Darknet, Survivors]:
+    """The network of the cfg, without the channels that the run to resume has cut."""
+    model = Darknet(args.model_def)
+    survivors = Survivors(model.network)
+    if checkpoint and (cut := checkpoint["training"].get("survivors")):
+        survivors.load_state(cut, files.last)
+        model = Darknet(survivors.blocks(model.blocks))
+    return model, survivors
 
 
 def resolve_schedule(args: argparse.Namespace) -> None:
@@ -153,6 +206,8 @@ def begin(training: Training, files: Run, checkpoint: dict | None) -> int:
         training.load_state(checkpoint, files.last)
         print(f"resuming {files.name} at epoch {checkpoint['epoch'] + 1}")
         return checkpoint["epoch"]
+    if not distributed.is_main():
+        return 0
     if training.args.overwrite and files.unfinished():
         files.delete()
     elif kept := files.set_aside():
@@ -177,13 +232,26 @@ def train_and_evaluate(
     row["seconds"] = time.perf_counter() - began
     if training.distillation:
         row["distillation_loss"] = training.distillation.take_mean()
+    if args.prune_every and (epoch + 1) % args.prune_every == 0:
+        cut(training)
     metrics = None
     if epoch + 1 == args.epochs or (epoch + 1) % args.evaluation_interval == 0:
         metrics, _ = evaluate(training.ema.model, valid_batches, data.names)
         row |= {name: getattr(metrics, name) for name in ("mAP", "mAP_50_95", "precision", "recall", "f1")}
-    gammas.record(epoch, training.penalty, training.ema.model)
-    print_epoch(args, training.model, epoch, sums, cells, metrics, gammas, training.penalty)
-    return row | gamma_row(gammas, training.penalty)
+    survivors = training.survivors
+    gammas.record(epoch, survivors.coupling, args.strategy, survivors.spread(gamma_sizes(training.ema.model)))
+    print_epoch(args, training.model, epoch, sums, cells, metrics, gammas, training.penalty.s)
+    if args.prune_every:
+        row["channels"] = sum(survivors.counts().values())
+    return row | gamma_row(gammas, training.penalty.s)
+
+
+def cut(training: Training) -> None:
+    """Cut what died out of the network in training, and say what is left."""
+    if gone := training.cut():
+        macs = count_macs(training.model.blocks, training.args.img_size)
+        left = sum(training.survivors.counts().values())
+        print(f"{gone} dead channels cut out; {left} are left, and {macs / 1e9:.3f} G MACs a picture")
 
 
 def save_checkpoints(training: Training, files: Run, data: DataConfig, epoch: int, mean_ap: float | None) -> bool:
@@ -201,6 +269,8 @@ def save_checkpoints(training: Training, files: Run, data: DataConfig, epoch: in
         "strategy": args.strategy,
     }
     due = epoch + 1 == args.epochs or (epoch + 1) % args.checkpoint_interval == 0
+    if due and args.prune_every:
+        write_text(files.cfg(args.model_def), format_cfg(training.model.blocks))
     if due:
         save_checkpoint(files.last, training.ema.model, **about, training=training.state())
     # An early best of sparse training is not sparse yet.
@@ -242,8 +312,25 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
         f"{len(train)} training pictures with {boxes} boxes, {len(valid)} validation pictures, {args.img_size} pixels"
         + (f"; {train.clipped + valid.clipped} boxes clipped to the border" if train.clipped + valid.clipped else "")
     )
-    batches = loader(train, args.batch_size, args.n_cpu, EpochSampler(len(train), args.seed))
-    return batches, loader(valid, args.batch_size, args.n_cpu)
+    if args.cache:
+        keep_pictures(train, valid)
+    rank, world = distributed.rank(), distributed.world()
+    sampler = EpochSampler(len(train), args.seed, args.batch_size, rank, world)
+    own = Subset(valid, distributed.share(len(valid), rank, world))
+    batch_size = args.batch_size // world
+    return loader(train, batch_size, args.n_cpu, sampler), loader(own, batch_size, args.n_cpu)
+
+
+def keep_pictures(*datasets: DetectionDataset) -> None:
+    """Keep decoded pictures in memory, and say how many fit."""
+    most = free = budget()
+    for dataset in datasets:
+        free -= dataset.keep(free)
+    kept, everything = (sum(map(len, group)) for group in ([d.kept for d in datasets], datasets))
+    print(
+        f"--cache: {kept} of {everything} pictures in memory, {(most - free) / 1e9:.2f} GB"
+        + (f"; the others do not fit into {most / 1e9:.2f} GB, half of what is free" if kept < everything else "")
+    )
 
 
 def check_reach(training: Training) -> None:

@@ -34,6 +34,15 @@ def randomize(model: Darknet, near_zero: float = 0.7, seed: int = 0) -> Darknet:
     return model.eval()
 
 
+def uneven(model: Darknet, seed: int = 0) -> Darknet:
+    """Gammas from 0 to 1 and random betas: a sparse training of a few steps drives some gammas to 0."""
+    random = torch.Generator().manual_seed(seed)
+    for norm in model.batch_norms.values():
+        norm.weight.data.uniform_(0, 1, generator=random)
+        norm.bias.data.normal_(generator=random)
+    return model
+
+
 @torch.no_grad()
 def lively(model: Darknet, seed: int = 0) -> Darknet:
     """A network that looks at the picture, as a trained one does, with scores spread over (0, 1); in eval mode.

@@ -442,3 +442,19 @@ def test_collate_of_pictures_without_boxes():
 def test_to_device_gives_numbers_from_0_to_1():
     images = to_device(torch.tensor([0, 51, 255], dtype=torch.uint8), torch.device("cpu"))
     torch.testing.assert_close(images, torch.tensor([0.0, 0.2, 1.0]))
+
+
+@pytest.mark.parametrize(("length", "batch_size", "world"), [(24, 8, 2), (23, 8, 2), (19, 6, 3), (13, 6, 3), (2, 6, 3)])
+def test_processes_share_every_batch_of_one_process(length, batch_size, world):
+    whole = [index for _, index in EpochSampler(length, 4)]
+    parts = []
+    for rank in range(world):
+        sampler = EpochSampler(length, 4, batch_size, rank, world)
+        own = [index for _, index in sampler]
+        assert len(own) == len(sampler)
+        parts.append([own[k : k + batch_size // world] for k in range(0, len(own), batch_size // world)])
+    assert {len(own) for own in parts} == {-(-length // batch_size)}  # as many steps for each
+    assert all(shares for own in parts for shares in own)
+    seen = [index for shares in zip(*parts, strict=True) for own in shares for index in own]
+    assert seen[:length] == whole
+    assert len(seen) - length < world  # what fills up a last batch that is smaller than the number of processes

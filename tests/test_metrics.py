@@ -19,11 +19,15 @@ def table(rows, columns):
 
 def measure(pictures, names=("hand",), iou_thres=0.5):
     """Metrics of pictures, each (detections [(box, score, class)], truth [(class, box)])."""
+    return gather(pictures, names, iou_thres).compute()
+
+
+def gather(pictures, names=("hand",), iou_thres=0.5):
     metrics = DetectionMetrics(list(names), iou_thres)
     for detections, truth in pictures:
         detections = sorted(detections, key=lambda detection: -detection[1])
         metrics.add(table([[*b, s, c] for b, s, c in detections], 6), table([[c, *b] for c, b in truth], 5))
-    return metrics.compute()
+    return metrics
 
 
 def random_pictures(seed, images=30, classes=3, truths=6, extra=5):
@@ -275,3 +279,11 @@ def test_a_lower_iou_threshold_never_lowers_recall(seed):
         hits = match(table([[*b, s, c] for b, s, c in rows], 6), table([[c, *b] for c, b in truth], 5), COCO_IOU).sum(0)
         assert (hits <= len(truth)).all()
         assert (np.diff(hits) <= 1e-9).all()
+
+
+def test_metrics_of_parts_that_are_joined_are_those_of_the_whole():
+    pictures = random_pictures(3)
+    parts = [gather(own, "abc") for own in (pictures[:4], pictures[4:5], [], pictures[5:])]
+    whole = DetectionMetrics(list("abc"))
+    whole.join(parts)
+    assert whole.compute() == measure(pictures, "abc")

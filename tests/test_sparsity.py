@@ -357,7 +357,7 @@ def recorded(epochs):
     history = GammaHistory()
     for epoch in range(epochs):
         set_gammas(model, l0=[1.0, -0.8, 0.6, 0.4 - 0.2 * epoch], l4=[0.2, 1e-4 * epoch, -0.5], l1=[9.0] * 4)
-        history.record(epoch, penalty, model)
+        history.record(epoch, penalty.coupling, "normal", gamma_sizes(model))
     return history, penalty, model
 
 
@@ -380,7 +380,7 @@ def test_histograms_count_every_gamma_even_beyond_their_end():
     assert history.histograms[0].sum() == 7
     assert history.histograms[0][[0, 16, 32, 40, 48, 64, 80]].tolist() == [1] * 7  # each gamma / 1.25 * 100
     set_gammas(model, l0=[5.0, 6, 7, 0])
-    history.record(1, penalty, model)
+    history.record(1, penalty.coupling, "normal", gamma_sizes(model))
     assert history.histograms[1].sum() == 7
     assert history.histograms[1][-1] == 3
     assert history.top == pytest.approx(1.25)
@@ -401,7 +401,7 @@ def test_a_resumed_history_forgets_the_epochs_that_will_come_again(tmp_path):
     again = GammaHistory.load(tmp_path / "gammas.npz", before=2)
     for epoch in (2, 3):
         set_gammas(model, l0=[0.0] * 4)
-        again.record(epoch, penalty, model)
+        again.record(epoch, penalty.coupling, "normal", gamma_sizes(model))
     assert again.epochs == [0, 1, 2, 3]
     assert np.array_equal(again.quintiles[:2], history.quintiles[:2])
     assert again.first_layer[2].tolist() == [0] * 4
@@ -419,7 +419,7 @@ def test_a_network_without_batch_norm_has_a_history_too(tmp_path):
     model = Darknet(parse_cfg(NO_BATCH_NORM))
     penalty = GammaPenalty(model, 0.1, "slim", "proximal", MOMENTUM)
     history = GammaHistory()
-    history.record(0, penalty, model)
+    history.record(0, penalty.coupling, "slim", gamma_sizes(model))
     penalty.before_step()
     penalty.after_step(0.1)
     assert (history.near_zero, history.allowed) == ([0], [0])

@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from utils.augmentations import Augmentation, Picture, letterbox
+from utils.distributed import is_main, share
 from utils.errors import InputError
 from utils.files import read_lines
+from utils.picture_cache import decode_all
 
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 _WARNING_FILTERS = threading.Lock()  # they are the process's, and pictures are checked by several threads
@@ -194,6 +196,7 @@ class DetectionDataset(Dataset):
         seed: of the augmentation.
 
     Attributes:
+        kept: the first pictures, decoded, see :meth:`keep`.
         clipped: how many label boxes were clipped to the border.
 
     Raises:
@@ -212,12 +215,16 @@ class DetectionDataset(Dataset):
         self.img_size = img_size
         self.augmentation = augmentation
         self.seed = seed
+        self.kept: list[np.ndarray] = []
         labels = [read_labels(label_path(image), classes) for image in self.images]
         self.labels = [boxes for boxes, _ in labels]
         self.clipped = sum(count for _, count in labels)
         with ThreadPoolExecutor() as pool:  # decoding releases the GIL
             check = pool.map(lambda path: read_image(path).close(), self.images)
-            list(tqdm(check, "checking pictures", len(self.images), unit=" pictures", leave=False))
+            bar = tqdm(
+                check, "checking pictures", len(self.images), unit=" pictures", leave=False, disable=not is_main()
+            )
+            list(bar)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -236,28 +243,56 @@ class DetectionDataset(Dataset):
         targets[:, 3:5] = (boxes[:, 3:5] - boxes[:, 1:3]) / self.img_size
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(targets)
 
+    def keep(self, most: int) -> int:
+        """Keep decoded pictures in memory, as many as take at most ``most`` bytes; return how many bytes they take.
+
+        Call it before a loader starts its workers, which then share them.
+        """
+        self.kept = decode_all(self.images, read_image, most)
+        return sum(pixels.nbytes for pixels in self.kept)
+
     def load(self, index: int) -> Picture:
         """Picture ``index`` as it lies on the disk, with boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
-        image = read_image(self.images[index])
+        image = Image.fromarray(self.kept[index]) if index < len(self.kept) else read_image(self.images[index])
         label, cx, cy, w, h = self.labels[index].T
         x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
         return image, np.stack([label, x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height], 1)
 
 
 class EpochSampler(Sampler):
-    """Yields (epoch, index): a new order each epoch that depends on the seed and the epoch alone."""
+    """Yields (epoch, index): a new order each epoch that depends on the seed and the epoch alone.
 
-    def __init__(self, length: int, seed: int):
+    Among several processes each takes its consecutive part of every batch, so that together they see the batches of
+    one process. The last batch may be smaller; then the parts may differ by one picture, and where it has fewer
+    pictures than there are processes, the first pictures of the epoch fill it up, so that no process has none.
+
+    Args:
+        length: how many pictures there are.
+        seed: of the order.
+        batch_size: pictures in a batch of all processes, a multiple of their number.
+        rank, world: which of how many processes this is.
+    """
+
+    def __init__(self, length: int, seed: int, batch_size: int = 1, rank: int = 0, world: int = 1):
         self.length = length
         self.seed = seed
+        self.batch_size = batch_size
+        self.rank, self.world = rank, world
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.length
+        full, rest = divmod(self.length, self.batch_size)
+        last = len(share(max(rest, self.world), self.rank, self.world)) if rest else 0
+        return full * self.batch_size // self.world + last
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return iter([(self.epoch, int(index)) for index in order])
+        for start in range(0, self.length, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            if len(batch) < self.world:
+                batch = np.resize(np.concatenate([batch, order]), self.world)
+            for position in share(len(batch), self.rank, self.world):
+                yield self.epoch, int(batch[position])
 
 
 def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -282,6 +317,7 @@ def loader(
     )
 
 
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Images (B, 3, S, S) uint8 to float RGB in [0, 1] on ``device``."""
-    return images.to(device, non_blocking=True).float().div_(255)
+def to_device(images: Tensor, device: torch.device, channels_last: bool = False) -> Tensor:
+    """Images (B, 3, S, S) uint8 to float RGB in [0, 1] on ``device``, where asked in the layout channels_last."""
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    return images.to(device, non_blocking=True, memory_format=layout).float().div_(255)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from models import Darknet
 from utils.metrics import Metrics
 from utils.resolve import resolve
-from utils.sparsity import GammaHistory, GammaPenalty
+from utils.sparsity import GammaHistory
 
 
 def loss_row(sums: np.ndarray, pictures: int) -> dict[str, float]:
@@ -24,11 +24,11 @@ def loss_row(sums: np.ndarray, pictures: int) -> dict[str, float]:
     }
 
 
-def gamma_row(gammas: GammaHistory, penalty: GammaPenalty) -> dict[str, float]:
-    """The gammas of the last epoch for the log, and the strength of the penalty."""
+def gamma_row(gammas: GammaHistory, s: float) -> dict[str, float]:
+    """The gammas of the last epoch for the log, and the strength ``s`` of the penalty."""
     row = {f"gamma_q{20 * (k + 1)}": float(value) for k, value in enumerate(gammas.quintiles[-1])}
     row |= {"gamma_near_zero": gammas.near_zero[-1], "prune_ratio_allowed": gammas.allowed[-1]}
-    return row | {"gamma_zero": penalty.dead_share(), "s": penalty.s}
+    return row | {"gamma_zero": gammas.zero[-1], "s": s}
 
 
 def print_epoch(
@@ -39,9 +39,9 @@ def print_epoch(
     cells: list[int],
     metrics: Metrics | None,
     gammas: GammaHistory,
-    penalty: GammaPenalty,
+    s: float,
 ) -> None:
-    """Print the table of an epoch: what each head did, the gammas, and the metrics."""
+    """Print the table of an epoch: what each head did, the gammas, the penalty's strength ``s``, and the metrics."""
     heads = resolve(model.blocks, args.img_size).heads
     rows = [["YOLO layer", *(str(head.index) for head in heads)]]
     rows.append(["grid", *(f"{head.width}x{head.height}" for head in heads)])
@@ -56,8 +56,8 @@ def print_epoch(
     tqdm.write(AsciiTable(rows, f"epoch {epoch + 1}/{args.epochs}").table)
     quintiles = " ".join(f"{value:.3g}" for value in gammas.quintiles[-1])
     tqdm.write(
-        f"|gamma| quintiles {quintiles}; {gammas.near_zero[-1]:.1%} near zero, {penalty.dead_share():.1%} exactly; "
-        f"s={penalty.s:.3g}; a threshold could prune {gammas.allowed[-1]:.1%} now"
+        f"|gamma| quintiles {quintiles}; {gammas.near_zero[-1]:.1%} near zero, {gammas.zero[-1]:.1%} exactly; "
+        f"s={s:.3g}; a threshold could prune {gammas.allowed[-1]:.1%} now"
     )
     if metrics:
         tqdm.write(

@@ -9,6 +9,7 @@ from torchvision.ops import box_convert, complete_box_iou_loss
 
 from models import Darknet, Yolo
 from utils.boxes import size_iou
+from utils.resolve import resolve
 
 # A target also trains the anchors whose IoU with it, both at one centre, passes this; its best anchor always.
 ANCHOR_IOU = 0.25
@@ -53,6 +54,10 @@ class Assignment:
     centre: Tensor
     size: Tensor
 
+    def to(self, device: torch.device) -> "Assignment":
+        """The same on ``device``."""
+        return Assignment(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
 
 class YoloLoss(nn.Module):
     """The loss of a network's raw heads against targets.
@@ -69,54 +74,70 @@ class YoloLoss(nn.Module):
     - classes: CLASS_GAIN * BCE of each class of each positive (YOLOv3, arXiv 1804.02767, section 2.2).
 
     The divisor is at least the number of pictures: a batch with few targets, or none, is no louder than others.
+
+    Which prediction learns which target depends on the targets alone, and is found where they are: leave them on the
+    CPU, and a GPU never waits.
     """
 
     def __init__(self, model: Darknet):
         super().__init__()
         # Held in a list, so that the network does not become a part of this module.
         self._yolo: list[Yolo] = list(model.yolo_layers)
+        self._anchors = [yolo.anchors.cpu() for yolo in self._yolo]
+        self._blocks = model.blocks
+        self._grids: dict[int, list[tuple[int, int]]] = {}
 
-    def forward(self, heads: list[Tensor], targets: Tensor, img_size: int) -> tuple[Tensor, list[HeadReport]]:
+    def forward(
+        self, heads: list[Tensor], targets: Tensor, img_size: int, divisor: float | None = None
+    ) -> tuple[Tensor, list[HeadReport]]:
         """The loss and what each head did.
 
         Args:
             heads: raw outputs, each (B, A, H, W, 5 + C), of square pictures.
             targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
             img_size: the side of the pictures in pixels.
+            divisor: of the sums, where the batch is a part of a larger one; by default this batch's own.
 
         Returns:
             The loss, a scalar, and a HeadReport for each head.
         """
-        with torch.autocast(targets.device.type, enabled=False):
+        with torch.autocast(heads[0].device.type, enabled=False):
             heads = [raw.float() for raw in heads]
-            assignments = self.assign(heads, targets, img_size)
-            positives = max(sum(len(a.image) for a in assignments), len(heads[0]))
+            assignments = self.assign([tuple(raw.shape[2:4]) for raw in heads], targets, img_size)
+            divisor = divisor or max(sum(len(a.image) for a in assignments), len(heads[0]))
             parts = [
-                self._head(yolo, raw, assignment, img_size)
+                self._head(yolo, raw, assignment.to(raw.device), img_size)
                 for yolo, raw, assignment in zip(self._yolo, heads, assignments, strict=True)
             ]
             box, objectness, label = (sum(terms[k] for terms, _ in parts) for k in range(3))
-            loss = (BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label) / positives
+            loss = (BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label) / divisor
         return loss, [report for _, report in parts]
 
-    def assign(self, heads: list[Tensor], targets: Tensor, img_size: int) -> list[Assignment]:
-        """Which predictions of each head learn which targets."""
+    def positives(self, targets: Tensor, img_size: int) -> int:
+        """How many predictions learn ``targets`` (N, 6); with the number of pictures it makes the divisor."""
+        if img_size not in self._grids:
+            heads = resolve(self._blocks, img_size).heads
+            self._grids[img_size] = [(head.height, head.width) for head in heads]
+        return sum(len(a.image) for a in self.assign(self._grids[img_size], targets, img_size))
+
+    def assign(self, grids: list[tuple[int, int]], targets: Tensor, img_size: int) -> list[Assignment]:
+        """Which predictions of each head, of (rows, columns), learn which targets."""
         sizes = targets[:, 4:6] * img_size
-        counts = [len(yolo.anchors) for yolo in self._yolo]
-        iou = size_iou(sizes, torch.cat([yolo.anchors for yolo in self._yolo]))
+        counts = [len(anchors) for anchors in self._anchors]
+        iou = size_iou(sizes, torch.cat(self._anchors).to(sizes.device))
         fits = iou > ANCHOR_IOU
         if len(targets):
             fits |= F.one_hot(iou.argmax(dim=1), iou.shape[1]).bool()
         return [
-            _assign_head(yolo, raw, targets, sizes, head_fits)
-            for yolo, raw, head_fits in zip(self._yolo, heads, fits.split(counts, dim=1), strict=True)
+            _assign_head(yolo, grid, targets, sizes, head_fits)
+            for yolo, grid, head_fits in zip(self._yolo, grids, fits.split(counts, dim=1), strict=True)
         ]
 
     @staticmethod
     def _head(yolo: Yolo, raw: Tensor, a: Assignment, img_size: int) -> tuple[list[Tensor], HeadReport]:
         """Sums of the box, objectness and class terms over one head."""
         chosen = raw[a.image, a.anchor, a.row, a.column]
-        cell = chosen.new_tensor([img_size / raw.shape[3], img_size / raw.shape[2]])
+        cell = torch.tensor([img_size / raw.shape[3], img_size / raw.shape[2]]).to(raw.device, non_blocking=True)
         centre, size = yolo.boxes(chosen, yolo.anchors[a.anchor])
         size = size.clamp(min=SMALLEST_SIZE)
         predicted = box_convert(torch.cat([centre * cell, size], dim=1), "cxcywh", "xyxy")
@@ -127,7 +148,7 @@ class YoloLoss(nn.Module):
         aim = logits.new_zeros(logits.shape[:-1])
         where = (a.image, a.anchor, a.row, a.column)
         # Two targets can claim one prediction; the better fit is its aim.
-        flat = torch.stack(where).mul(aim.new_tensor(aim.stride(), dtype=torch.long)[:, None]).sum(dim=0)
+        flat = sum(index * stride for index, stride in zip(where, aim.stride(), strict=True))
         iou = (1 - ciou_loss.detach()).clamp(0, 1)
         aim.view(-1).scatter_reduce_(0, flat, iou, "amax")
         objectness = F.binary_cross_entropy_with_logits(logits[..., 0], aim, reduction="sum")
@@ -138,13 +159,13 @@ class YoloLoss(nn.Module):
 
         terms = [ciou_loss.sum(), objectness, label]
         confidence = logits[..., 0].detach().sigmoid()
-        positives = raw.new_tensor(len(flat))
+        positives = raw.new_full((), len(flat))
         sums = [positives, *(term.detach() for term in terms), iou.sum(), confidence[where].sum(), confidence.sum()]
         return terms, HeadReport(torch.stack(sums), aim.numel())
 
 
-def _assign_head(yolo: Yolo, raw: Tensor, targets: Tensor, sizes: Tensor, fits: Tensor) -> Assignment:
-    rows, columns = raw.shape[2:4]
+def _assign_head(yolo: Yolo, grid_size: tuple[int, int], targets: Tensor, sizes: Tensor, fits: Tensor) -> Assignment:
+    rows, columns = grid_size
     target, anchor = torch.nonzero(fits, as_tuple=True)
     grid = targets.new_tensor([columns, rows])
     position = targets[target, 2:4] * grid

@@ -1,5 +1,6 @@
 """Detection metrics: matching, average precision, and the confidence where F1 is best."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -137,6 +138,13 @@ class DetectionMetrics:
         self._scores.append(detections[:, 4].cpu().numpy())
         self._labels.append(detections[:, 5].cpu().numpy())
         self._truth.append(truth[:, 0].cpu().numpy())
+
+    def join(self, others: Iterable["DetectionMetrics"]) -> None:
+        """Add the pictures of ``others``."""
+        for other in others:
+            for name, gathered in vars(self).items():
+                if name.startswith("_"):
+                    gathered.extend(getattr(other, name))
 
     def compute(self) -> Metrics:
         """The metrics of all pictures so far."""

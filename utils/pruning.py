@@ -10,7 +10,7 @@ a constant, act(beta), not a zero. The constants are carried to the convolutions
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from models import ACTIVATIONS, Darknet
 from utils import graph
 from utils.coupling import Coupling
 from utils.graph import IMAGE
+from utils.resolve import resolve
 from utils.strategies import round_up
 
 # A carrier's constant must not be much smaller than the others': what it carries is divided by it.
@@ -93,7 +94,7 @@ def prune(
     reference = copy.deepcopy(model).eval()
     silenced = mask_gammas(reference, coupling, dead)
     constants = dead_constants(reference, coupling, dead)
-    carriers = set() if fold_bias else choose_carriers(reference, coupling, dead, constants)
+    carriers = set() if fold_bias else choose_carriers(coupling, dead, [constants])
     keep = ~dead
     keep[list(carriers)] = True
     if round_to > 1:
@@ -104,12 +105,31 @@ def prune(
             silenced = mask_gammas(reference, coupling, dead)
             constants = dead_constants(reference, coupling, dead)
 
-    compact = Darknet(compact_blocks(reference, coupling, keep)).to(next(model.parameters()).device).eval()
-    for layer in reference.network.convolutions:
-        _copy_convolution(reference, compact, layer, coupling, keep, dead, constants, fold_bias)
+    compact = compact_network(reference, coupling, keep, dead, constants, fold_bias)
     kept = {layer.index: keep[coupling.outputs[layer.index]] for layer in reference.network.convolutions}
     channels = sum(len(coupling.sets[number].members) for number in carriers)
     return reference, Pruned(compact, kept, channels, silenced)
+
+
+def compact_network(
+    reference: Darknet,
+    coupling: Coupling,
+    keep: np.ndarray,
+    dead: np.ndarray,
+    constants: dict[int, np.ndarray],
+    fold_bias: bool = False,
+) -> Darknet:
+    """The network of the sets to ``keep``, in eval mode, with the same outputs as the masked ``reference``."""
+    blocks = compact_blocks(reference.blocks, channel_counts(coupling, keep))
+    compact = Darknet(blocks).to(next(reference.parameters()).device).eval()
+    for layer in reference.network.convolutions:
+        _copy_convolution(reference, compact, layer, coupling, keep, dead, constants, fold_bias)
+    return compact
+
+
+def channel_counts(coupling: Coupling, keep: np.ndarray) -> dict[int, int]:
+    """How many channels of each convolution are in the sets to ``keep``, by layer number."""
+    return {c.index: int(keep[coupling.outputs[c.index]].sum()) for c in coupling.network.convolutions}
 
 
 def dead_constants(reference: Darknet, coupling: Coupling, dead: np.ndarray) -> dict[int, np.ndarray]:
@@ -156,17 +176,23 @@ def _activate(name: str, values: np.ndarray) -> np.ndarray:
     return ACTIVATIONS[name]()(torch.from_numpy(values)).numpy()
 
 
-def choose_carriers(
-    reference: Darknet, coupling: Coupling, dead: np.ndarray, constants: dict[int, np.ndarray]
-) -> set[int]:
-    """The dead sets to keep as constant carriers: few that serve every padded consumer of a constant that is not 0."""
+def choose_carriers(coupling: Coupling, dead: np.ndarray, constants: Sequence[dict[int, np.ndarray]]) -> set[int]:
+    """The dead sets to keep as constant carriers: few that serve every padded consumer of a constant that is not 0.
+
+    Args:
+        coupling: the coupled channels.
+        dead: (number of sets,) bool.
+        constants: of each network that the carriers are for, as :func:`dead_constants` gives them.
+    """
     offers = []
-    for layer in reference.network.convolutions:
+    for layer in coupling.network.convolutions:
         if layer.padding and layer.groups == 1:
-            sets, values = coupling.inputs(layer), np.abs(constants[layer.sources[0]])
-            usable = dead[sets] & (values > LEAST_CARRIER * np.where(dead[sets], values, 0).max(initial=0.0))
-            if usable.any():
-                offers.append(set(sets[usable].tolist()))
+            sets = coupling.inputs(layer)
+            for held in constants:
+                values = np.abs(held[layer.sources[0]])
+                usable = dead[sets] & (values > LEAST_CARRIER * np.where(dead[sets], values, 0).max(initial=0.0))
+                if usable.any():
+                    offers.append(set(sets[usable].tolist()))
     chosen: set[int] = set()
     while open_offers := [offer for offer in offers if not offer & chosen]:
         served = {number: sum(number in offer for offer in open_offers) for number in set.union(*open_offers)}
@@ -174,16 +200,15 @@ def choose_carriers(
     return chosen
 
 
-def compact_blocks(model: Darknet, coupling: Coupling, keep: np.ndarray) -> list[dict[str, str]]:
-    """The cfg of the compact network."""
-    blocks = [block.copy() for block in model.blocks]
+def compact_blocks(blocks: Sequence[dict[str, str]], counts: Mapping[int, int]) -> list[dict[str, str]]:
+    """The cfg with ``counts`` channels in its convolutions, by layer number; a depthwise one stays depthwise."""
+    blocks = [block.copy() for block in blocks]
+    depthwise = {layer.index for layer in resolve(blocks).convolutions if layer.depthwise}
     blocks[0]["letter_box"] = "1"
-    for layer in model.network.convolutions:
-        block = blocks[1 + layer.index]
-        count = int(keep[coupling.outputs[layer.index]].sum())
-        block["filters"] = str(count)
-        if layer.depthwise:
-            block["groups"] = str(count)
+    for index, count in counts.items():
+        blocks[1 + index]["filters"] = str(count)
+        if index in depthwise:
+            blocks[1 + index]["groups"] = str(count)
     return blocks
 
 
@@ -248,7 +273,8 @@ def largest_difference(reference: Darknet, other: Darknet, img_size: int) -> flo
     device = next(reference.parameters()).device
     worst = 0.0
     for pictures in proof_pictures(img_size, reference.network.stride):
-        wanted, got = reference.eval().heads(pictures.to(device)), other.eval().heads(pictures.to(device))
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose 10 bits would hide what is looked for
+            wanted, got = reference.eval().heads(pictures.to(device)), other.eval().heads(pictures.to(device))
         scale = max(float(head.abs().max()) for head in wanted)
         gap = max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))
         worst = max(worst, gap / scale if scale else gap)

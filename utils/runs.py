@@ -37,6 +37,10 @@ class Run:
         """``runs/{name}``."""
         return self.root / "runs" / self.name
 
+    def cfg(self, model_def: str) -> Path:
+        """``runs/{name}/{cfg's name}``: the cfg of what is left of ``model_def``, where channels were cut."""
+        return self.folder / Path(model_def).name
+
     def exists(self) -> bool:
         """Whether an earlier run left any of these files."""
         return self.best.exists() or self.last.exists() or self.folder.exists()

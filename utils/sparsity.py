@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Darknet
-from utils.coupling import couple
+from utils.coupling import Coupling, couple
 from utils.files import atomic_writer
 from utils.strategies import Gammas, allowed_percent, prunable_channels
 
@@ -71,11 +71,6 @@ class GammaPenalty:
         self.s = state["s"]
         self.weights = {index: weight.to(self.weights[index].device) for index, weight in state["weights"].items()}
 
-    def dead_share(self) -> float:
-        """The share of the gammas under the penalty that are exactly 0."""
-        gammas = self.gammas()
-        return float((gammas == 0).mean()) if len(gammas) else 0.0
-
     def gammas(self, model: Darknet | None = None) -> np.ndarray:
         """|gamma| of all channels under the penalty, in one array; of another model with the same cfg, if given."""
         model = model or self.model
@@ -128,6 +123,7 @@ class GammaHistory:
         epochs: the epoch numbers.
         quintiles: an epoch each, the five quintiles of |gamma| (20 %, 40 %, ... 100 %).
         near_zero: the share of gammas below NEAR_ZERO.
+        zero: the share of gammas that are exactly 0.
         allowed: the share of channels that a global threshold could take and leave every layer one.
         first_layer: |gamma| of the first BatchNorm's channels.
         histograms: counts of |gamma| in HISTOGRAM_BINS bins from 0 to ``top``.
@@ -137,20 +133,22 @@ class GammaHistory:
     epochs: list[int] = field(default_factory=list)
     quintiles: list[np.ndarray] = field(default_factory=list)
     near_zero: list[float] = field(default_factory=list)
+    zero: list[float] = field(default_factory=list)
     allowed: list[float] = field(default_factory=list)
     first_layer: list[np.ndarray] = field(default_factory=list)
     histograms: list[np.ndarray] = field(default_factory=list)
     top: float = 0.0
 
-    def record(self, epoch: int, penalty: GammaPenalty, model: Darknet) -> None:
-        """Add the state of ``model`` after ``epoch``."""
-        gammas = penalty.gammas(model)
-        sizes: Gammas = gamma_sizes(model)
+    def record(self, epoch: int, coupling: Coupling, strategy: str, sizes: Gammas) -> None:
+        """Add the state after ``epoch``: ``sizes``, |gamma| of the network that ``coupling`` is of."""
+        masks = prunable_channels(coupling, strategy)
+        gammas = np.concatenate([np.zeros(0, np.float32), *(sizes[index][mask] for index, mask in masks.items())])
         self.top = self.top or 1.25 * float(gammas.max(initial=1e-6))
         self.epochs.append(epoch)
         self.quintiles.append(np.quantile(gammas, np.linspace(0.2, 1, 5)) if len(gammas) else np.zeros(5))
         self.near_zero.append(float((gammas < NEAR_ZERO).mean()) if len(gammas) else 0.0)
-        self.allowed.append(allowed_percent(penalty.coupling, penalty.strategy, sizes))
+        self.zero.append(float((gammas == 0).mean()) if len(gammas) else 0.0)
+        self.allowed.append(allowed_percent(coupling, strategy, sizes))
         self.first_layer.append(next(iter(sizes.values()), np.zeros(0, np.float32)))
         self.histograms.append(np.histogram(gammas.clip(max=self.top), HISTOGRAM_BINS, (0, self.top))[0])
 

@@ -90,6 +90,12 @@ def choose(coupling: Coupling, strategy: str, gammas: Gammas, percent: float, la
     dead = np.zeros(len(scores), bool)
     dead[order[share <= percent + 1e-9]] = True
 
+    floored = _keep_floors(coupling, scores, dead, layer_keep)
+    return Choice(dead, floored, float(scores[dead].max(initial=0.0)))
+
+
+def _keep_floors(coupling: Coupling, scores: np.ndarray, dead: np.ndarray, layer_keep: float) -> tuple[int, ...]:
+    """Take the best sets of ``dead`` back, in place, where a convolution would keep too few; the layers concerned."""
     floored = []
     for layer in coupling.network.convolutions:
         sets = coupling.outputs[layer.index]
@@ -99,7 +105,22 @@ def choose(coupling: Coupling, strategy: str, gammas: Gammas, percent: float, la
             floored.append(layer.index)
             lost = np.unique(sets[dead[sets]])
             dead[lost[np.argsort(-scores[lost], kind="stable")[:missing]]] = False
-    return Choice(dead, tuple(floored), float(scores[dead].max(initial=0.0)))
+    return tuple(floored)
+
+
+def silent_sets(coupling: Coupling, strategy: str, gammas: Gammas) -> np.ndarray:
+    """(number of sets,) bool, the sets that can go without any change: every gamma of theirs is exactly 0.
+
+    Only sets that ``strategy`` may let die; not those behind a gate, whose betas would have to become 0 too; and each
+    convolution keeps a channel.
+    """
+    scores = np.full(len(coupling.sets), np.inf)
+    for number in prunable_sets(coupling, strategy):
+        if not coupling.sets[number].gated:
+            scores[number] = max(_member_gammas(coupling.sets[number], gammas))
+    dead = scores == 0
+    _keep_floors(coupling, scores, dead, layer_keep=0)
+    return dead
 
 
 def round_up(coupling: Coupling, scores: np.ndarray, keep: np.ndarray, multiple: int) -> np.ndarray:

@@ -1,0 +1,131 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import test
+import train
+from models import Darknet
+from tests.networks import uneven
+from tests.scene import make_project
+from utils import distributed
+from utils.checkpoints import load_state, read_checkpoint, save_checkpoint
+from utils.datasets import DetectionDataset, loader, read_data_config
+from utils.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = ROOT / "tests/two_processes.py"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make_project(tmp_path, train=12, valid=5)
+
+
+def torchrun(*words, processes=2):
+    """The outcome of a program in several processes, with a limit that only a hang can reach."""
+    # Behind -- torchrun takes no option for its own: it would find --s ambiguous.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=environment, timeout=240)
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+
+
+def test_two_processes_take_the_steps_of_one_that_accumulates_their_halves(project, monkeypatch):
+    options = ["--epochs", "1", "--n_cpu", "0", "--mosaic", "0", "-sr", "--s", "0.1"]
+    outcome = torchrun(ROOT / "train.py", *options, "--batch_size", "4", "--name", "two")
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.count("12 training pictures") == 1  # one process speaks
+    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    words = [*options, "--batch_size", "2", "--accumulate", "2", "--name", "one"]
+    train.main(train.get_args_parser().parse_args(words))
+
+    two, one = (read_checkpoint(f"checkpoints/{name}_last.pth") for name in ("two", "one"))
+    assert two["step"] == one["step"] == 3
+    for part in (lambda checkpoint: checkpoint["training"]["model"], lambda checkpoint: checkpoint["model"]):
+        wanted = {name: value for name, value in part(one).items() if name.endswith(("weight", "bias"))}
+        for name, value in wanted.items():
+            torch.testing.assert_close(part(two)[name], value, rtol=0, atol=1e-5)
+    start = Darknet("config/yolov3-hand.cfg")
+    moved = [
+        part(two)[name] - value for name, value in start.state_dict().items() if name.endswith("batch_norm_0.weight")
+    ]
+    assert moved[0].abs().max() > 1e-3  # three steps change more than the tolerance
+
+    # Both evaluated the five pictures, each a part of them: what one process finds.
+    model = Darknet("config/yolov3-hand.cfg")
+    load_state(model, two["model"], "two")
+    data = read_data_config("config/oxfordhand.data")
+    batches = loader(DetectionDataset(data.images("valid"), 1, 64), 2, 0)
+    metrics, _ = test.evaluate(model, batches, data.names)
+    assert metrics.images == 5
+    assert two["best_map"] == pytest.approx(metrics.mAP, abs=1e-6)
+
+
+def test_two_processes_talk_and_a_resumed_run_of_theirs_ends_as_a_whole_one(project):
+    save_checkpoint("start.pth", uneven(Darknet("config/yolov3-hand.cfg")))
+    outcome = torchrun(PROGRAM, "talk_and_train")
+    assert outcome.returncode == 0, outcome.stderr
+    assert [line for line in outcome.stdout.splitlines() if "heard from" in line] == ["heard from 0"]
+    assert outcome.stdout.count("interrupted") == 1
+    assert outcome.stdout.count("dead channels cut out") >= 4
+    whole, other = (torch.load(f"whole_{rank}.pth") for rank in (0, 1))
+    for part in ("model", "ema"):
+        assert_same(whole[part], other[part])
+        for rank in (0, 1):
+            assert_same(torch.load(f"parts_{rank}.pth")[part], whole[part])
+    assert_same(read_checkpoint("checkpoints/parts_ckpt.pth")["model"], whole["ema"])
+
+
+def test_an_error_in_one_process_ends_all(project):
+    start = time.perf_counter()
+    outcome = torchrun(PROGRAM, "fail")
+    assert outcome.returncode != 0
+    assert time.perf_counter() - start < 120  # the process that waits would wait for half an hour
+    assert "[InputError: process 0 says no]" in outcome.stderr
+    assert "[SystemExit: 2]" in outcome.stderr
+    assert "process 1 cannot go on" in outcome.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_batch_norm_of_all_processes_is_refused_without_gpus(project):
+    with pytest.raises(InputError, match="--sync_bn works on GPUs only"):
+        train.main(train.get_args_parser().parse_args(["--sync_bn", "--epochs", "1"]))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    args = train.get_args_parser().parse_args(["--batch_size", "16"])
+    with pytest.raises(InputError, match="--batch_size 16 is shared by 3 processes"):
+        train.check_options(args)
+    args.batch_size = 18
+    train.check_options(args)
+
+
+def test_one_process_talks_to_itself():
+    with distributed.processes():
+        assert (distributed.rank(), distributed.world(), distributed.is_main()) == (0, 1, True)
+        assert distributed.from_main(lambda: 5) == 5
+        assert distributed.gather("a") == ["a"]
+        assert distributed.total([1, 2]) == [1, 2]
+        tensor = torch.ones(2)
+        distributed.average_([tensor])
+        assert tensor.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 8, 13])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_shares_make_the_whole_in_order(count, world):
+    shares = [distributed.share(count, rank, world) for rank in range(world)]
+    assert [thing for own in shares for thing in own] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

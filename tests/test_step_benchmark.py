@@ -1,0 +1,39 @@
+import torch
+
+import train
+from config.create_cfg import create_cfg
+from models import Darknet
+from utils.step_benchmark import BareStack, random_batch, time_steps
+
+
+def test_the_bare_stack_computes_the_convolutions_of_the_network():
+    model = Darknet(create_cfg("v3", 1, 64, width=0.0625))
+    bare = BareStack(model.network)
+    ours, plain = ([m for m in net.modules() if isinstance(m, torch.nn.Conv2d)] for net in (model, bare))
+    assert [conv.weight.shape for conv in plain] == [conv.weight.shape for conv in ours]
+    places = []
+    for conv in (*ours, *plain):
+        conv.register_forward_hook(lambda module, inputs, output: places.append(output.shape))
+    pictures = torch.rand(1, 3, 64, 64)
+    model(pictures)
+    bare(pictures).backward()
+    assert places[: len(ours)] == places[len(ours) :]
+    assert all(parameter.grad is not None for parameter in bare.parameters())
+
+
+def test_steps_are_timed():
+    options = train.get_args_parser().parse_args(["--batch_size", "2", "--learning_rate", "0.01"])
+    times = time_steps(create_cfg("v3-tiny", 1, 64, width=0.125), options, torch.device("cpu"), rounds=2)
+    assert times.ours > 0
+    assert times.bare > 0
+    assert times.ratio > 0
+
+
+def test_random_batches_are_valid_and_the_same():
+    images, targets = random_batch(4, 64, 3)
+    assert images.shape == (4, 3, 64, 64)
+    assert targets[:, 0].unique().tolist() == [0, 1, 2, 3]
+    low, high = targets[:, 2:4] - targets[:, 4:6] / 2, targets[:, 2:4] + targets[:, 4:6] / 2
+    assert (low >= 0).all()
+    assert (high <= 1).all()
+    assert torch.equal(random_batch(4, 64, 3)[1], targets)

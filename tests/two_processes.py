@@ -1,0 +1,91 @@
+"""What tests/test_distributed.py has torchrun do in two processes, in a project folder: not a test by itself."""
+
+import sys
+from unittest.mock import patch
+
+import torch
+
+import train
+from utils import distributed
+from utils.errors import InputError
+from utils.training import Training
+
+SPARSE = ["--epochs", "3", "--batch_size", "4", "--n_cpu", "0", "--checkpoint_interval", "1", "--prune_every", "1"]
+SPARSE += ["-sr", "--s", "1", "-pre", "start.pth"]
+
+
+def talk_and_train() -> None:
+    """The small talk of processes, and a sparse run with cuts: once whole, once interrupted and resumed."""
+    talk()
+    with patch("train.plot_training"):
+        run("whole")
+        with patch("train.evaluate", interrupted(train.evaluate)):
+            try:
+                run("parts")
+            except InterruptedError:
+                print("interrupted")
+        run("parts", "--resume")
+
+
+def talk() -> None:
+    """Every way in which processes talk."""
+    me = distributed.rank()
+    assert distributed.world() == 2
+    assert distributed.from_main(lambda: f"from {me}") == "from 0"
+    assert distributed.gather({"rank": me}) == [{"rank": 0}, {"rank": 1}]
+    assert distributed.total([1, me, 0.5]) == [2, 1, 1]
+    tensors = [torch.full((2, 3), float(me)), torch.tensor(7 + me), torch.tensor([4.0 * me])]
+    distributed.average_(tensors)
+    assert torch.equal(tensors[0], torch.full((2, 3), 0.5))
+    assert tensors[1] == 7 + me  # a count has no mean
+    assert tensors[2] == 2
+    print("heard from", me)
+
+
+def run(name: str, *words: str) -> None:
+    """Train; each process keeps the weights that it ends with."""
+    made = []
+
+    class Remembered(Training):
+        def __post_init__(self):
+            super().__post_init__()
+            made.append(self)
+
+    with patch("train.Training", Remembered):
+        train.train_network(train.get_args_parser().parse_args([*SPARSE, "--name", name, *words]))
+    states = {"model": made[0].model.state_dict(), "ema": made[0].ema.model.state_dict()}
+    torch.save(states, f"{name}_{distributed.rank()}.pth")
+
+
+def interrupted(evaluate):
+    """An evaluate that is interrupted in the second epoch."""
+    calls = []
+
+    def wrapper(*args):
+        calls.append(1)
+        if len(calls) == 3:  # one before the first step, one an epoch
+            raise InterruptedError
+        return evaluate(*args)
+
+    return wrapper
+
+
+def fail() -> None:
+    """First only process 0 sees that an input is wrong, which is told to all; then process 1 fails while 0 waits."""
+
+    def refuse() -> None:
+        raise InputError(f"process {distributed.rank()} says no")
+
+    try:
+        distributed.from_main(refuse)
+    except (InputError, SystemExit) as error:
+        print(f"[{type(error).__name__}: {error}]", file=sys.stderr)
+    if distributed.rank() == 1:
+        raise InputError("process 1 cannot go on")
+    distributed.total([0])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with distributed.processes():
+        {"talk_and_train": talk_and_train, "fail": fail}[sys.argv[1]]()

@@ -1,0 +1,129 @@
+"""Several processes that train one network together: one a GPU under NCCL, or on CPUs under gloo, started by torchrun.
+
+Without torchrun there is one process, and every function here gives at once what it would give among several. What is
+said to the others goes through the CPU and gloo, so that no GPU waits for it; only gradients go from GPU to GPU.
+"""
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils.cli import EXIT_BAD_INPUT
+from utils.errors import InputError
+
+T = TypeVar("T")
+# An error that all processes meet is told by the first, before torchrun ends the others.
+PATIENCE_SECONDS = 2.0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[None]:
+    """Within the block this process works with the others that torchrun started; only the main one prints.
+
+    An exception leaves the block at once: torchrun ends the other processes when one of them fails.
+
+    Raises:
+        InputError: more processes on this machine than it has GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    join()
+    try:
+        with contextlib.ExitStack() as quiet:
+            if not is_main():
+                quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+            yield
+    except (InputError, SystemExit):
+        if not is_main():
+            time.sleep(PATIENCE_SECONDS)
+        raise
+    total([0])  # nobody leaves before all are done
+    gc.collect()  # a spread model is a cycle of references, and must not outlive the group
+    dist.destroy_process_group()
+
+
+def join() -> None:
+    """Meet the other processes; where there are GPUs, take the one of this process's number on its machine."""
+    if torch.cuda.is_available():
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise InputError(f"torchrun: process {local + 1} on this machine, which has {gpus} GPUs: --nproc_per_node")
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def from_main(function: Callable[[], T]) -> T:
+    """What ``function`` gives in the main process, which alone calls it, for all; its InputError ends all."""
+    if world() == 1:
+        return function()
+    answer: list = [None, None]
+    error = None
+    if is_main():
+        try:
+            answer = [True, function()]
+        except InputError as problem:
+            answer, error = [False, None], problem
+    dist.broadcast_object_list(answer, device=torch.device("cpu"))
+    if error:
+        raise error
+    if not answer[0]:
+        raise SystemExit(EXIT_BAD_INPUT)  # the main process says why
+    return answer[1]
+
+
+def gather(value: T) -> list[T]:
+    """The ``value`` of every process, in their order."""
+    values = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def total(values: Sequence[float]) -> list[float]:
+    """The sums of ``values`` over the processes, as many numbers in each."""
+    if world() == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+@torch.no_grad()
+def average_(tensors: Iterable[Tensor]) -> None:
+    """Set floating-point tensors, in place, to their means over the processes."""
+    tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if world() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = flat.div_(world()).split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def share(count: int, rank: int, world: int) -> range:
+    """The consecutive part of ``count`` things that process ``rank`` of ``world`` takes; all parts make the whole."""
+    return range(count * rank // world, count * (rank + 1) // world)
