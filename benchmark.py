@@ -20,6 +20,7 @@ from torchvision.ops import batched_nms, box_convert, box_iou
 from models import Darknet
 from test import evaluate
 from utils.boxes import non_max_suppression
+from utils.cfg import read_cfg
 from utils.cli import ArgumentParser, number, run
 from utils.datasets import DetectionDataset, loader, to_device
 from utils.devices import pick_device
@@ -31,6 +32,7 @@ from utils.onnx_export import export_onnx
 from utils.optional import optional
 from utils.profiling import Timing, count_macs, forward_times, time_in_turns
 from utils.runtimes import OnnxModel, OpenVinoModel
+from utils.step_benchmark import time_steps
 
 FULL, PRUNED = "config/yolov3-hand.cfg", "config/yolov3-hand-published.cfg"
 SIZE = 416
@@ -118,6 +120,15 @@ def table(rows: list[Row]) -> str:
         reached = "reached" if row.reached else "MISSED"
         lines.append([row.name, str(row.ours), str(row.reference), f"{row.value:.2f} {row.meaning}", bar, reached])
     return AsciiTable(lines).table
+
+
+# Training
+
+
+def step_row(args: argparse.Namespace) -> list[Row]:
+    """A step of sparse training of the full network against its bare convolutions, BatchNorms and activations."""
+    ours, bare = time_steps(read_cfg(FULL), 4, pick_device(), args.rounds)
+    return [Row("training step, batch 4", ours, bare, ours.median / bare.median, "of the bare layers", 1.1)]
 
 
 # Non-maximum suppression
@@ -309,6 +320,7 @@ def exported(model: Darknet, runtime: Callable[[bytes], nn.Module], package: str
 
 
 ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "step": step_row,
     "nms": nms_row,
     "map": map_row,
     "test": test_row,

@@ -1,36 +1,20 @@
 """What a training step costs beyond its convolutions: our step against the bare layers that it must compute anyway."""
 
 import argparse
-import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from models import Darknet
 from utils import graph
-from utils.profiling import Stopwatch
+from utils.datasets import to_device
+from utils.profiling import Timing, time_in_turns
 from utils.shrinking import Survivors
 from utils.training import Batch, Training
 
 WARM_UP = 1  # rounds that are not counted
+LEARNING_RATE = 1e-4
 BOXES = 3  # a picture
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """Median seconds of a training step.
-
-    Attributes:
-        ours: of train.py: forward, loss, backward, clipping, optimizer, penalty, average.
-        bare: forward and backward of the convolutions, BatchNorms and leaky ReLUs alone, with a sum as loss.
-        ratio: the median of ours / bare over the rounds.
-    """
-
-    ours: float
-    bare: float
-    ratio: float
 
 
 class BareStack(nn.Module):
@@ -69,34 +53,49 @@ def _stage(layer: graph.Convolution) -> nn.Sequential:
     return nn.Sequential(*parts)
 
 
-def time_steps(
-    blocks: list[dict[str, str]], options: argparse.Namespace, device: torch.device, rounds: int = 5
-) -> StepTimes:
-    """Time our training step and the bare stack in turns, on random pictures with a few boxes each.
+def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.device, rounds: int) -> list[Timing]:
+    """Times of our sparse training step and of the bare stack, in turns, on random pictures with a few boxes each.
 
     Args:
         blocks: the network's cfg; the size of the pictures is its own.
-        options: of train.py, such as its parser gives; ``batch_size`` counts.
+        batch_size: pictures a step.
         device: where to compute.
         rounds: how many steps of each to time.
     """
     model = Darknet(blocks)
+    size, classes = model.network.height, model.network.heads[0].classes
     bare = BareStack(model.network).to(device)
-    options.img_size = model.network.height
-    training = Training(options, model.to(device).train(), Survivors(model.network), device, steps_per_epoch=rounds)
-    batch = random_batch(options.batch_size, options.img_size, model.network.heads[0].classes)
-    images = (batch[0].float() / 255).to(device)
+    model.to(device).train()
+    training = Training(step_options(batch_size, size), model, Survivors(model.network), device, steps_per_epoch=1)
+    batch = random_batch(batch_size, size, classes)
+    images = to_device(batch[0], device)
 
     def bare_step() -> None:
         bare.zero_grad()
         bare(images).backward()
 
-    pairs = [
-        (seconds(lambda: training.step_on([batch], lr=1e-4), device), seconds(bare_step, device))
-        for _ in range(WARM_UP + rounds)
-    ][WARM_UP:]
-    ours, alone = (statistics.median(times) for times in zip(*pairs, strict=True))
-    return StepTimes(ours, alone, statistics.median(a / b for a, b in pairs))
+    return time_in_turns([lambda: training.step_on([batch], LEARNING_RATE), bare_step], device, rounds, WARM_UP)
+
+
+def step_options(batch_size: int, img_size: int) -> argparse.Namespace:
+    """The options of train.py that a step of sparse training depends on."""
+    return argparse.Namespace(
+        batch_size=batch_size,
+        img_size=img_size,
+        epochs=1,
+        learning_rate=LEARNING_RATE,
+        seed=0,
+        multiscale_training=False,
+        sr=True,
+        s=0.01,
+        s_schedule="constant",
+        target_percent=0.85,
+        sr_method="proximal",
+        strategy="normal",
+        teacher_cfg=None,
+        channels_last=False,
+        sync_bn=False,
+    )
 
 
 def random_batch(count: int, size: int, classes: int) -> Batch:
@@ -108,10 +107,3 @@ def random_batch(count: int, size: int, classes: int) -> Batch:
     centre = 0.3 + 0.4 * torch.rand(len(number), 2, generator=random)
     sides = 0.05 + 0.3 * torch.rand(len(number), 2, generator=random)
     return images, torch.cat([number, label, centre, sides], dim=1)
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long ``work`` takes; on a GPU until it is done."""
-    with Stopwatch(device) as watch:
-        work()
-    return watch.seconds
