@@ -13,7 +13,7 @@ export MALLOC_TOP_PAD_ := 268435456
 DEMO := --model_def config/yolov3-small-hand.cfg --data_config config/demo.data --n_cpu 2
 DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_interval 30 --evaluation_interval 3 --overwrite
 
-.PHONY: demo test test-zoo bench lint clean
+.PHONY: demo test test-zoo test-kill fuzz bench lint clean
 
 demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
@@ -45,6 +45,13 @@ test-zoo: $(VENV)/.requirements-dev
 # About ten minutes on two idle cores; ROWS="--only nms map" for some rows, --rounds for more or fewer measurements.
 bench: $(VENV)/.requirements
 	$(PY) benchmark.py $(ROWS)
+
+# 20,000 damaged files for each reader; training and pruning, killed 60 times and more: minutes each.
+fuzz: $(VENV)/.requirements-dev
+	OMP_NUM_THREADS=1 $(PY) tests/fuzz.py
+
+test-kill: $(VENV)/.requirements-dev
+	OMP_NUM_THREADS=1 $(PY) tests/kill.py
 
 lint: $(VENV)/.requirements-dev
 	$(PY) -m ruff check .

@@ -22,7 +22,7 @@ from test import evaluate
 from utils.boxes import non_max_suppression
 from utils.cfg import read_cfg
 from utils.cli import ArgumentParser, number, run
-from utils.datasets import DetectionDataset, loader, to_device
+from utils.datasets import DetectionDataset, label_path, loader, read_labels, to_device
 from utils.devices import pick_device
 from utils.errors import InputError
 from utils.files import write_json
@@ -276,11 +276,16 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
     return paths
 
 
+def labelled(paths: list[Path], size: int) -> DetectionDataset:
+    """The data set of pictures with one class, letterboxed to ``size`` pixels."""
+    return DetectionDataset(paths, [read_labels(label_path(path), 1)[0] for path in paths], size)
+
+
 def test_row(args: argparse.Namespace) -> list[Row]:
     """test.py from the files to mAP against the forward passes alone, in pictures a second at the same batch."""
     device, batch_size = pick_device(), 8
     with tempfile.TemporaryDirectory() as folder:
-        dataset = DetectionDataset(write_pictures(Path(folder), args.pictures), 1, SIZE)
+        dataset = labelled(write_pictures(Path(folder), args.pictures), SIZE)
         images = to_device(torch.stack([dataset[number][0] for number in range(batch_size)]), device)
         model = for_inference(settled(Darknet(PRUNED).to(device), images, PASSING))
         batches = loader(dataset, batch_size, args.n_cpu)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -69,9 +70,13 @@ def main(args: argparse.Namespace) -> None:
 def detect_pictures(detector: Detector, names: list[str], args: argparse.Namespace) -> list[dict]:
     """Write each picture with its boxes; return what was found."""
     output, paths, results, waiting = Path(args.output), find_pictures(args.image_folder), [], deque()
+    targets = [output / name for name in output_names(paths)]
+    for path, target in zip(paths, targets, strict=True):
+        if target.resolve() == path.resolve():
+            raise InputError(f"--output {output}: would overwrite the picture {path} itself; give another folder")
     with ThreadPoolExecutor() as pool:  # drawing and encoding, beside the network
         for path, image, found in detections(detector, paths, args):
-            target = output / output_name(path, len(results), paths)
+            target = targets[len(results)]
             results.append({"image": str(path), "output": str(target), "detections": describe(found, names)})
             waiting.append(pool.submit(write_picture, target, image, found, names))
             if len(waiting) > AHEAD:
@@ -102,11 +107,16 @@ def detections(
             bar.update(len(items))
 
 
-def output_name(path: Path, position: int, paths: Sequence[Path]) -> str:
-    """The name of the drawn picture: the input's, with its number in front where two inputs share a name."""
-    suffix = ".png" if path.suffix.lower() == ".png" else ".jpg"
-    shared = sum(other.stem.lower() == path.stem.lower() for other in paths) > 1
-    return (f"{position:05d}_" if shared else "") + path.stem + suffix
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """The names of the drawn pictures: the inputs', with a number in front where an earlier one is called so."""
+    taken: set[str] = set()
+    names = []
+    for position, path in enumerate(paths):
+        stems = itertools.chain([path.stem], (f"{n:05d}_{path.stem}" for n in itertools.count(position)))
+        stem = next(stem for stem in stems if stem.lower() not in taken)  # for some file systems a.jpg is A.jpg
+        taken.add(stem.lower())
+        names.append(stem + (".png" if path.suffix.lower() == ".png" else ".jpg"))
+    return names
 
 
 def detect_video(detector: Detector, names: list[str], args: argparse.Namespace) -> list[dict]:

@@ -18,13 +18,14 @@ from utils.cfg import format_cfg
 from utils.checkpoints import load_weights, write_checkpoint
 from utils.cli import ArgumentParser, number, run
 from utils.darknet_weights import write_darknet_weights
+from utils.data_check import check_data
 from utils.datasets import DetectionDataset, loader, read_data_config
 from utils.deployment import Deployment, deployments
 from utils.errors import InputError
-from utils.files import atomic_writer, set_aside, write_json
+from utils.files import atomic_writer, keep_old, write_json
 from utils.fusing import fuse
 from utils.onnx_export import add_suppression, export_onnx, prove
-from utils.options import add_threshold_options, check_classes, class_names, network_size
+from utils.options import add_skip_bad_option, add_threshold_options, check_classes, class_names, network_size
 from utils.pictures import batches_of_one, find_pictures
 from utils.profiling import Timing, forward_times
 from utils.pruning import proof_pictures
@@ -44,6 +45,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_def", default="config/prune_yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--weights_path", default="checkpoints/prune_yolov3_ckpt.pth", help="checkpoint or .weights")
     parser.add_argument("--class_path", help="file of class names; default: those in the checkpoint")
+    add_skip_bad_option(parser)
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
     parser.add_argument(
         "--fuse",
@@ -104,7 +106,7 @@ def save(target: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file atomically, and say so."""
     with atomic_writer(target) as file:
         write(file)
-        if old := set_aside(target):
+        if old := keep_old(target):
             print(f"the old {target} is kept as {old}")
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
 
@@ -174,7 +176,8 @@ def mean_aps(models: list[nn.Module], model: Darknet, img_size: int, args: argpa
     """mAP@0.5 of each model on the validation pictures of --data_config."""
     data = read_data_config(args.data_config)
     check_classes(model, data)
-    dataset = DetectionDataset(data.images("valid"), data.classes, img_size)
+    checked = check_data(data, "valid", args.skip_bad)
+    dataset = DetectionDataset(checked.images, checked.labels, img_size)
     batches = loader(dataset, args.batch_size, args.n_cpu)
     return [evaluate(model, batches, data.names)[0].mAP for model in models]
 

@@ -15,13 +15,21 @@ from models import Darknet
 from utils import distributed
 from utils.boxes import to_detections
 from utils.cli import ArgumentParser, number, run
+from utils.data_check import check_data, summary
 from utils.datasets import DetectionDataset, loader, read_data_config, to_device
 from utils.detector import load_model
 from utils.devices import device_of, pick_device
 from utils.files import write_json
+from utils.guards import memory_advice, smaller_batch
 from utils.inference import for_inference
 from utils.metrics import DetectionMetrics, Metrics
-from utils.options import add_compile_option, add_threshold_options, check_classes, network_size
+from utils.options import (
+    add_compile_option,
+    add_skip_bad_option,
+    add_threshold_options,
+    check_classes,
+    network_size,
+)
 from utils.profiling import Stopwatch, count_macs, count_parameters
 
 
@@ -63,11 +71,12 @@ def evaluate(
     gathered = DetectionMetrics(names, iou_thres)
     start = time.perf_counter()
     for images, targets in tqdm(batches, progress, leave=False, unit="batch", disable=not distributed.is_main()):
-        images = to_device(images, device)
-        with forward:
-            output = model(images)
-        with nms:
-            detections = to_detections(output, conf_thres, nms_thres)
+        with memory_advice(smaller_batch(len(images), images.shape[-1])):
+            images = to_device(images, device)
+            with forward:
+                output = model(images)
+            with nms:
+                detections = to_detections(output, conf_thres, nms_thres)
         for image, found in enumerate(detections):
             gathered.add(found.cpu(), boxes_of_image(targets, image, images.shape[-1]))
     everything = DetectionMetrics(names, iou_thres)
@@ -96,6 +105,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--iou_thres", type=number(float, 0, 1), default=0.5, help="IoU of a right detection")
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
     parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
+    add_skip_bad_option(parser)
     parser.add_argument("--img_size", type=number(int, 32), default=None, help="side in pixels; the cfg's if not given")
     add_compile_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write the results there, too")
@@ -108,7 +118,9 @@ def main(args: argparse.Namespace) -> None:
     img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
-    dataset = DetectionDataset(data.images("valid"), data.classes, img_size)
+    checked = check_data(data, "valid", args.skip_bad)
+    print(summary({"valid": checked}))
+    dataset = DetectionDataset(checked.images, checked.labels, img_size)
     model.to(pick_device())
     batches = loader(dataset, args.batch_size, args.n_cpu)
     ready = for_inference(model, args.compile)

@@ -17,12 +17,13 @@ from utils.checkpoints import load_weights, state_dict_size, write_checkpoint
 from utils.cli import ArgumentParser, number, run
 from utils.coupling import couple
 from utils.darknet_weights import is_darknet_weights, write_darknet_weights
+from utils.data_check import check_data
 from utils.datasets import DetectionDataset, loader, read_data_config
 from utils.devices import pick_device
 from utils.errors import InputError
-from utils.files import atomic_writer, set_aside, write_json
+from utils.files import atomic_writer, keep_old, write_json
 from utils.inference import for_inference
-from utils.options import check_classes, network_size
+from utils.options import add_skip_bad_option, check_classes, network_size
 from utils.plots import channels_figure, save_figure, sweep_figure
 from utils.profiling import Timing, count_macs, count_parameters, forward_times
 from utils.pruning import largest_difference
@@ -71,6 +72,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--show_coupling", action="store_true", help="only list coupled channels, and what is fixed")
     parser.add_argument("--out_cfg", help="default: the cfg's name with prune_ in front")
     parser.add_argument("--out_weights", help="default: the weights' name with prune_ in front; x.weights for Darknet")
+    add_skip_bad_option(parser)
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="pictures at a time")
     parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
@@ -144,7 +146,8 @@ def main(args: argparse.Namespace) -> None:
     img_size = network_size(model, args.img_size or about.get("img_size"))
     data = read_data_config(args.data_config)
     check_classes(model, data)
-    dataset = DetectionDataset(data.images("valid"), data.classes, img_size)
+    checked = check_data(data, "valid", args.skip_bad)
+    dataset = DetectionDataset(checked.images, checked.labels, img_size)
     model.to(pick_device()).eval()
     bench = Bench(loader(dataset, args.batch_size, args.n_cpu), data.names, img_size, next(model.parameters()).device)
 
@@ -325,7 +328,7 @@ def write_pruned(compact: Darknet, out_cfg: Path, out_weights: Path, about: dict
         weights_file.flush()
         check_files(compact, cfg_file.name, weights_file.name)
         for path in (out_cfg, out_weights):
-            if kept := set_aside(path):
+            if kept := keep_old(path):
                 print(f"the old {path} is kept as {kept}")
 
 

@@ -12,21 +12,25 @@ from test import evaluate
 from utils import distributed
 from utils.augmentations import Augmentation
 from utils.cfg import format_cfg
-from utils.checkpoints import load_weights, save_checkpoint
+from utils.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.cli import ArgumentParser, number, run
+from utils.data_check import check_data, summary
 from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
 from utils.devices import pick_device
 from utils.epoch_report import gamma_row, loss_row, print_epoch
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import remove_leftovers, write_text
+from utils.guards import NotFinite, penalty_warnings, write_batches
+from utils.interrupts import Stopped, StopRequest
 from utils.optim import MOMENTUM
-from utils.options import check_classes, network_size
+from utils.options import add_skip_bad_option, check_classes, network_size
 from utils.penalty_schedules import SCHEDULES, check_schedule, shares
 from utils.picture_cache import budget
 from utils.plots import plot_training
 from utils.profiling import count_macs
 from utils.ratio import LARGEST_PERCENT
 from utils.recipes import FINE_TUNING, TRAINING, recipe_for
+from utils.resume import restore_options, resume_point
 from utils.run_log import RunLog
 from utils.runs import Run, default_name
 from utils.shrinking import Survivors
@@ -46,8 +50,15 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--pretrained_weights", "-pre", help="start from a checkpoint, state dict, Darknet .weights or backbone file"
     )
     parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="workers that read pictures, for each process")
+    add_skip_bad_option(parser)
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the cfg's if not given")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
+    parser.add_argument(
+        "--checkpoint_steps",
+        type=number(int, 0),
+        default=0,
+        help="optimizer steps between checkpoints within an epoch; 0: only after epochs",
+    )
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
     parser.add_argument("--multiscale_training", action="store_true", help="vary the size by up to a quarter")
     parser.add_argument(
@@ -90,8 +101,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--name", help="of the run's files; by default yolov3 with -sr, else baseline_ or finetune_yolov3"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run of this name")
-    parser.add_argument("--overwrite", action="store_true", help="give up the unfinished run of this name")
+    unfinished = parser.add_mutually_exclusive_group()
+    unfinished.add_argument("--resume", action="store_true", help="go on with the unfinished run of this name")
+    unfinished.add_argument("--overwrite", action="store_true", help="give up the unfinished run of this name")
     return parser
 
 
@@ -104,14 +116,16 @@ def main(args: argparse.Namespace) -> None:
 def train_network(args: argparse.Namespace) -> None:
     """Train, epoch by epoch, from the start or from where the last run of this name stopped."""
     args.name = args.name or default_name(args.sr, args.model_def)
+    files = Run(args.name)
+    if checkpoint := distributed.from_main(lambda: resume_point(args, files)):
+        restore_options(args, checkpoint["options"])
     recipe = recipe_for(args.model_def)
     for option in ("learning_rate", "mosaic"):
         if getattr(args, option) is None:
             setattr(args, option, getattr(recipe, option))
-    resolve_schedule(args)
+    if not checkpoint:
+        resolve_schedule(args)
     check_options(args)
-    files = Run(args.name)
-    checkpoint = distributed.from_main(lambda: resume_point(args, files))
     torch.manual_seed(args.seed)
     model, survivors = make_model(args, files, checkpoint)
     args.img_size = network_size(model, args.img_size)
@@ -128,18 +142,9 @@ def train_network(args: argparse.Namespace) -> None:
     if args.pretrained_weights and not checkpoint:
         print(f"before the first step: mAP@0.5 {evaluate(model, valid_batches, data.names)[0].mAP:.4f}")
 
-    start = begin(training, files, checkpoint)
-    log = RunLog(files.folder, vars(args), start) if distributed.is_main() else None
-    history = files.folder / "gammas.npz"
-    gammas = GammaHistory.load(history, before=start) if log else GammaHistory()
-    for epoch in range(start, args.epochs):
-        row = train_and_evaluate(training, batches, valid_batches, data, gammas, epoch)
-        if not log:
-            continue
-        log.add(row)
-        gammas.save(history)
-        if save_checkpoints(training, files, data, epoch, row.get("mAP")):
-            plot_training(log.rows, gammas, files.folder)
+    begin(training, files, checkpoint)
+    log = RunLog(files.folder, vars(args), training.epoch) if distributed.is_main() else None
+    train(training, batches, valid_batches, data, files, log)
     if log:
         log.close()
     kind = "last epoch" if args.sr else f"best mAP@0.5 {training.best_map:.4f}"
@@ -193,6 +198,38 @@ def resolve_schedule(args: argparse.Namespace) -> None:
     check_schedule(args.s_schedule, args.sr_method)
 
 
+def train(
+    training: Training, batches: DataLoader, valid_batches: DataLoader, data: DataConfig, files: Run, log: RunLog | None
+) -> None:
+    """The epochs that are still to do, each with its log, its checkpoints, and its pictures.
+
+    Raises:
+        Stopped: Ctrl-C or SIGTERM; the step was finished and the checkpoint written.
+        NotFinite: the loss or the gradient is not finite; the pictures of the batch were written.
+    """
+    history = files.folder / "gammas.npz"
+    gammas = GammaHistory.load(history, before=training.epoch) if log else GammaHistory()
+    with StopRequest("finishing this step, then a checkpoint; once more to quit at once") as stop:
+        try:
+            while training.epoch < training.args.epochs:
+                row = train_and_evaluate(training, batches, valid_batches, data, files, gammas, stop)
+                if log:
+                    log.add(row)
+                    gammas.save(history)
+                    warn_of_penalty(training, log, gammas)
+                    if checkpoint_due(training):
+                        plot_training(log.rows, gammas, files.folder)
+                save_checkpoints(training, files, data, row.get("mAP"))
+        except Stopped as stopped:
+            save_last(training, files, data)
+            again = f"python train.py --resume --name {files.name}"
+            raise Stopped(f"{stopped}; {files.last} is written, go on with: {again}", stop.received) from None
+        except NotFinite as error:
+            own = f"process_{distributed.rank()}" if distributed.world() > 1 else ""
+            folder = write_batches(batches, error.batches, data.names, files.folder / "not_finite" / own)
+            raise InputError(f"{error}. The pictures of the batch are in {folder}") from error
+
+
 def load_pretrained(model: Darknet, path: str) -> None:
     """Start from weights of any kind, and say how many layers they fill."""
     about = load_weights(model, path, partial=True)
@@ -200,19 +237,23 @@ def load_pretrained(model: Darknet, path: str) -> None:
     print(f"{path}: weights for {filled} convolutions")
 
 
-def begin(training: Training, files: Run, checkpoint: dict | None) -> int:
-    """Restore a checkpoint, or make the names of the run's files free; return the first epoch to train."""
+def begin(training: Training, files: Run, checkpoint: dict | None) -> None:
+    """Restore a checkpoint, or make the names of the run's files free."""
+    if distributed.is_main():
+        remove_leftovers(files.last.parent)
+        remove_leftovers(files.folder)
     if checkpoint:
         training.load_state(checkpoint, files.last)
-        print(f"resuming {files.name} at epoch {checkpoint['epoch'] + 1}")
-        return checkpoint["epoch"]
-    if not distributed.is_main():
-        return 0
-    if training.args.overwrite and files.unfinished():
+        if files.best.exists():  # maybe of a later epoch than the checkpoint, which is to be trained again
+            training.best_map = max(training.best_map, read_checkpoint(files.best).get("best_map", 0.0))
+        within = f", batch {training.progress.batches + 1}" if training.progress.batches else ""
+        print(f"resuming {files.name} at epoch {training.epoch + 1}{within}")
+    elif not distributed.is_main():
+        return
+    elif training.args.overwrite and files.unfinished():
         files.delete()
     elif kept := files.set_aside():
         print(f"the earlier run {files.name} is kept as {kept.name}")
-    return 0
 
 
 def train_and_evaluate(
@@ -220,29 +261,43 @@ def train_and_evaluate(
     batches: DataLoader,
     valid_batches: DataLoader,
     data: DataConfig,
+    files: Run,
     gammas: GammaHistory,
-    epoch: int,
+    stop: StopRequest,
 ) -> dict[str, float]:
-    """One epoch, its evaluation if one is due, and its table; the row for the log."""
-    args = training.args
+    """What is left of an epoch, its evaluation if one is due, and its table; the row for the log."""
+    args, epoch = training.args, training.epoch
+
+    def after_step() -> None:
+        stop.agree(distributed.largest)
+        stop.check()
+        if args.checkpoint_steps and training.step % args.checkpoint_steps == 0:
+            save_last(training, files, data)
+
     began = time.perf_counter()
     batches.sampler.epoch = epoch
-    sums, cells = training.train_epoch(batches, epoch)
+    batches.sampler.start = training.progress.batches * batches.batch_size
+    training.train_epoch(batches, after_step)
+    sums, cells = training.progress.sums.cpu().numpy(), training.progress.cells
     row = {"epoch": epoch, **loss_row(sums, len(batches.dataset)), "lr": training.optimizer.param_groups[0]["lr"]}
     row["seconds"] = time.perf_counter() - began
-    if training.distillation:
-        row["distillation_loss"] = training.distillation.take_mean()
+    if training.distillation and (taught := training.distillation.take_mean()) is not None:
+        row["distillation_loss"] = taught
     if args.prune_every and (epoch + 1) % args.prune_every == 0:
         cut(training)
     metrics = None
+    # Several processes stop together, between steps.
+    watched = stop.watch(valid_batches) if distributed.world() == 1 else valid_batches
     if epoch + 1 == args.epochs or (epoch + 1) % args.evaluation_interval == 0:
-        metrics, _ = evaluate(training.ema.model, valid_batches, data.names)
+        metrics, _ = evaluate(training.ema.model, watched, data.names)
         row |= {name: getattr(metrics, name) for name in ("mAP", "mAP_50_95", "precision", "recall", "f1")}
     survivors = training.survivors
     gammas.record(epoch, survivors.coupling, args.strategy, survivors.spread(gamma_sizes(training.ema.model)))
-    print_epoch(args, training.model, epoch, sums, cells, metrics, gammas, training.penalty.s)
+    if distributed.is_main():
+        print_epoch(args, training.model, epoch, sums, cells, metrics, gammas, training.penalty.s)
     if args.prune_every:
         row["channels"] = sum(survivors.counts().values())
+    training.end_epoch()
     return row | gamma_row(gammas, training.penalty.s)
 
 
@@ -254,64 +309,58 @@ def cut(training: Training) -> None:
         print(f"{gone} dead channels cut out; {left} are left, and {macs / 1e9:.3f} G MACs a picture")
 
 
-def save_checkpoints(training: Training, files: Run, data: DataConfig, epoch: int, mean_ap: float | None) -> bool:
-    """Write the checkpoints that are due after an epoch; return whether the one to resume from was among them."""
-    args = training.args
+def checkpoint_due(training: Training) -> bool:
+    """Whether the checkpoint to resume from is to be written after this epoch."""
+    return training.epoch == training.args.epochs or training.epoch % training.args.checkpoint_interval == 0
+
+
+def save_checkpoints(training: Training, files: Run, data: DataConfig, mean_ap: float | None) -> None:
+    """Write the checkpoints that are due after an epoch.
+
+    The one to resume from comes last: once it is there, the log, the pictures and all else of its epoch are.
+    """
+    args, due = training.args, checkpoint_due(training)
     is_best = mean_ap is not None and mean_ap > training.best_map
     training.best_map = max(training.best_map, mean_ap or 0.0)
-    about = {
+    # An early best of sparse training is not sparse yet.
+    if distributed.is_main() and (due if args.sr else is_best or not files.best.exists()):
+        save_checkpoint(files.best, training.ema.model, **description(training, data))
+    if distributed.is_main() and due and args.prune_every:
+        write_text(files.cfg(args.model_def), format_cfg(training.model.blocks))
+    if due:
+        save_last(training, files, data)
+
+
+def save_last(training: Training, files: Run, data: DataConfig) -> None:
+    """Write the checkpoint to resume from, between two optimizer steps."""
+    training.check_finite()
+    training.gather()
+    if distributed.is_main():
+        save_checkpoint(files.last, training.ema.model, **description(training, data), training=training.state())
+
+
+def description(training: Training, data: DataConfig) -> dict:
+    """What a checkpoint says about itself."""
+    args = training.args
+    return {
         "names": data.names,
         "img_size": args.img_size,
-        "epoch": epoch + 1,
+        "epoch": training.epoch,
         "step": training.step,
         "best_map": training.best_map,
         "options": vars(args),
         "strategy": args.strategy,
     }
-    due = epoch + 1 == args.epochs or (epoch + 1) % args.checkpoint_interval == 0
-    if due and args.prune_every:
-        write_text(files.cfg(args.model_def), format_cfg(training.model.blocks))
-    if due:
-        save_checkpoint(files.last, training.ema.model, **about, training=training.state())
-    # An early best of sparse training is not sparse yet.
-    if due if args.sr else is_best or not files.best.exists():
-        save_checkpoint(files.best, training.ema.model, **about)
-    return due
-
-
-def resume_point(args: argparse.Namespace, files: Run) -> dict | None:
-    """The checkpoint to go on from, if asked to.
-
-    Raises:
-        InputError: there is nothing to resume, or an unfinished run would be lost.
-    """
-    if args.overwrite:
-        return None
-    unfinished = files.unfinished()
-    if args.resume and not unfinished:
-        state = "is finished" if files.last.exists() else "has no checkpoint"
-        raise InputError(f"--resume: the run {args.name} {state} ({files.last})")
-    if unfinished and not args.resume:
-        raise InputError(
-            f"{files.last}: the run {args.name} stopped after epoch {unfinished['epoch']} of "
-            f"{unfinished['options']['epochs']}: add --resume to go on, --overwrite to give it up, or another --name"
-        )
-    return unfinished
 
 
 def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader, DataLoader]:
     """Batches of the training and of the validation pictures."""
     closing = max(1, round(0.15 * args.epochs))
     augmentation = Augmentation(mosaic=args.mosaic, last_mosaic_epoch=args.epochs - closing)
-    train = DetectionDataset(data.images("train"), data.classes, args.img_size, augmentation, args.seed)
-    valid = DetectionDataset(data.images("valid"), data.classes, args.img_size)
-    boxes = sum(map(len, train.labels))
-    if not boxes:
-        raise InputError(f"{data.train}: none of its {len(train)} pictures has a labelled box")
-    print(
-        f"{len(train)} training pictures with {boxes} boxes, {len(valid)} validation pictures, {args.img_size} pixels"
-        + (f"; {train.clipped + valid.clipped} boxes clipped to the border" if train.clipped + valid.clipped else "")
-    )
+    checked = {split: check_data(data, split, args.skip_bad) for split in ("train", "valid")}
+    print(summary(checked))
+    train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, augmentation, args.seed)
+    valid = DetectionDataset(checked["valid"].images, checked["valid"].labels, args.img_size)
     if args.cache:
         keep_pictures(train, valid)
     rank, world = distributed.rank(), distributed.world()
@@ -345,6 +394,16 @@ def check_reach(training: Training) -> None:
         # Half of a penalty is spent on gammas that the loss holds up: aim at twice the way.
         fitting = 2 * typical * training.args.s / farthest if training.args.s else float("nan")
         print(f"warning: few gammas can reach 0: train longer, or try --s {fitting:.2g}")
+
+
+def warn_of_penalty(training: Training, log: RunLog, gammas: GammaHistory) -> None:
+    """Say so where sparse training does not sparsify, or costs the detections."""
+    args = training.args
+    if args.sr:
+        mean_aps = [float(row["mAP"]) for row in log.rows if row.get("mAP")]
+        left = reach(training.learning_rates()[training.step :], args.s, MOMENTUM)
+        for warning in penalty_warnings(args.s, training.epoch / args.epochs, gammas, left, mean_aps):
+            print(f"warning: {warning}")
 
 
 if __name__ == "__main__":

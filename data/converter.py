@@ -18,7 +18,6 @@ from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from scipy.io import loadmat
 from terminaltables import AsciiTable
 from tqdm import tqdm
@@ -27,6 +26,7 @@ if not __package__:  # run as `python data/converter.py`: the repository root is
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import ArgumentParser, run
+from utils.datasets import read_image
 from utils.errors import InputError
 from utils.files import read_lines, write_text
 
@@ -312,13 +312,9 @@ def stated_size(width: object, height: object, where: str | Path) -> tuple[float
 
 def picture_size(picture: Picture) -> tuple[int, int]:
     """Width and height of a picture file, upright as its EXIF data says; InputError if it is missing or broken."""
-    try:
-        with Image.open(picture.source) as image:
-            return ImageOps.exif_transpose(image).size  # decodes it, so that a broken one fails now, not in training
-    except FileNotFoundError:
-        raise InputError(f"{picture.annotation}: names the picture {picture.source}, which is missing") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{picture.source}: not a readable picture; mend it or take it out ({error})") from error
+    if not picture.source.is_file():
+        raise InputError(f"{picture.annotation}: names the picture {picture.source}, which is missing")
+    return read_image(picture.source).size  # decoded, so that a broken one fails now, not in training
 
 
 def label_text(picture: Picture, size: tuple[int, int], names: list[str]) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from test import boxes_of_image
 from utils.boxes import non_max_suppression
 from utils.checkpoints import load_weights
 from utils.cli import ArgumentParser, number, run
+from utils.data_check import check_data
 from utils.datasets import DetectionDataset, loader, read_data_config, to_device
 from utils.devices import pick_device
 from utils.metrics import DetectionMetrics
@@ -48,7 +49,8 @@ def main(args: argparse.Namespace) -> None:
     img_size = network_size(sparse, args.img_size or about.get("img_size"))
     data = read_data_config(args.data_config)
     check_classes(sparse, data)
-    batches = loader(DetectionDataset(data.images("valid"), data.classes, img_size), batch_size=8, n_cpu=0)
+    checked = check_data(data, "valid")
+    batches = loader(DetectionDataset(checked.images, checked.labels, img_size), batch_size=8, n_cpu=0)
     found = {
         name: detect(model.to(device).eval(), batches, args.conf_thres, args.nms_thres, name)
         for name, model in (("sparse", sparse), ("pruned", pruned))

@@ -24,6 +24,7 @@ from utils.augmentations import letterbox
 from utils.boxes import size_iou
 from utils.checkpoints import load_state, save_checkpoint
 from utils.cli import ArgumentParser, number, run
+from utils.data_check import check_data, summary
 from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config, to_device
 from utils.devices import pick_device
 from utils.errors import InputError
@@ -117,8 +118,10 @@ def main(args: argparse.Namespace) -> None:
     check_classes(model, data)
     device = pick_device()
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
-    train = DetectionDataset(data.images("train"), data.classes, args.img_size, flip, args.seed)
-    valid = DetectionDataset(data.images("valid"), data.classes, args.img_size)
+    checked = {split: check_data(data, split) for split in ("train", "valid")}
+    print(summary(checked))
+    train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, flip, args.seed)
+    valid = DetectionDataset(checked["valid"].images, checked["valid"].labels, args.img_size)
     batches = loader(train, args.batch_size, args.n_cpu, EpochSampler(len(train), args.seed))
     valid_batches = loader(valid, args.batch_size, args.n_cpu)
 

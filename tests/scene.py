@@ -7,6 +7,7 @@ from PIL import Image
 
 from config.create_cfg import create_cfg
 from utils.cfg import format_cfg
+from utils.datasets import DetectionDataset, label_path, read_labels
 
 
 def make_project(root: Path, train: int = 6, valid: int = 3, size: int = 64, seed: int = 0) -> Path:
@@ -38,3 +39,8 @@ def draw_square(path: Path, size: int, random: np.random.Generator) -> None:
     box = ((x + side / 2) / size, (y + side / 2) / size, side / size, side / size)
     label = path.parent.parent / "labels" / path.with_suffix(".txt").name
     label.write_text("0 " + " ".join(f"{value:.6f}" for value in box) + "\n")
+
+
+def dataset_of(images, classes, *options):
+    """The data set of pictures with the labels that lie beside them."""
+    return DetectionDataset(images, [read_labels(label_path(image), classes)[0] for image in images], *options)

@@ -41,7 +41,9 @@ def edit(path, old, new):
 
 
 def snapshot(root):
-    return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    """Every file but what the check of the pictures remembers."""
+    files = (path for path in sorted(root.rglob("*")) if path.is_file() and not path.match(".*.checked.json"))
+    return {path: path.read_bytes() for path in files}
 
 
 def refused(program, *words):

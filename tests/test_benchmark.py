@@ -57,7 +57,7 @@ def test_a_bar_is_from_above_or_from_below():
 
 def test_its_pictures_are_a_data_set(tmp_path):
     paths = benchmark.write_pictures(Path(tmp_path), 2)
-    dataset = benchmark.DetectionDataset(paths, 1, 64)
+    dataset = benchmark.labelled(paths, 64)
     image, boxes = dataset[0]
     assert image.shape == (3, 64, 64)
     assert np.isfinite(boxes.numpy()).all()

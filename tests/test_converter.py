@@ -343,7 +343,7 @@ def test_bad_voc_options(voc, tmp_path, options, message):
         ("Annotations/c.xml", "<a><object><bndbox/></object></a>", r"c\.xml: object 1 has no <name>"),
         ("Annotations/c.xml", None, r"test\.txt: names c, .*c\.xml"),
         ("JPEGImages/c.jpg", None, r"test\.txt: names c, .*c\.jpg"),
-        ("JPEGImages/c.jpg", "no picture", r"c\.jpg: not a readable picture"),
+        ("JPEGImages/c.jpg", "no picture", r"c\.jpg: cannot be read as a picture"),
         ("JPEGImages/c.png", "two of a stem", r"c\.png: there is c\.jpg too"),
         ("ImageSets/Main/test.txt", "", "valid split has no pictures"),
         ("ImageSets/Main/test.txt", "d\n", r"test\.txt: names d"),

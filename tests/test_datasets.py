@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.scene import dataset_of
 from utils.augmentations import Augmentation
 from utils.datasets import (
     BORDER,
-    DetectionDataset,
     EpochSampler,
     collate,
     label_path,
@@ -99,8 +99,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("names=a.names\n", r"a\.data: classes= must be a number from 1"),
-        ("classes=0\n", r"classes=0 must be a number from 1"),
+        ("names=a.names\n", r"a\.data: classes= must be a number from 1 to"),
+        ("classes=0\n", r"classes=0 must be a number from 1 to"),
         ("classes=two\n", r"classes=two must be"),
         ("classes=2\ntrain\n", r"a\.data:2: 'train' is not key=value"),
         ("classes=3\nnames=a.names\n", r"classes=3, but a\.names names 2"),
@@ -235,14 +235,21 @@ def test_boxes_slightly_over_the_border_are_clipped_and_counted(tmp_path):
     assert boxes[2].tolist() == [0, 0.5, 0.5, 1, 1]
 
 
-def test_a_data_set_counts_its_clipped_boxes_and_names_a_bad_label(tmp_path):
-    images = [save(tmp_path / "images" / f"{name}.png") for name in "abc"]
-    for name in "ab":
-        write(tmp_path / "labels" / f"{name}.txt", "0 .0999 .5 .2 .4\n0 .5 .5 .2 .4\n")
-    assert DetectionDataset(images, 1, 32).clipped == 2
-    write(tmp_path / "labels" / "c.txt", "1 .5 .5 .1 .1")
-    with pytest.raises(InputError, match=r"labels/c\.txt:1: class 1"):
-        DetectionDataset(images, 1, 32)
+def test_a_folder_or_a_name_that_no_file_can_have_is_no_label_file_and_no_list(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(InputError, match=r"a\.txt: cannot be read as a label file: Is a directory"):
+        read_labels(tmp_path / "a.txt", 1)
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(InputError, match=r"list\.txt:1: there is no picture"):
+            read_image_list(write(tmp_path / "list.txt", name))
+        with pytest.raises(InputError, match="cannot be read as a file of class names"):
+            read_data_config(write(tmp_path / "a.data", f"classes=1\nnames={name}\n"))
+
+
+@pytest.mark.parametrize("classes", ["1000000000", "9" * 5000, "65537"])
+def test_an_absurd_number_of_classes_is_refused(tmp_path, classes):
+    with pytest.raises(InputError, match="must be a number from 1 to 65536"):
+        read_data_config(write(tmp_path / "a.data", f"classes={classes}\n"))
 
 
 # pictures
@@ -297,14 +304,6 @@ def test_pictures_read_by_many_threads_leave_the_warning_filters_alone(tmp_path)
     assert warnings.filters == before
 
 
-def test_a_data_set_checks_its_pictures_when_made(tmp_path):
-    good = save(tmp_path / "good.png")
-    assert len(DetectionDataset([good, good], 1, 32)) == 2
-    write(tmp_path / "bad.png", "nothing")
-    with pytest.raises(InputError, match=r"bad\.png"):
-        DetectionDataset([good, tmp_path / "bad.png"], 1, 32)
-
-
 # left, right, top, bottom half of the upright picture: where the red half lies
 ROTATIONS = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}
 
@@ -355,7 +354,7 @@ def test_letterboxed_boxes_lie_on_their_object(tmp_path, size):
     rectangle = (width // 4, height // 2, 3 * width // 4, height - height // 8)
     drawn, line = with_rectangle(size, rectangle)
     path = labelled(tmp_path, "a", drawn, [line])
-    image, targets = DetectionDataset([path], 1, 64)[0]
+    image, targets = dataset_of([path], 1, 64)[0]
     assert image.dtype == torch.uint8
     assert image.shape == (3, 64, 64)
     _, cx, cy, w, h = targets[0].tolist()
@@ -366,7 +365,7 @@ def test_letterboxed_boxes_lie_on_their_object(tmp_path, size):
 
 
 def test_bars_beside_a_letterboxed_picture_are_grey(tmp_path):
-    image, _ = DetectionDataset([save(tmp_path / "a.png", (64, 32), RED)], 1, 64)[0]
+    image, _ = dataset_of([save(tmp_path / "a.png", (64, 32), RED)], 1, 64)[0]
     assert (image[:, :16] == 127).all()
     assert (image[:, 48:] == 127).all()
     assert (image[:, 16:48] == torch.tensor(RED)[:, None, None]).all()
@@ -376,9 +375,9 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(tmp_path):
     images = five_pictures(tmp_path)
 
     def item(seed, epoch, index):
-        return DetectionDataset(images, 2, 32, Augmentation(), seed)[epoch, index]
+        return dataset_of(images, 2, 32, Augmentation(), seed)[epoch, index]
 
-    dataset = DetectionDataset(images, 2, 32, Augmentation(), 0)
+    dataset = dataset_of(images, 2, 32, Augmentation(), 0)
     wanted = [dataset[1, index] for index in range(5)]
     torch.manual_seed(5)
     np.random.seed(5)
@@ -392,7 +391,7 @@ def test_batches_are_the_same_with_and_without_workers(tmp_path):
     images = five_pictures(tmp_path)
 
     def batches(n_cpu):
-        dataset = DetectionDataset(images, 2, 32, Augmentation(), 3)
+        dataset = dataset_of(images, 2, 32, Augmentation(), 3)
         sampler = EpochSampler(5, 3)
         made = loader(dataset, 2, n_cpu, sampler)
         found = []

@@ -11,10 +11,10 @@ import test
 import train
 from models import Darknet
 from tests.networks import uneven
-from tests.scene import make_project
+from tests.scene import dataset_of, make_project
 from utils import distributed
 from utils.checkpoints import load_state, read_checkpoint, save_checkpoint
-from utils.datasets import DetectionDataset, loader, read_data_config
+from utils.datasets import loader, read_data_config
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def test_two_processes_take_the_steps_of_one_that_accumulates_their_halves(proje
     options = ["--epochs", "1", "--n_cpu", "0", "--mosaic", "0", "-sr", "--s", "0.1"]
     outcome = torchrun(ROOT / "train.py", *options, "--batch_size", "4", "--name", "two")
     assert outcome.returncode == 0, outcome.stderr
-    assert outcome.stdout.count("12 training pictures") == 1  # one process speaks
+    assert outcome.stdout.count("| train | 12 ") == 1  # one process speaks
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
     words = [*options, "--batch_size", "2", "--accumulate", "2", "--name", "one"]
     train.main(train.get_args_parser().parse_args(words))
@@ -66,7 +66,7 @@ def test_two_processes_take_the_steps_of_one_that_accumulates_their_halves(proje
     model = Darknet("config/yolov3-hand.cfg")
     load_state(model, two["model"], "two")
     data = read_data_config("config/oxfordhand.data")
-    batches = loader(DetectionDataset(data.images("valid"), 1, 64), 2, 0)
+    batches = loader(dataset_of(data.images("valid"), 1, 64), 2, 0)
     metrics, _ = test.evaluate(model, batches, data.names)
     assert metrics.images == 5
     assert two["best_map"] == pytest.approx(metrics.mAP, abs=1e-6)

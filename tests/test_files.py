@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -6,8 +9,10 @@ import pytest
 
 from utils.cli import ArgumentParser, number, run
 from utils.errors import InputError
-from utils.files import atomic_writer, set_aside, write_json, write_text
+from utils.files import atomic_writer, keep_old, remove_leftovers, write_json, write_text
 from utils.options import add_threshold_options
+
+ROOT = Path(__file__).parents[1]
 
 
 def names(folder):
@@ -89,18 +94,71 @@ def test_json_reads_back_and_holds_no_nan(tmp_path):
     assert json.loads(path.read_text())["mAP"] == 0.5
 
 
-def test_a_file_is_set_aside_under_the_next_free_number(tmp_path):
+@pytest.mark.parametrize("links", [True, False])
+def test_an_old_file_is_kept_under_the_next_free_number(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", cannot_link)
     path = tmp_path / "a.cfg"
-    assert set_aside(path) is None
+    assert keep_old(path) is None
     for content, name in (("first", "a-1.cfg"), ("second", "a-2.cfg")):
-        path.write_text(content)
-        assert set_aside(path) == tmp_path / name
+        write_text(path, content)
+        assert keep_old(path) == tmp_path / name
         assert (tmp_path / name).read_text() == content
-    assert names(tmp_path) == ["a-1.cfg", "a-2.cfg"]
-    path.write_text("third")
+        assert path.exists() == links  # a kill before the new file is in place leaves the old one
+    write_text(path, "third")
     (tmp_path / "a-3.cfg").write_text("of another")
-    assert set_aside(str(path)) == tmp_path / "a-4.cfg"
+    assert keep_old(str(path)) == tmp_path / "a-4.cfg"
     assert (tmp_path / "a-3.cfg").read_text() == "of another"
+    assert (tmp_path / "a-2.cfg").read_text() == "second"
+
+
+def cannot_link(source, target):
+    raise OSError(errno.EPERM, "this file system has no links")
+
+
+@pytest.mark.parametrize("save", ["bytes", "torch"])
+@pytest.mark.parametrize("old", [True, False])
+def test_a_full_disk_is_named_and_the_old_file_survives(tmp_path, save, old):
+    path = tmp_path / "a.pth"
+    if old:
+        path.write_bytes(b"old")
+    writes = {"bytes": "file.write(bytes(10**6))", "torch": "torch.save({'a': torch.zeros(10**6)}, file)"}
+    program = f"""
+import resource, torch
+from utils.errors import InputError
+from utils.files import atomic_writer
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with atomic_writer({str(path)!r}) as file:
+        {writes[save]}
+except InputError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    wanted = f"{path}: cannot be written: File too large"
+    assert ended.stdout.strip() == wanted + ("; the one that was there before is as it was" if old else "")
+    assert names(tmp_path) == (["a.pth"] if old else [])
+    assert not old or path.read_bytes() == b"old"
+
+
+def test_another_error_while_writing_keeps_its_kind(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_writer(tmp_path / "a.bin"):
+        (tmp_path / "none").read_bytes()
+    with pytest.raises(RuntimeError, match="bug"), atomic_writer(tmp_path / "a.bin"):
+        raise RuntimeError("bug")
+
+
+def test_what_killed_processes_left_is_removed_once_it_is_old(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    files = {f".{ended.pid}.tmp.a.pth", f".{ended.pid}.tmp.b.pth", f".{os.getpid()}.tmp.c.pth", "d.tmp.pth"}
+    for name in files:
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / f".{ended.pid}.tmp.b.pth").touch()
+    remove_leftovers(tmp_path)
+    assert set(names(tmp_path)) == files - {f".{ended.pid}.tmp.a.pth"}
+    remove_leftovers(tmp_path / "none")
 
 
 # Command lines

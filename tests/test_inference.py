@@ -5,10 +5,10 @@ import test as program
 from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import lively, randomize, shrink
-from tests.scene import make_project
+from tests.scene import dataset_of, make_project
 from utils.cfg import read_cfg
 from utils.checkpoints import save_checkpoint
-from utils.datasets import DetectionDataset, loader, read_data_config
+from utils.datasets import loader, read_data_config
 from utils.errors import InputError
 from utils.inference import Inference, for_inference
 
@@ -50,7 +50,7 @@ def test_the_model_is_left_alone_and_nothing_random_is_drawn():
 def test_evaluation_within_training_leaves_the_average_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(make_project(tmp_path))
     data = read_data_config("config/oxfordhand.data")
-    batches = loader(DetectionDataset(data.images("valid"), 1, 64), batch_size=2, n_cpu=0)
+    batches = loader(dataset_of(data.images("valid"), 1, 64), batch_size=2, n_cpu=0)
     model = small()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     metrics, seconds = program.evaluate(model, batches, data.names)

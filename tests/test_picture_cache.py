@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 import train
-from tests.scene import make_project
+from tests.scene import dataset_of, make_project
 from utils import picture_cache
-from utils.datasets import DetectionDataset, EpochSampler, loader, read_data_config, read_image
+from utils.datasets import EpochSampler, loader, read_data_config, read_image
 from utils.errors import InputError
 from utils.picture_cache import budget, decode_all, decoded_bytes, free_memory
 
@@ -46,8 +46,8 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
 @pytest.mark.parametrize("n_cpu", [0, 2])
 def test_kept_pictures_give_the_same_batches_without_their_files(project, n_cpu):
     images = read_data_config("config/oxfordhand.data").images("train")
-    batches = list(loader(DetectionDataset(images, 1, 64), 4, n_cpu, EpochSampler(6, 0)))
-    dataset = DetectionDataset(images, 1, 64)
+    batches = list(loader(dataset_of(images, 1, 64), 4, n_cpu, EpochSampler(6, 0)))
+    dataset = dataset_of(images, 1, 64)
     assert dataset.keep(10**9) == 6 * 64 * 64 * 3
     for image in images:
         image.unlink()

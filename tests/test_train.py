@@ -166,9 +166,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(proj
     state["model"]["module_list.0.batch_norm_0.bias"][:] = float("nan")
     torch.save(state, "broken.pth")
     before = files(project / "checkpoints")
-    with pytest.raises(InputError, match="epoch 1, step 0: the loss is nan"):
+    with pytest.raises(InputError, match="epoch 1, step 0: the loss is not finite"):
         run(train, "-pre", "broken.pth", "--epochs", "1", "--name", "bad", *FAST)
     assert files(project / "checkpoints") == before
+    shown = project / "runs/bad/not_finite"
+    assert sorted(path.name for path in shown.iterdir()) == ["000.png", "001.png", "002.png", "003.png", "pictures.txt"]
+    assert len(set((shown / "pictures.txt").read_text().splitlines())) == 4
 
 
 def test_too_weak_a_penalty_is_noticed_before_the_first_step_and_the_proposed_one_suffices(

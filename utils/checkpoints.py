@@ -48,8 +48,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such weights file") from None
-    except OSError:
-        raise
+    except (IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
         message = "not a checkpoint that can be read safely: it is damaged, or holds more than tensors and plain values"
         raise InputError(f"{path}: {message}") from error

@@ -3,9 +3,11 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from utils import workers
 from utils.errors import InputError
+from utils.interrupts import Stopped
 
 EXIT_BAD_INPUT = 2
 
@@ -17,12 +19,32 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
+class Options(argparse.Namespace):
+    """Parsed options.
+
+    Attributes:
+        given: the names of those that the command line gave; the others have their defaults.
+    """
+
+    __slots__ = ("given",)  # so that it is not among vars(), which are the options alone
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with ``--debug``, defaults in the help, and errors of one line instead of a page of usage."""
 
     def __init__(self, description: str | None, **options):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Options:
+        """Parse ``args``, by default the program's."""
+        words = sys.argv[1:] if args is None else list(args)
+        parsed = super().parse_args(words, namespace or Options())
+        # argparse sets a default only where there is no value yet: what is still unset was not given.
+        unset = object()
+        again = super().parse_args(words, argparse.Namespace(**dict.fromkeys(vars(parsed), unset)))
+        parsed.given = {name for name, value in vars(again).items() if value is not unset}
+        return parsed
 
     def error(self, message: str):
         """Print one line and exit with status 2."""
@@ -48,14 +70,21 @@ def number(kind: type, low: float | None = None, high: float | None = None, *, a
 
 
 def run(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
-    """Parse the command line and run ``main``; an :class:`InputError` or a failing file becomes one line, status 2."""
+    """Parse the command line and run ``main``.
+
+    An :class:`InputError` or a failing file becomes one line and status 2, a request to stop one line and its status.
+    """
     args = parser.parse_args()
     try:
         main(args)
-    except (InputError, OSError) as error:
-        if args.debug:
+    except (InputError, OSError, RuntimeError) as error:
+        known = workers.explain(error) or error
+        if args.debug or not isinstance(known, InputError | OSError):
             raise
-        sys.exit(_fail(parser.prog, error))
+        sys.exit(_fail(parser.prog, known))
+    except Stopped as stop:
+        print(f"{parser.prog}: {stop}", file=sys.stderr)
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted", file=sys.stderr)
         sys.exit(130)

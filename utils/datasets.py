@@ -1,30 +1,29 @@
 """Detection data sets: ``.data`` files, lists of pictures, YOLO labels, and batches of them."""
 
 import math
-import struct
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from utils.augmentations import Augmentation, Picture, letterbox
-from utils.distributed import is_main, share
+from utils.distributed import share
 from utils.errors import InputError
 from utils.files import read_lines
 from utils.picture_cache import decode_all
+from utils.workers import leave_signals_to_parent
 
-BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 _WARNING_FILTERS = threading.Lock()  # they are the process's, and pictures are checked by several threads
 BORDER = 1e-3  # a label box may pass the border by less than this share of the picture; it is clipped
+MOST_CLASSES = 65_536  # more is a mistake that would take all memory
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,22 @@ class DataConfig:
     valid: Path | None
     names: list[str]
 
-    def images(self, split: str) -> list[Path]:
-        """The pictures of ``split``, "train" or "valid"."""
+    def listing(self, split: str) -> Path:
+        """The list of pictures of ``split``, "train" or "valid"."""
         listing = getattr(self, split)
         if listing is None:
             raise InputError(f"{self.path}: {split}= is missing: the list of pictures")
-        return read_image_list(listing)
+        return listing
+
+    def images(self, split: str) -> list[Path]:
+        """The pictures of ``split``, which are there."""
+        return read_image_list(self.listing(split))
 
 
 def find_path(text: str, origin: Path) -> Path:
     """A path that a file names: absolute, relative to the working directory, or relative to the file ``origin``."""
     path = Path(text)
-    return path if path.is_absolute() or path.exists() else origin.parent / path
+    return path if path.is_absolute() or os.path.exists(path) else origin.parent / path
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -72,9 +75,10 @@ def read_data_config(path: str | Path) -> DataConfig:
         if not equals:
             raise InputError(f"{path}:{number}: {line!r} is not key=value")
         values.setdefault(key, value)
-    if not values.get("classes", "").isdecimal() or int(values["classes"]) < 1:
-        raise InputError(f"{path}: classes={values.get('classes', '')} must be a number from 1")
-    classes = int(values["classes"])
+    digits = values.get("classes", "")
+    if not digits.isdecimal() or len(digits) > len(str(MOST_CLASSES)) or not 1 <= int(digits) <= MOST_CLASSES:
+        raise InputError(f"{path}: classes={digits[:20]} must be a number from 1 to {MOST_CLASSES}")
+    classes = int(digits)
     if "names" in values:
         names = read_names(find_path(values["names"], path))
         if len(names) != classes:
@@ -91,18 +95,42 @@ def read_image_list(path: str | Path) -> list[Path]:
     Raises:
         InputError: the list is missing or empty, or names pictures that are missing; the first is named.
     """
-    path = Path(path)
-    images, missing = [], []
-    for number, line in enumerate(read_lines(path, "list of pictures"), start=1):
-        if line.strip():
-            images.append(find_path(line.strip(), path))
-            if not images[-1].is_file():
-                missing.append(f"{path}:{number}: there is no picture {line.strip()}")
+    entries = read_list_entries(path)
+    missing = [entry for entry in entries if not os.path.isfile(entry.path)]
     if missing:
-        raise InputError(missing[0] + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""))
-    if not images:
+        raise InputError(missing[0].missing + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""))
+    return [entry.path for entry in entries]
+
+
+@dataclass(frozen=True)
+class ListEntry:
+    """A picture that a list names, which may not be there: what the list says, the path, and ``file:line``."""
+
+    text: str
+    path: Path
+    where: str
+
+    @property
+    def missing(self) -> str:
+        """What to say where it is not there."""
+        return f"{self.where}: there is no picture {self.text}"
+
+
+def read_list_entries(path: str | Path) -> list[ListEntry]:
+    """What a list of pictures names, one a line, there or not.
+
+    Raises:
+        InputError: the list is missing or empty.
+    """
+    path = Path(path)
+    entries = [
+        ListEntry(line.strip(), find_path(line.strip(), path), f"{path}:{number}")
+        for number, line in enumerate(read_lines(path, "list of pictures"), start=1)
+        if line.strip()
+    ]
+    if not entries:
         raise InputError(f"{path}: the list names no picture")
-    return images
+    return entries
 
 
 def label_path(image: Path) -> Path:
@@ -115,6 +143,51 @@ def label_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
+@dataclass(frozen=True)
+class Labels:
+    """The labels of one picture.
+
+    Attributes:
+        boxes: (N, 5) float32: class, cx, cy, w, h in [0, 1] of the picture.
+        clipped: how many of them were clipped to the border.
+        repeated: how many are exactly as one before.
+        problems: what is wrong with the other lines, each with ``file:line``.
+    """
+
+    boxes: np.ndarray
+    clipped: int
+    repeated: int
+    problems: list[str]
+
+
+def scan_labels(path: str | Path, classes: int) -> Labels:
+    """Read the YOLO labels of one picture, with all that is wrong with them.
+
+    A missing or empty file means that it shows no object.
+    """
+    if not os.path.exists(path):
+        return Labels(np.zeros((0, 5), np.float32), 0, 0, [])
+    boxes: list[list[float]] = []
+    problems: list[str] = []
+    clipped = 0
+    try:
+        lines = read_lines(path, "label file")
+    except InputError as error:
+        lines = []
+        problems.append(str(error))
+    for number, line in enumerate(lines, start=1):
+        if words := line.split():
+            try:
+                box, outside = _parse_label(words, classes, f"{path}:{number}")
+            except InputError as error:
+                problems.append(str(error))
+            else:
+                boxes.append(box)
+                clipped += outside
+    repeated = len(boxes) - len(set(map(tuple, boxes)))
+    return Labels(np.array(boxes, np.float32).reshape(-1, 5), clipped, repeated, problems)
+
+
 def read_labels(path: str | Path, classes: int) -> tuple[np.ndarray, int]:
     """Read the YOLO labels of one picture; a missing or empty file means that it shows no object.
 
@@ -125,16 +198,10 @@ def read_labels(path: str | Path, classes: int) -> tuple[np.ndarray, int]:
         InputError: a line without five numbers, a class that is not below ``classes``, a box without area or beyond
             the border by more than BORDER; the message names file and line.
     """
-    if not Path(path).exists():
-        return np.zeros((0, 5), np.float32), 0
-    boxes = []
-    clipped = 0
-    for number, line in enumerate(read_lines(path, "label file"), start=1):
-        if line.strip():
-            box, outside = _parse_label(line.split(), classes, f"{path}:{number}")
-            boxes.append(box)
-            clipped += outside
-    return np.array(boxes, np.float32).reshape(-1, 5), clipped
+    labels = scan_labels(path, classes)
+    if labels.problems:
+        raise InputError(labels.problems[0])
+    return labels.boxes, labels.clipped
 
 
 def _parse_label(words: Sequence[str], classes: int, where: str) -> tuple[list[float], bool]:
@@ -167,64 +234,58 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         InputError: the file is missing, is no picture, is truncated, or would be absurdly large.
     """
+    return decode_image(path)[0]
+
+
+def decode_image(path: str | Path) -> tuple[Image.Image, bool]:
+    """A picture as :func:`read_image` gives it, and whether EXIF had it turned."""
     try:
         with _WARNING_FILTERS, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             opened = Image.open(path)
         with opened as image:
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would cut off at 255
-                turned = Image.fromarray((np.asarray(turned) >> 8).clip(0, 255).astype(np.uint8))
-            return turned.convert("RGB")
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would cut off at 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
+            return upright.convert("RGB"), is_turned
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such picture") from None
-    except (OSError, SyntaxError, ValueError, struct.error, *BOMBS) as error:
-        raise InputError(f"{path}: cannot be read as a picture: {error}") from None
+    except Exception as error:  # a damaged file can fail anywhere in a decoder
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be read as a picture: {reason}") from error
 
 
 class DetectionDataset(Dataset):
-    """Pictures with boxes, letterboxed or augmented to a square.
+    """Pictures with boxes, letterboxed or augmented to a square. They are checked before, by :mod:`utils.data_check`.
 
-    Everything is checked when the data set is made, so that a bad label or picture stops a run before its first step.
     An item is asked for by (epoch, index); its randomness depends on the seed and these two alone.
 
     Args:
         images: the pictures.
-        classes: how many classes there are.
+        labels: of each picture its boxes (N, 5): class, cx, cy, w, h in [0, 1].
         img_size: the side S of the square, in pixels.
         augmentation: how to change training pictures; None letterboxes them.
         seed: of the augmentation.
 
     Attributes:
         kept: the first pictures, decoded, see :meth:`keep`.
-        clipped: how many label boxes were clipped to the border.
-
-    Raises:
-        InputError: a label or a picture that cannot be used, the first by file and line.
     """
 
     def __init__(
         self,
         images: Sequence[Path],
-        classes: int,
+        labels: Sequence[np.ndarray],
         img_size: int,
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ):
         self.images = list(images)
+        self.labels = list(labels)
         self.img_size = img_size
         self.augmentation = augmentation
         self.seed = seed
         self.kept: list[np.ndarray] = []
-        labels = [read_labels(label_path(image), classes) for image in self.images]
-        self.labels = [boxes for boxes, _ in labels]
-        self.clipped = sum(count for _, count in labels)
-        with ThreadPoolExecutor() as pool:  # decoding releases the GIL
-            check = pool.map(lambda path: read_image(path).close(), self.images)
-            bar = tqdm(
-                check, "checking pictures", len(self.images), unit=" pictures", leave=False, disable=not is_main()
-            )
-            list(bar)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -271,6 +332,10 @@ class EpochSampler(Sampler):
         seed: of the order.
         batch_size: pictures in a batch of all processes, a multiple of their number.
         rank, world: which of how many processes this is.
+
+    Attributes:
+        epoch: the epoch to yield.
+        start: how many of its items to leave out, which an interrupted run has had already.
     """
 
     def __init__(self, length: int, seed: int, batch_size: int = 1, rank: int = 0, world: int = 1):
@@ -279,6 +344,7 @@ class EpochSampler(Sampler):
         self.batch_size = batch_size
         self.rank, self.world = rank, world
         self.epoch = 0
+        self.start = 0
 
     def __len__(self) -> int:
         full, rest = divmod(self.length, self.batch_size)
@@ -286,13 +352,18 @@ class EpochSampler(Sampler):
         return full * self.batch_size // self.world + last
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.order()[self.start :])
+
+    def order(self) -> list[tuple[int, int]]:
+        """All items of the epoch for this process in their order."""
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        items = []
         for start in range(0, self.length, self.batch_size):
             batch = order[start : start + self.batch_size]
             if len(batch) < self.world:
                 batch = np.resize(np.concatenate([batch, order]), self.world)
-            for position in share(len(batch), self.rank, self.world):
-                yield self.epoch, int(batch[position])
+            items += [(self.epoch, int(batch[position])) for position in share(len(batch), self.rank, self.world)]
+        return items
 
 
 def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -314,6 +385,8 @@ def loader(
         collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=n_cpu > 0,
+        worker_init_fn=leave_signals_to_parent,
+        generator=torch.Generator(),  # the global one is the network's, whose course a resumed run repeats
     )
 
 

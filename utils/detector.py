@@ -13,6 +13,7 @@ from utils.boxes import Letterbox, to_detections
 from utils.checkpoints import load_weights
 from utils.datasets import to_device
 from utils.devices import device_of
+from utils.guards import memory_advice, smaller_batch
 from utils.runtimes import OnnxModel
 
 
@@ -53,8 +54,9 @@ class Detector:
             squares: each picture letterboxed, (3, S, S) uint8.
             images: the same pictures as they are.
         """
-        output = self.model(to_device(torch.stack(list(squares)), device_of(self.model)))
-        found = [boxes.cpu() for boxes in to_detections(output, self.conf_thres, self.nms_thres)]
+        with memory_advice(smaller_batch(len(squares), self.img_size)):
+            output = self.model(to_device(torch.stack(list(squares)), device_of(self.model)))
+            found = [boxes.cpu() for boxes in to_detections(output, self.conf_thres, self.nms_thres)]
         for boxes, image in zip(found, images, strict=True):
             place = Letterbox.fit(image.width, image.height, self.img_size)
             boxes[:, :4] = place.to_picture(boxes[:, :4], image.width, image.height)

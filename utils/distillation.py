@@ -60,8 +60,10 @@ class Distillation(nn.Module):
         self._networks = (student, teacher)
         self._losses: list[Tensor] = []
 
-    def take_mean(self) -> float:
-        """The mean of the losses since the last call."""
+    def take_mean(self) -> float | None:
+        """The mean of the losses since the last call; None if there were none."""
+        if not self._losses:
+            return None
         mean = float(torch.stack(self._losses).mean())
         self._losses.clear()
         return mean

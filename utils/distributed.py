@@ -111,6 +111,15 @@ def total(values: Sequence[float]) -> list[float]:
     return sums.tolist()
 
 
+def largest(number: int) -> int:
+    """The largest ``number`` of all processes."""
+    if world() == 1:
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
 @torch.no_grad()
 def average_(tensors: Iterable[Tensor]) -> None:
     """Set floating-point tensors, in place, to their means over the processes."""

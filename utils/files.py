@@ -1,16 +1,22 @@
 """Files that are either the old one or the new one, never half of one."""
 
 import csv
+import errno
 import io
 import itertools
 import json
 import os
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from utils.errors import InputError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ABANDONED_AFTER = 60  # seconds without a write, of a temporary file whose process is gone
 
 
 @contextmanager
@@ -19,6 +25,9 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary file beside ``path``, are synced to the disk, and are renamed over ``path`` when the
     block ends. An exception inside the block leaves ``path`` as it was. Missing folders are made.
+
+    Raises:
+        InputError: the disk is full; what stood there is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,8 +38,31 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save raises an error of its own
+        if not isinstance(cause, OSError) or cause.errno not in FULL:
+            raise
+        old = "; the one that was there before is as it was" if path.exists() else ""
+        raise InputError(f"{path}: cannot be written: {cause.strerror}{old}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in ``folder``."""
+    for path in folder.glob(".*.tmp.*"):
+        writer = re.match(r"\.(\d+)\.tmp\.", path.name)
+        # On a disk that machines share a number says little, but a live writer writes.
+        if writer and not _is_running(int(writer[1])) and path.stat().st_mtime < time.time() - ABANDONED_AFTER:
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
@@ -45,17 +77,29 @@ def read_lines(path: str | Path, what: str) -> list[str]:
         raise InputError(f"{path}: there is no such {what}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file, so not a {what}") from None
+    except (OSError, ValueError) as error:  # a folder, no permission, a name that no file can have
+        raise InputError(f"{path}: cannot be read as a {what}: {getattr(error, 'strerror', error)}") from None
 
 
-def set_aside(path: str | Path) -> Path | None:
-    """Rename an existing file to ``{stem}-1``, ``-2``, ... so that its name is free; return what it is called now."""
+def keep_old(path: str | Path) -> Path | None:
+    """Give an existing file a second name, ``{stem}-1``, ``-2``, ..., before it is replaced; return that name.
+
+    Where the file system has no links the file is renamed instead.
+    """
     path = Path(path)
     if not path.exists():
         return None
-    names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))
-    free = next(name for name in names if not name.exists())
-    path.rename(free)
-    return free
+    for number in itertools.count(1):
+        free = path.with_stem(f"{path.stem}-{number}")
+        try:
+            os.link(path, free)
+        except FileExistsError:
+            continue
+        except OSError:
+            if free.exists():
+                continue
+            path.rename(free)
+        return free
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -42,9 +42,14 @@ class Convolution(Layer):
         return self.groups == self.inputs == self.channels and self.groups > 1
 
     @property
+    def parameters(self) -> int:
+        """The numbers of the kernel."""
+        return self.channels * (self.inputs // self.groups) * self.size**2
+
+    @property
     def macs(self) -> int:
         """Multiply-adds for one picture, one multiply-add counted as one."""
-        return self.height * self.width * self.channels * (self.inputs // self.groups) * self.size**2
+        return self.height * self.width * self.parameters
 
 
 @dataclass(frozen=True, kw_only=True)

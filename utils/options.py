@@ -29,6 +29,13 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_skip_bad_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--skip_bad``, for :func:`utils.data_check.check_data`."""
+    parser.add_argument(
+        "--skip_bad", action="store_true", help="leave out pictures that are missing, unreadable or wrongly labelled"
+    )
+
+
 def network_size(model: Darknet, img_size: int | None) -> int:
     """The side in pixels of the square to feed: ``img_size`` or the cfg's own.
 

@@ -31,6 +31,9 @@ from utils.graph import (
 
 LARGEST_FILTERS = 65_536
 LARGEST_SIDE = 16_384
+# Numbers beyond these are mistakes that would take all memory: 8 GiB for the output of a layer, 4 for all kernels.
+LARGEST_OUTPUT = 2**31
+LARGEST_KERNELS = 2**30
 
 ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "logistic", "tanh", "elu", "mish", "swish")
 
@@ -125,6 +128,7 @@ def resolve(blocks: Sequence[dict[str, str]], img_size: int | None = None) -> Ne
     image = Empty(index=IMAGE, where=net.where, sources=(), channels=channels, height=height, width=width)
 
     layers: list[Layer] = []
+    kernels = 0
     for index, block in enumerate(blocks[1:]):
         options = Options(block, place(block, index))
         if block["type"] not in BUILDERS:
@@ -133,6 +137,12 @@ def resolve(blocks: Sequence[dict[str, str]], img_size: int | None = None) -> Ne
         options.close(block["type"])
         if layer.height < 1 or layer.width < 1:
             options.fail(f"nothing is left of a {width}x{height} picture here: its output would be empty")
+        if (numbers := layer.channels * layer.height * layer.width) > LARGEST_OUTPUT:
+            options.fail(f"its output of {layer.channels}x{layer.height}x{layer.width} would be {numbers:.2g} numbers")
+        if isinstance(layer, Convolution):
+            kernels += layer.parameters
+            if kernels > LARGEST_KERNELS:
+                options.fail(f"the kernels up to here would be {kernels:.2g} numbers")
         layers.append(layer)
     network = Network(height, width, tuple(layers))
     if not network.heads:

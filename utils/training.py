@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from models import Darknet
 from utils import distributed, graph
+from utils.cfg import parse_cfg
 from utils.checkpoints import load_state
 from utils.datasets import to_device
 from utils.devices import amp_dtype, autocast
 from utils.distillation import Distillation, load_teacher
 from utils.ema import ModelEma
 from utils.errors import InputError
+from utils.guards import FiniteWatch, NotFinite, memory_advice, smaller_batch
 from utils.loss import HeadReport, YoloLoss
 from utils.optim import MOMENTUM, WARMUP_EPOCHS, build_sgd, learning_rate
 from utils.penalty_schedules import SCHEDULES, Plan
@@ -35,6 +37,31 @@ from utils.strategies import silent_sets
 GRADIENT_NORM = 10.0  # larger gradients are scaled down to this norm
 DISPLAY_STEPS = 10  # the loss is read from the device this often
 MULTISCALE_STEPS = 10  # with --multiscale_training the size changes this often
+REPORTED = 7  # sums of a HeadReport
+SMALLEST_SCALE = 2.0**-10  # the scale of the loss under float16 falls this low only if no gradient is ever finite
+
+
+class EpochProgress:
+    """How far an epoch is.
+
+    Attributes:
+        batches: how many of its batches are done.
+        sums: of HeadReport over these batches, (heads, 7); None before the first.
+        cells: the number of predictions of each head.
+    """
+
+    def __init__(self, heads: int):
+        self.batches = 0
+        self.sums: Tensor | None = None
+        self.cells = [0] * heads
+
+    def add(self, reports: list[HeadReport]) -> None:
+        """Add what the heads did in one more batch."""
+        sums = stack(reports)
+        self.batches += 1
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.cells = [count + report.cells for count, report in zip(self.cells, reports, strict=True)]
+
 
 Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) uint8 and targets (N, 6), as utils.datasets.collate makes them
 T = TypeVar("T")
@@ -54,8 +81,12 @@ class Training:
         survivors: which channels are left of the network that the run began with.
         device: where to compute.
         steps_per_epoch: optimizer steps.
-        step: optimizer steps so far.
+        epoch: epochs done.
+        step: optimizer steps done.
         best_map: the best mAP@0.5 so far.
+
+    Attributes:
+        progress: of the epoch that is running.
     """
 
     args: argparse.Namespace
@@ -63,6 +94,7 @@ class Training:
     survivors: Survivors
     device: torch.device
     steps_per_epoch: int
+    epoch: int = 0
     step: int = 0
     best_map: float = 0.0
 
@@ -77,6 +109,8 @@ class Training:
             self.device.type, enabled=self.device.type == "cuda" and amp_dtype(self.device) == torch.float16
         )
         self.ema = ModelEma(self.model)
+        self.progress = EpochProgress(len(self.model.yolo_layers))
+        self._watch = FiniteWatch(self.device)
 
     def _laid_out(self, model: Darknet) -> Darknet:
         return model.to(memory_format=torch.channels_last) if self.args.channels_last else model
@@ -94,6 +128,11 @@ class Training:
         s = self.args.s if self.args.sr else 0.0
         self.penalty = GammaPenalty(model, s, self.args.strategy, self.args.sr_method, MOMENTUM)
 
+    def end_epoch(self) -> None:
+        """Count the epoch as done."""
+        self.epoch += 1
+        self.progress = EpochProgress(len(self.model.yolo_layers))
+
     def learning_rates(self) -> np.ndarray:
         """The learning rate of every optimizer step of the run."""
         steps = self.args.epochs * self.steps_per_epoch
@@ -109,60 +148,93 @@ class Training:
             "ema_updates": self.ema.updates,
             "penalty": self.penalty.state(),
             "survivors": self.survivors.state(),
+            "progress": vars(self.progress),
+            "steps_per_epoch": self.steps_per_epoch,
             "rng": torch.get_rng_state(),
             "cuda_rng": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         }
 
     def load_state(self, checkpoint: dict, path: Path) -> None:
-        """Go back to the state of a checkpoint."""
+        """Go back to the state of a checkpoint.
+
+        Raises:
+            InputError: it belongs to another cfg, or to a data set of another size.
+        """
         state = checkpoint["training"]
+        if parse_cfg(checkpoint["cfg"]) != self.model.blocks:
+            raise InputError(f"{path}: belongs to another cfg than {self.args.model_def}")
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            raise InputError(
+                f"{path}: {state['steps_per_epoch']} steps were an epoch when the run was started, and are "
+                f"{self.steps_per_epoch} now: {self.args.data_config} has another number of training pictures"
+            )
         load_state(self.model, state["model"], path)
         load_state(self.ema.model, checkpoint["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.ema.updates = state["ema_updates"]
-        if "penalty" in state:
-            self.penalty.load_state(state["penalty"])
-        self.step = checkpoint["step"]
+        self.penalty.load_state(state["penalty"])
+        if distributed.is_main():  # what the epoch did so far counts once
+            vars(self.progress).update(state["progress"])
+        self.progress.batches = state["progress"]["batches"]
+        if self.progress.sums is not None:
+            self.progress.sums = self.progress.sums.to(self.device)
+        self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
         self.best_map = checkpoint["best_map"]
         torch.set_rng_state(state["rng"])
         if torch.cuda.is_available() and state["cuda_rng"]:
             torch.cuda.set_rng_state(state["cuda_rng"][0])
 
-    def train_epoch(self, batches: DataLoader, epoch: int) -> tuple[np.ndarray, list[int]]:
-        """One epoch of steps.
+    def train_epoch(self, batches: DataLoader, after_step: Callable[[], None]) -> None:
+        """The steps of the epoch that are still to do; ``progress`` tells what all of them did.
 
-        Returns:
-            The sums of HeadReport over the epoch, (heads, 7), and the number of predictions of each head; both of all
-            processes.
+        Args:
+            batches: whose sampler yields what is left of the epoch.
+            after_step: called between two optimizer steps; the state may be saved there.
 
         Raises:
-            InputError: the loss is not finite; checkpoints are as they were.
+            NotFinite: the loss or the gradient is not finite.
+            InputError: the batch does not fit into the memory.
         """
         args = self.args
+        advice = smaller_batch(args.batch_size // distributed.world(), args.img_size, args.accumulate)
         self.model.train()
-        total: Tensor | None = None
-        cells = np.zeros(len(self.model.yolo_layers))
         bar = tqdm(
             batches,
-            f"epoch {epoch + 1}/{args.epochs}",
+            f"epoch {self.epoch + 1}/{args.epochs}",
+            len(batches),
             leave=False,
             unit="batch",
+            initial=self.progress.batches,
             disable=not distributed.is_main(),
         )
         for number, parts in enumerate(groups(bar, args.accumulate)):
-            step = self.step
-            loss, reports = self.step_on(parts, float(self.plan.rates[step]))
+            with memory_advice(advice):
+                loss, reports = self.step_on(parts, float(self.plan.rates[self.step]))
+            for report in reports:
+                self.progress.add(report)
             if number % DISPLAY_STEPS == 0:
-                bar.set_postfix(loss=f"{self._finite(loss.item(), epoch, step):.3f}")
-            sums = sum(stack(report) for report in reports)
-            total = sums if total is None else total + sums
-            cells += [sum(head.cells for head in heads) for heads in zip(*reports, strict=True)]
+                self.check_finite()
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+            after_step()
+        self.check_finite()
+        self.gather()
+
+    def gather(self) -> None:
+        """Bring together what each process has of its own: running statistics, and the progress, which the main keeps.
+
+        With one process nothing changes. To be called by all of them.
+        """
+        if distributed.world() == 1:
+            return
         distributed.average_((*self.model.buffers(), *self.ema.model.buffers()))
-        everything = distributed.total([*total.flatten().tolist(), *cells])
-        found = np.reshape(everything[: total.numel()], total.shape)
-        self._finite(float(found[:, 1:4].sum()), epoch, self.step)
-        return found, [int(count) for count in everything[total.numel() :]]
+        progress = self.progress
+        heads = len(self.model.yolo_layers)
+        sums = torch.zeros(heads, REPORTED) if progress.sums is None else progress.sums
+        everything = distributed.total([*sums.flatten().tolist(), *progress.cells])
+        is_main = distributed.is_main()
+        progress.sums = sums.new_tensor(everything[:-heads]).view(heads, -1) * is_main
+        progress.cells = [int(count) * is_main for count in everything[-heads:]]
 
     def step_on(self, parts: Sequence[Batch], lr: float) -> tuple[Tensor, list[list[HeadReport]]]:
         """One optimizer step on a batch that comes in ``parts``, and from as many processes as there are.
@@ -190,9 +262,10 @@ class Training:
                 if self.distillation:
                     loss = loss + self.distillation(heads, images) * (len(images) * world / pictures)
                 self.scaler.scale(loss).backward()
+            self._watch.see("loss", loss, self.progress.batches + number - 1)
             losses.append(loss.detach())
             reports.append(report)
-        self._optimizer_step(lr)
+        self._optimizer_step(lr, self.progress.batches + len(parts) - 1)
         return sum(losses), reports
 
     def _gradients_stay(self, here: bool) -> contextlib.AbstractContextManager:
@@ -217,20 +290,32 @@ class Training:
         self.survivors.cut(cut)
         return cut.channels
 
-    def _finite(self, loss: float, epoch: int, step: int) -> float:
-        if not np.isfinite(loss):
-            raise InputError(
-                f"epoch {epoch + 1}, step {step}: the loss is {loss}; the checkpoints are as they were. "
-                f"Try a lower --learning_rate than {self.args.learning_rate:g}"
+    def check_finite(self) -> None:
+        """Raise :class:`NotFinite` if the loss or the gradient of a batch since the epoch began was not finite."""
+        if found := self._watch.first():
+            what, batch = found
+            accumulate = self.args.accumulate
+            step = self.epoch * self.steps_per_epoch + batch // accumulate
+            suspects = range(batch, batch + 1) if what == "loss" else range(batch - batch % accumulate, batch + 1)
+            raise NotFinite(
+                f"epoch {self.epoch + 1}, step {step}: the {what} is not finite; the checkpoints are as they were. "
+                f"Try a lower --learning_rate than {self.args.learning_rate:g}",
+                suspects,
             )
-        return loss
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise InputError(
+                f"epoch {self.epoch + 1}, step {self.step}: no gradient is finite in float16 any more; the checkpoints "
+                f"are as they were. Try a lower --learning_rate than {self.args.learning_rate:g}"
+            )
 
-    def _optimizer_step(self, lr: float) -> None:
-        """One step of the optimizer, the penalty and the average."""
+    def _optimizer_step(self, lr: float, batch: int) -> None:
+        """One step of the optimizer, the penalty and the average, which ends with a batch of the epoch."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
+        if not self.scaler.is_enabled():  # which leaves out the steps whose gradient overflows in float16
+            self._watch.see("gradient", norm, batch)
         if self.args.sr:
             SCHEDULES[self.args.s_schedule](self.penalty, self.plan, self.step)
         self.penalty.before_step()

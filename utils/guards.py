@@ -1,0 +1,136 @@
+"""What watches over a training run: numbers that are not finite, memory that is full, a penalty that does not fit."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.ops import box_convert
+
+from utils.drawing import draw_detections
+from utils.errors import InputError
+from utils.files import atomic_writer, write_text
+
+if TYPE_CHECKING:
+    from utils.sparsity import GammaHistory
+
+FEW = 0.05  # a share of gammas near zero below this is no sparsity
+LEAST_MAP = 0.1  # a lower mAP says nothing yet
+
+
+class NotFinite(InputError):
+    """The loss or the gradient is no longer a number.
+
+    Attributes:
+        batches: the numbers within the epoch of the batches that may be the cause.
+    """
+
+    def __init__(self, message: str, batches: range):
+        super().__init__(message)
+        self.batches = batches
+
+
+class FiniteWatch:
+    """Notes the first batch of an epoch whose loss or gradient is not finite.
+
+    What it sees stays on the device, so that no step waits; it looks when it is asked.
+    """
+
+    def __init__(self, device: torch.device):
+        self._first = {what: torch.full((), torch.inf, device=device) for what in ("loss", "gradient")}
+
+    def see(self, what: str, value: Tensor, batch: int) -> None:
+        """Note a value, the "loss" or the norm of the "gradient", of batch number ``batch``."""
+        first = self._first[what]
+        self._first[what] = torch.where(torch.isfinite(value.detach()), first, first.clamp(max=batch))
+
+    def first(self) -> tuple[str, int] | None:
+        """What was not finite first, and in which batch; None where all was finite."""
+        found = [(float(batch), what) for what, batch in self._first.items()]
+        batch, what = min(found, key=lambda entry: entry[0])  # the loss before the gradient that it spoils
+        return None if batch == torch.inf else (what, int(batch))
+
+
+def write_batches(batches: DataLoader, numbers: range, names: Sequence[str], folder: Path) -> Path:
+    """Write the pictures of some batches as the network got them, with their boxes, and a list of their files.
+
+    Args:
+        batches: of a :class:`utils.datasets.DetectionDataset`, from an EpochSampler.
+        numbers: of the batches within the epoch that the sampler is at.
+        names: class names.
+        folder: where to write; made if missing.
+
+    Returns:
+        The folder.
+    """
+    dataset, sampler, size = batches.dataset, batches.sampler, batches.batch_size
+    items = sampler.order()[numbers.start * size : numbers.stop * size]
+    for position, item in enumerate(items):
+        image, boxes = dataset[item]
+        square = Image.fromarray(image.permute(1, 2, 0).numpy())
+        corners = box_convert(boxes[:, 1:] * image.shape[-1], "cxcywh", "xyxy")
+        labelled = torch.cat([corners, torch.ones(len(boxes), 1), boxes[:, :1]], dim=1)
+        with atomic_writer(folder / f"{position:03d}.png") as file:
+            draw_detections(square, labelled, names).save(file, format="PNG")
+    write_text(folder / "pictures.txt", "".join(f"{dataset.images[index]}\n" for _, index in items))
+    return folder
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn an exhausted memory of GPU or CPU into an InputError that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        where = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
+        raise InputError(f"{where} is too small: {advice}") from error
+
+
+def smaller_batch(batch_size: int, img_size: int, accumulate: int | None = None) -> str:
+    """What to change where a batch is too large; with the number of batches a step, to the same steps."""
+    smaller = batch_size // 2
+    if not smaller:
+        return f"a lower --img_size than {img_size}, or a narrower cfg"
+    steps = "" if accumulate is None else f" --accumulate {2 * accumulate}, which takes the same steps"
+    return f"try --batch_size {smaller}{steps}, or a lower --img_size than {img_size}"
+
+
+def penalty_warnings(
+    s: float, done: float, gammas: "GammaHistory", reach_left: float, mean_aps: Sequence[float]
+) -> list[str]:
+    """What to say about sparse training that does not sparsify, or that costs the detections.
+
+    Args:
+        s: strength of the penalty.
+        done: the share of the run that is done.
+        gammas: up to now.
+        reach_left: by how much the penalty can still lower a gamma.
+        mean_aps: of the evaluations up to now.
+    """
+    warnings = []
+    near_zero, lowest = gammas.near_zero[-1], float(gammas.quintiles[-1][0])
+    if near_zero < FEW:
+        if done == 1:
+            warnings.append(
+                f"only {near_zero:.1%} of the gammas are near zero: pruning will cost detections; train with --s "
+                f"{2 * s:.2g}, or for more epochs"
+            )
+        elif done >= 0.5 and lowest > reach_left:
+            fitting = s * lowest / max(reach_left, 1e-12)
+            warnings.append(
+                f"the lowest fifth of the gammas reaches up to {lowest:.3g}, and what is left of the run can lower one "
+                f"by {reach_left:.3g}: train with --s {min(fitting, 10 * s):.2g}, or for more epochs"
+            )
+    best, latest = max(mean_aps, default=0.0), mean_aps[-2:]
+    if best > LEAST_MAP and len(latest) == 2 and max(latest) < best / 2:
+        warnings.append(
+            f"mAP@0.5 fell from {best:.3f} to {latest[-1]:.3f}: the penalty may be too strong; train with "
+            f"--s {s / 2:.2g}, or from a baseline (-pre)"
+        )
+    return warnings
