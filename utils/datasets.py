@@ -19,7 +19,7 @@ from utils.distributed import share
 from utils.errors import InputError
 from utils.files import read_lines
 from utils.picture_cache import decode_all
-from utils.workers import leave_signals_to_parent
+from utils.workers import start_worker
 
 _WARNING_FILTERS = threading.Lock()  # they are the process's, and pictures are checked by several threads
 BORDER = 1e-3  # a label box may pass the border by less than this share of the picture; it is clipped
@@ -385,7 +385,7 @@ def loader(
         collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=n_cpu > 0,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # the global one is the network's, whose course a resumed run repeats
     )
 

@@ -9,16 +9,21 @@ CAUSES = {
     "Killed": "most likely by the system, whose memory was full: lower --n_cpu or --batch_size",
     "Bus error": "the shared memory is full: enlarge /dev/shm (docker run --shm-size), or lower --n_cpu; 0 needs none",
 }
+# On a CPU workers compete with the network, whose threads wait for the slowest of them: the network goes first, and the
+# batches that are read ahead take the time that it leaves.
+NICENESS = 10
 UNKNOWN = "run it with --n_cpu 0 to see where"
 
 
-def leave_signals_to_parent(worker: int) -> None:
-    """For worker processes: what a terminal or ``timeout`` sends to all of a program's processes is the parent's alone.
+def start_worker(worker: int) -> None:
+    """What a worker process does first: it leaves signals to its parent, and the processor to the network.
 
-    They leave its process group, and do not ignore the signals, since the parent ends them by SIGTERM. They end without
-    it too, some seconds after the parent is gone.
+    What a terminal or ``timeout`` sends to all of a program's processes is the parent's alone: workers leave its process
+    group. They do not ignore the signals, since the parent ends them by SIGTERM; they end without it too, some seconds
+    after the parent is gone.
     """
     os.setpgid(0, 0)
+    os.nice(NICENESS)
 
 
 def explain(error: Exception) -> InputError | None:
