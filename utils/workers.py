@@ -18,9 +18,9 @@ UNKNOWN = "run it with --n_cpu 0 to see where"
 def start_worker(worker: int) -> None:
     """What a worker process does first: it leaves signals to its parent, and the processor to the network.
 
-    What a terminal or ``timeout`` sends to all of a program's processes is the parent's alone: workers leave its process
-    group. They do not ignore the signals, since the parent ends them by SIGTERM; they end without it too, some seconds
-    after the parent is gone.
+    What a terminal or ``timeout`` sends to all of a program's processes is the parent's alone: workers leave its
+    process group. They do not ignore the signals, since the parent ends them by SIGTERM; they end without it too, some
+    seconds after the parent is gone.
     """
     os.setpgid(0, 0)
     os.nice(NICENESS)
