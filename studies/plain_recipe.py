@@ -1,7 +1,7 @@
 """Trains a network as the older pruning tools do, for comparison with train.py at equal epochs.
 
 MSE on x, y, w and h; BCE with a weight of 100 where there is no object; one anchor of each head for a target; flips
-only; Adam at a constant learning rate, no warm-up, no average of the weights, full precision.
+only; Adam at a constant learning rate, no warm-up, no average of the weights.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from utils.checkpoints import load_state, save_checkpoint
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data, summary
 from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config, to_device
-from utils.devices import pick_device
+from utils.devices import PRECISIONS, autocast, default_precision, pick_device
 from utils.errors import InputError
 from utils.options import check_classes, network_size
 from utils.run_log import RunLog
@@ -48,6 +48,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
     parser.add_argument("--learning_rate", "-lr", type=number(float, above=0), default=1e-3, help="of Adam")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order and flips")
     parser.add_argument("--name", default="plain_yolov3", help="of the run's files")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run of this name")
@@ -117,6 +118,7 @@ def main(args: argparse.Namespace) -> None:
     data = read_data_config(args.data_config)
     check_classes(model, data)
     device = pick_device()
+    args.precision = args.precision or default_precision(device)
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
     checked = {split: check_data(data, split) for split in ("train", "valid")}
     print(summary(checked))
@@ -134,7 +136,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"the earlier run {args.name} is kept as {kept.name}")
     log = RunLog(files.folder, vars(args), start)
     for epoch in range(start, args.epochs):
-        row = train_epoch(model, optimizer, batches, epoch)
+        row = train_epoch(model, optimizer, batches, epoch, args.precision)
         due = epoch + 1 == args.epochs or (epoch + 1) % args.evaluation_interval == 0
         if due:
             metrics, _ = evaluate(model, valid_batches, data.names)
@@ -147,7 +149,9 @@ def main(args: argparse.Namespace) -> None:
     log.close()
 
 
-def train_epoch(model: Darknet, optimizer: torch.optim.Adam, batches: DataLoader, epoch: int) -> dict[str, float]:
+def train_epoch(
+    model: Darknet, optimizer: torch.optim.Adam, batches: DataLoader, epoch: int, precision: str
+) -> dict[str, float]:
     """One epoch of steps; its row for the log."""
     began, total = time.perf_counter(), 0.0
     device = next(model.parameters()).device
@@ -155,7 +159,9 @@ def train_epoch(model: Darknet, optimizer: torch.optim.Adam, batches: DataLoader
     model.train()
     for images, targets in tqdm(batches, f"epoch {epoch + 1}", leave=False, unit="batch"):
         images, targets = to_device(images, device), targets.to(device)
-        loss = plain_loss(model.yolo_layers, model(images), targets, images.shape[-1])
+        with autocast(device, precision):
+            heads = [raw.float() for raw in model(images)]
+        loss = plain_loss(model.yolo_layers, heads, targets, images.shape[-1])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

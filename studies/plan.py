@@ -82,7 +82,10 @@ DATA_SETS = (
     DataSet(
         "bccd", "data/bccd/bccd.data", "config/yolov3-small-bccd.cfg", 416, 40, 30, 8, s=0.06, seconds=25, source=BCCD
     ),
-    DataSet("full", HANDS, "config/yolov3-hand.cfg", 224, 10, 12, 4, s=0.06, seconds=300, checkpoint_interval=1),
+    DataSet(
+        *("full", HANDS, "config/yolov3-hand.cfg", 224, 15, 15, 5),
+        **{"s": 0.03, "seconds": 110, "batch_size": 8, "checkpoint_interval": 1},
+    ),
 )
 
 SPARSITY = (
@@ -116,7 +119,7 @@ PLAN: dict[str, tuple[Experiment, ...]] = {
     # The network of the published table.
     "full": (
         Experiment(
-            *("full", ("target",), ("slim",), (0,), 0.85),
+            *("full", ("target",), ("slim",), (0,), 0.7),
             ("baseline", "continued", "sparse", "sweep", "pruned", "finetuned"),
         ),
     ),
@@ -200,6 +203,7 @@ def _training(data: DataSet, seed: int, model_def: str, epochs: int, *more: str)
         "--checkpoint_interval": data.checkpoint_interval,
         "--evaluation_interval": data.evaluation_interval,
         "--n_cpu": 2,
+        "--precision": "mixed",
     }
     return (*_common(data), *(str(word) for pair in words.items() for word in pair), *more)
 

@@ -23,7 +23,7 @@ def network(classes=2, width=0.25, base="v3-tiny", seed=0):
 
 
 def loss_of(heads, student, teacher, images):
-    return Distillation(student, teacher)(heads, images)
+    return Distillation(student, teacher, "full")(heads, images)
 
 
 @pytest.fixture

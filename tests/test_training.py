@@ -70,6 +70,20 @@ def test_an_accumulated_batch_is_one_large_batch(counts, extra):
     assert any((whole.model.state_dict()[name] - value).abs().max() > 1e-3 for name, value in start.items())
 
 
+def test_mixed_precision_steps_like_full_precision_with_weights_in_float32():
+    start = make_training().model.state_dict()
+    moved = {}
+    for precision in ("mixed", "full"):
+        training = make_training("--precision", precision)
+        training.step_on([pictures((5, 0))], 0.1)
+        moved[precision] = {name: value - start[name] for name, value in training.model.state_dict().items()}
+    for name, wanted in moved["full"].items():
+        assert wanted.abs().max() > 1e-4
+        assert moved["mixed"][name].dtype == torch.float32
+        torch.testing.assert_close(moved["mixed"][name], wanted, rtol=0, atol=0.05 * float(wanted.abs().max()))
+        assert not torch.equal(moved["mixed"][name], wanted)
+
+
 def test_the_loss_counts_its_positives_before_the_forward_pass():
     model = Darknet(parse_cfg(PLAIN))
     loss = YoloLoss(model)

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
+PRECISIONS = ("mixed", "full")
+
 
 def pick_device() -> torch.device:
     """A GPU where there is one, else the CPU."""
@@ -16,12 +18,24 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def autocast(device: torch.device) -> AbstractContextManager:
-    """Mixed precision on CUDA: bfloat16 where the GPU computes in it, else float16; full precision on a CPU."""
-    enabled = device.type == "cuda"
-    return torch.autocast(device.type, amp_dtype(device), enabled=enabled)
+def default_precision(device: torch.device) -> str:
+    """What to train in where nothing is asked for: mixed on a GPU, full on a CPU."""
+    return "mixed" if device.type == "cuda" else "full"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """A context in which layers compute in :func:`amp_dtype` (``precision`` mixed) or in float32 (full)."""
+    return torch.autocast(device.type, amp_dtype(device), enabled=precision == "mixed")
 
 
 def amp_dtype(device: torch.device) -> torch.dtype:
-    """The type that :func:`autocast` computes in."""
+    """The type of mixed precision: bfloat16, or float16 on a GPU that lacks it."""
     return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; a CPU without them is many times slower in it than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # which older PyTorch lacks
+    return any(has for name, has in capabilities.items() if name.endswith("bf16"))

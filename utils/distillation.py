@@ -54,8 +54,9 @@ class Distillation(nn.Module):
     The sum is divided by the sum of o, which stands for the number of positives, at least the number of pictures.
     """
 
-    def __init__(self, student: Darknet, teacher: Darknet):
+    def __init__(self, student: Darknet, teacher: Darknet, precision: str):
         super().__init__()
+        self._precision = precision  # that the teacher computes in
         # Held in a tuple, so that the networks do not become parts of this module.
         self._networks = (student, teacher)
         self._losses: list[Tensor] = []
@@ -76,7 +77,7 @@ class Distillation(nn.Module):
             images: (B, 3, S, S) in [0, 1], the pictures that they come from.
         """
         student, teacher = self._networks
-        with torch.no_grad(), autocast(images.device):
+        with torch.no_grad(), autocast(images.device, self._precision):
             aims = teacher.heads(images)
         with torch.autocast(images.device.type, enabled=False):
             parts = [

@@ -94,6 +94,7 @@ def step_options(batch_size: int, img_size: int) -> argparse.Namespace:
         strategy="normal",
         teacher_cfg=None,
         channels_last=False,
+        precision="full",
         sync_bn=False,
     )
 

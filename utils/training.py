@@ -105,9 +105,8 @@ class Training:
             self.teacher = load_teacher(*files, self.model, self.args.img_size, self.device)
         self.plan = Plan(self.learning_rates(), self.args.target_percent, self.steps_per_epoch)
         self._attach(self._laid_out(self.model))
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.device.type == "cuda" and amp_dtype(self.device) == torch.float16
-        )
+        scaled = self.args.precision == "mixed" and amp_dtype(self.device) == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.ema = ModelEma(self.model)
         self.progress = EpochProgress(len(self.model.yolo_layers))
         self._watch = FiniteWatch(self.device)
@@ -122,7 +121,7 @@ class Training:
         self.model = model
         self._forward = spread(model) if distributed.world() > 1 else model
         self.loss = YoloLoss(model)
-        self.distillation = Distillation(model, self.teacher) if self.teacher else None
+        self.distillation = Distillation(model, self.teacher, self.args.precision) if self.teacher else None
         self.optimizer = build_sgd(model, self.args.learning_rate)
         # Without -sr the penalty has no strength, and only reports on the gammas.
         s = self.args.s if self.args.sr else 0.0
@@ -256,7 +255,7 @@ class Training:
             images = to_device(images, self.device, self.args.channels_last)
             images = resize(images, size)
             with self._gradients_stay(number < len(parts)):
-                with autocast(self.device):
+                with autocast(self.device, self.args.precision):
                     heads = self._forward(images)
                 loss, report = self.loss(heads, targets, size, max(pictures, positives) / world)
                 if self.distillation:
