@@ -83,8 +83,8 @@ DATA_SETS = (
         "bccd", "data/bccd/bccd.data", "config/yolov3-small-bccd.cfg", 416, 40, 30, 8, s=0.06, seconds=25, source=BCCD
     ),
     DataSet(
-        *("full", HANDS, "config/yolov3-hand.cfg", 224, 15, 15, 5),
-        **{"s": 0.03, "seconds": 110, "batch_size": 8, "checkpoint_interval": 1},
+        *("full", HANDS, "config/yolov3-hand.cfg", 224, 12, 12, 4),
+        **{"s": 0.03, "seconds": 140, "batch_size": 8, "checkpoint_interval": 1},
     ),
 )
 
