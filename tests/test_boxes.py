@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, nms
 
 from utils import boxes as boxes_module
 from utils.boxes import (
+    BEST_FIRST,
     MAX_CANDIDATES,
     MAX_DETECTIONS,
     Letterbox,
+    _suppress,
     _suppress_at_once,
     _suppress_by_group,
     non_max_suppression,
@@ -224,3 +226,16 @@ def test_suppression_in_one_call_keeps_what_groups_keep_one_by_one_whatever_wild
     one_by_one = _suppress_by_group(xyxy, score, group, 0.3)
     assert 0 < len(one_by_one) < 600
     assert torch.equal(_suppress_at_once(xyxy, score, group, 0.3), one_by_one)
+
+
+@pytest.mark.parametrize(("side", "stay"), [(3000, "more"), (120, "fewer")])
+def test_looking_at_the_best_first_keeps_what_suppression_of_everything_keeps(side, stay):
+    random = torch.Generator().manual_seed(3)
+    count = 5 * BEST_FIRST
+    corner = torch.rand(count, 2, generator=random) * side
+    xyxy = torch.cat([corner, corner + 20 + 20 * torch.rand(count, 2, generator=random)], 1)
+    score = torch.randint(200, (count,), generator=random) / 200  # many are equal
+    wanted, got = nms(xyxy, score, 0.5), _suppress(xyxy, score, 0.5)
+    assert (len(wanted) > 2 * MAX_DETECTIONS) == (stay == "more")
+    assert torch.equal(got, wanted[: len(got)])
+    assert len(got) >= MAX_DETECTIONS if stay == "more" else len(got) == len(wanted)
