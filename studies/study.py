@@ -1,7 +1,8 @@
 """Runs a study of the plan in studies/plan.py: baseline, sparse, prune, fine-tune over methods, strategies and seeds.
 
-Every run is one of our programs in a process of its own, and ends in a row of the CSV. What has a row is not run again,
-a training that was interrupted goes on where it stopped: start the same command again after whatever happened.
+Every run is one of our programs in a process of its own, and ends in a row of the CSV. What has a row is run again only
+where its files are gone and another run needs them, a training that was interrupted goes on where it stopped: start the
+same command again after whatever happened.
 
     python studies/study.py --preset bccd
     python studies/study.py --preset hands --only 'seed0' --list
@@ -65,24 +66,24 @@ class Results:
         return {row["job"] for row in self.rows()}
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows; the file is read again, since another study may write to it, too."""
-        write_csv(self.path, [*self.rows(), *rows])
+        """Add the rows of a job, in place of those that it had; the file is read again: it may have got others."""
+        again = {row["job"] for row in rows}
+        write_csv(self.path, [*(row for row in self.rows() if row["job"] not in again), *rows])
 
 
 def main(args: argparse.Namespace) -> None:
     """Run what is not done, in order; go on after a failure with what does not need it."""
     experiments = [experiment for preset in args.preset for experiment in PLAN[preset]]
-    todo = selected(jobs(experiments, data_sets(args.data)), args.only)
+    chosen = selected(jobs(experiments, data_sets(args.data)), args.only)
     results = Results(args.results)
+    todo = to_do(chosen, results.done())
     if args.list:
-        print(listing(todo, results.done()))
+        print(listing(chosen, todo, results.done()))
         return
     failed: dict[str, str] = {}
     for number, job in enumerate(todo, start=1):
-        done = results.done()
-        missing = [need for need in job.needs if need not in done]
-        if job.id in done or missing:
-            failed |= {job.id: f"needs {missing[0]}"} if missing and job.id not in done else {}
+        if missing := [need for need in job.needs if need in failed]:
+            failed[job.id] = f"needs {missing[0]}"
             continue
         print(f"{time.strftime('%H:%M')} {number}/{len(todo)} {job.id}", flush=True)
         try:
@@ -93,8 +94,8 @@ def main(args: argparse.Namespace) -> None:
             print(f"  failed: {error}", flush=True)
     if failed:
         first = next(iter(failed))
-        raise InputError(f"{len(failed)} of {len(todo)} runs are not done; the first: {first}: {failed[first]}")
-    print(f"{args.results}: all {len(todo)} runs are done")
+        raise InputError(f"{len(failed)} of {len(chosen)} runs are not done; the first: {first}: {failed[first]}")
+    print(f"{args.results}: all {len(chosen)} runs are done")
 
 
 def data_sets(changes: list[str]) -> list[DataSet]:
@@ -122,14 +123,25 @@ def selected(everything: list[Job], only: re.Pattern | None) -> list[Job]:
     return [job for job in everything if job.id in wanted]
 
 
-def listing(todo: list[Job], done: set[str]) -> str:
-    """A table of the runs, and about how long those that are not done take."""
+def to_do(chosen: list[Job], done: set[str]) -> list[Job]:
+    """The jobs without a row, and those of which one of them needs files that are gone, as on another machine."""
+    ids: set[str] = set()
+    for job in reversed(chosen):
+        if job.id not in done or job.id in ids:
+            ids |= {job.id, *(need for need in job.needs if not Path(weights_of(need)).exists())}
+    return [job for job in chosen if job.id in ids]
+
+
+def listing(chosen: list[Job], todo: list[Job], done: set[str]) -> str:
+    """A table of the runs, and about how long those to do take."""
     rows = [["id", "stage", "epochs", "hours", "state"]]
-    for job in todo:
-        state = "done" if job.id in done else "begun" if Run(run_name(job.id)).last.exists() else ""
-        rows.append([job.id, job.stage, job.epochs or "", f"{job.seconds / 3600:.2f}", state])
-    hours = sum(job.seconds for job in todo if job.id not in done) / 3600
-    return f"{AsciiTable(rows).table}\n{len(todo)} runs, about {hours:.1f} hours on two cores to do"
+    for job in chosen:
+        state = "begun" if Run(run_name(job.id)).last.exists() else "again" if job.id in done else ""
+        rows.append(
+            [job.id, job.stage, job.epochs or "", f"{job.seconds / 3600:.2f}", state if job in todo else "done"]
+        )
+    hours = sum(job.seconds for job in todo) / 3600
+    return f"{AsciiTable(rows).table}\n{len(chosen)} runs, about {hours:.1f} hours on two cores to do"
 
 
 def prepare(data: DataSet) -> None:

@@ -82,6 +82,22 @@ def test_the_study_measures_everything_once_and_is_drawn(project, capsys):
     assert "finetuned (target 0.5, slim, 50% cut)" in table
 
 
+def test_what_is_measured_is_run_again_only_where_its_files_are_gone_and_needed(project):
+    go("--only", "continued")
+    before = results()
+    for path in Path("checkpoints").iterdir():  # as on another machine, which has the CSV alone
+        path.unlink()
+    project.clear()
+    go("--only", "continued")
+    assert not project
+    go("--only", "plain|sweep")
+    programs = [program for program, _ in project]
+    assert programs.count("studies/plain_recipe.py") == 1
+    assert programs.count("train.py") == 3  # the baseline, again, and two sparse runs from it
+    assert before.keys() < results().keys()
+    assert results()["tiny/baseline/seed0"]["mAP"] == before["tiny/baseline/seed0"]["mAP"]
+
+
 def test_an_interrupted_training_goes_on(project, monkeypatch):
     evaluate, seen = train.evaluate, []
 
