@@ -43,7 +43,7 @@ test-zoo: $(VENV)/.requirements-dev
 	$(PY) -m pytest -m zoo
 
 # About ten minutes on two idle cores; ROWS="--only nms map" for some rows, --rounds for more or fewer measurements.
-bench: $(VENV)/.requirements
+bench: $(VENV)/.requirements-dev
 	$(PY) benchmark.py $(ROWS)
 
 # 20,000 damaged files for each reader; training and pruning, killed 60 times and more: minutes each.
@@ -57,8 +57,10 @@ lint: $(VENV)/.requirements-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+# What the demo and the tests leave; no trained network but the demo's.
 clean:
-	rm -rf checkpoints runs output data/demo config/prune_*.cfg .pytest_cache .ruff_cache .hypothesis
+	rm -rf checkpoints/demo_* checkpoints/prune_demo* checkpoints/finetune_demo* config/prune_demo.cfg
+	rm -rf runs/demo_* runs/prune_demo output/demo data/demo .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -30,7 +30,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options of detect.py."""
     parser = ArgumentParser(__doc__)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--image_folder", default="data/samples", help="a folder, a picture, or a glob in quotes")
+    source.add_argument("--image_folder", default="data/images", help="a folder, a picture, or a glob in quotes")
     source.add_argument("--video", metavar="FILE", help="a video, or the number of a camera, which Ctrl-C ends")
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg; not for .onnx")
     parser.add_argument(
@@ -71,9 +71,7 @@ def detect_pictures(detector: Detector, names: list[str], args: argparse.Namespa
     """Write each picture with its boxes; return what was found."""
     output, paths, results, waiting = Path(args.output), find_pictures(args.image_folder), [], deque()
     targets = [output / name for name in output_names(paths)]
-    for path, target in zip(paths, targets, strict=True):
-        if target.resolve() == path.resolve():
-            raise InputError(f"--output {output}: would overwrite the picture {path} itself; give another folder")
+    keep_inputs(paths, targets)
     with ThreadPoolExecutor() as pool:  # drawing and encoding, beside the network
         for path, image, found in detections(detector, paths, args):
             target = targets[len(results)]
@@ -84,6 +82,13 @@ def detect_pictures(detector: Detector, names: list[str], args: argparse.Namespa
         for written in waiting:
             written.result()
     return results
+
+
+def keep_inputs(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Refuse to write over any of the inputs."""
+    own = {path.resolve() for path in inputs}
+    if lost := next((target for target in targets if target.resolve() in own), None):
+        raise InputError(f"--output {lost.parent}: would overwrite {lost}, which is an input; give another folder")
 
 
 def write_picture(target: Path, image: Image.Image, found: Tensor, names: list[str]) -> None:
@@ -126,6 +131,7 @@ def detect_video(detector: Detector, names: list[str], args: argparse.Namespace)
     """
     video = Video(args.video)
     target = Path(args.output) / (f"camera{args.video}.mp4" if video.live else f"{Path(args.video).stem}.mp4")
+    keep_inputs([Path(args.video)], [target])
     results, waiting = [], deque()
     with video_writer(target, video.fps, video.size) as write, ThreadPoolExecutor(1) as pool:
         with contextlib.suppress(KeyboardInterrupt) if video.live else contextlib.nullcontext():

@@ -64,7 +64,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--data_config", help="a data set's .data file: calibration pictures, and mAP in the check")
     data.add_argument(
-        "--image_folder", default="data/samples", help="pictures of the check: a folder, or a glob in quotes"
+        "--image_folder", default="data/images", help="pictures of the check: a folder, or a glob in quotes"
     )
     data.add_argument("--batch_size", type=number(int, 1), default=8, help="pictures at a time for mAP")
     data.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures for mAP")

@@ -27,12 +27,11 @@ from utils.options import add_skip_bad_option, check_classes, network_size
 from utils.plots import channels_figure, save_figure, sweep_figure
 from utils.profiling import Timing, count_macs, count_parameters, forward_times
 from utils.pruning import largest_difference
-from utils.ratio import LARGEST_PERCENT, Pruner, Trial, largest_percent, smallest_percent
+from utils.ratio import DEFAULT_PERCENT, LARGEST_PERCENT, Pruner, Trial, largest_percent, smallest_percent
 from utils.strategies import STRATEGIES, allowed_percent
 
 # The compact network must agree with the reference to this share of the largest raw output.
 TOLERANCE = 1e-4
-PERCENT = 0.85
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
@@ -50,7 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--percent",
         type=percent,
         help="share of the prunable channels to cut, below 1; default: the --target_percent that the model was trained "
-        f"for, else {PERCENT}",
+        f"for, else {DEFAULT_PERCENT}",
     )
     ratio.add_argument("--max_map_drop", type=share, help="cut as much as costs at most this much mAP@0.5")
     ratio.add_argument("--target_macs", type=share, help="cut until at most this share of the MACs is left")
@@ -194,9 +193,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def trained_percent(about: dict) -> float:
-    """The ratio that sparse training aimed at, by what its checkpoint says; PERCENT where it aimed at none."""
+    """The ratio that sparse training aimed at, by what its checkpoint says; DEFAULT_PERCENT where it aimed at none."""
     options = about.get("options", {})
-    return options["target_percent"] if options.get("s_schedule") == "target" else PERCENT
+    return options["target_percent"] if options.get("s_schedule") in ("local", "target") else DEFAULT_PERCENT
 
 
 def chosen_percent(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> float:

@@ -28,7 +28,7 @@ from utils.penalty_schedules import SCHEDULES, check_schedule, shares
 from utils.picture_cache import budget
 from utils.plots import plot_training
 from utils.profiling import count_macs
-from utils.ratio import LARGEST_PERCENT
+from utils.ratio import DEFAULT_PERCENT, LARGEST_PERCENT
 from utils.recipes import FINE_TUNING, TRAINING, recipe_for
 from utils.resume import restore_options, resume_point
 from utils.run_log import RunLog
@@ -80,7 +80,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--target_percent",
         type=number(float, high=LARGEST_PERCENT, above=0),
         help="share of the prunable channels that should be dead at the end, the same as test_prune.py's --percent; "
-        "alone it finds s. Default where it is needed: 0.85",
+        f"alone it finds s. Default where it is needed: {DEFAULT_PERCENT:g}",
     )
     parser.add_argument("--sr_method", choices=METHODS, default="proximal", help="proximal gives gammas of exactly 0")
     parser.add_argument("--strategy", choices=STRATEGIES, default="normal", help="which gammas to penalise")
@@ -198,7 +198,7 @@ def resolve_schedule(args: argparse.Namespace) -> None:
     if args.target_percent and args.s_schedule in ("constant", "global"):
         raise InputError(f"--target_percent has no use under --s_schedule {args.s_schedule}")
     args.s_schedule = args.s_schedule or ("target" if args.target_percent else "constant")
-    args.target_percent = args.target_percent or 0.85
+    args.target_percent = args.target_percent or DEFAULT_PERCENT
     check_schedule(args.s_schedule, args.sr_method)
 
 
@@ -226,7 +226,8 @@ def train(
                 save_checkpoints(training, files, data, row.get("mAP"))
         except Stopped as stopped:
             save_last(training, files, data)
-            again = f"python train.py --resume --name {files.name}"
+            program = "torchrun ... -- train.py" if distributed.world() > 1 else "python train.py"
+            again = f"{program} --resume --name {files.name}"
             raise Stopped(f"{stopped}; {files.last} is written, go on with: {again}", stop.received) from None
         except NotFinite as error:
             own = f"process_{distributed.rank()}" if distributed.world() > 1 else ""

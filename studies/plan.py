@@ -15,7 +15,7 @@ class DataSet:
 
     Attributes:
         name: in the ids of runs.
-        data_config: its .data file.
+        data_config: where its .data file is, unless study.py is told another place.
         model_def: the network's cfg.
         img_size: pixels.
         baseline, sparse, tune: epochs of the three stages.
@@ -23,7 +23,6 @@ class DataSet:
         seconds: about what an epoch of the full network takes on two cores, for the estimates.
         batch_size: pictures a step.
         checkpoint_interval, evaluation_interval: epochs.
-        source: for data/converter.py, where the .data file is missing.
     """
 
     name: str
@@ -38,7 +37,6 @@ class DataSet:
     batch_size: int = 16
     checkpoint_interval: int = 5
     evaluation_interval: int = 2
-    source: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,16 +70,10 @@ class Experiment:
     stages: tuple[str, ...] = ("baseline", "sparse", "sweep")
 
 
-HANDS = "../shared/data/hands/hands.data"
-BCCD = (
-    *("voc", "--source", "../shared/data/BCCD", "--train_split", "trainval", "--valid_split", "test"),
-    *("--output", "data/bccd"),
-)
+HANDS, BCCD = "data/hands/hands.data", "data/bccd/bccd.data"
 DATA_SETS = (
     DataSet("hands", HANDS, "config/yolov3-small-hand.cfg", 224, 60, 50, 12, s=0.016, seconds=15),
-    DataSet(
-        "bccd", "data/bccd/bccd.data", "config/yolov3-small-bccd.cfg", 416, 40, 30, 8, s=0.06, seconds=25, source=BCCD
-    ),
+    DataSet("bccd", BCCD, "config/yolov3-small-bccd.cfg", 416, 40, 30, 8, s=0.06, seconds=25),
     DataSet(
         *("full", HANDS, "config/yolov3-hand.cfg", 224, 12, 12, 4),
         **{"s": 0.03, "seconds": 140, "batch_size": 8, "checkpoint_interval": 1},

@@ -5,7 +5,7 @@ where its files are gone and another run needs them, a training that was interru
 same command again after whatever happened.
 
     python studies/study.py --preset bccd
-    python studies/study.py --preset hands --only 'seed0' --list
+    python studies/study.py --preset hands --data hands=my.data --only seed0 --list
 """
 
 import argparse
@@ -43,7 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="only list the runs and the hours")
     parser.add_argument("--results", type=Path, default=Path("studies/results.csv"), help="the CSV to add to")
     parser.add_argument(
-        "--data", nargs="+", default=[], metavar="NAME=FILE", help="another .data file for a data set of the plan"
+        "--data", nargs="+", default=[], metavar="NAME=FILE", help="where the .data file of a data set of the plan is"
     )
     return parser
 
@@ -87,7 +87,6 @@ def main(args: argparse.Namespace) -> None:
             continue
         print(f"{time.strftime('%H:%M')} {number}/{len(todo)} {job.id}", flush=True)
         try:
-            prepare(job.data)
             results.add(rows_of(job))
         except InputError as error:
             failed[job.id] = str(error)
@@ -142,12 +141,6 @@ def listing(chosen: list[Job], todo: list[Job], done: set[str]) -> str:
         )
     hours = sum(job.seconds for job in todo) / 3600
     return f"{AsciiTable(rows).table}\n{len(chosen)} runs, about {hours:.1f} hours on two cores to do"
-
-
-def prepare(data: DataSet) -> None:
-    """Convert a data set that has a source and no .data file yet."""
-    if data.source and not Path(data.data_config).exists():
-        call("data/converter.py", *data.source, log=Path("output/study") / f"{data.name}.log")
 
 
 def rows_of(job: Job) -> list[dict[str, Any]]:

@@ -182,3 +182,11 @@ def test_a_picture_of_the_same_name_does_not_overwrite_the_other(project):
     words = ["--image_folder", "*/same.png", "--output", "out", "--n_cpu", "0"]
     detect.main(detect.get_args_parser().parse_args(words))
     assert len(list(Path("out").glob("*.png"))) == 2
+
+
+def test_no_input_of_detect_is_overwritten_by_the_output_of_another(project):
+    for name in ("pics/a.png", "other/a.png"):
+        Path(name).parent.mkdir()
+        Path(name).write_bytes(Path("data/images/train_0.png").read_bytes())
+    message = refused("detect", "--image_folder", "*/a.png", "--output", "pics")
+    assert message == "--output pics: would overwrite pics/a.png, which is an input; give another folder"

@@ -162,3 +162,16 @@ def test_the_coupling_can_be_printed_without_weights(project, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(line.endswith("over layers 1, 3") for line in lines)
     assert any("[yolo], reads it" in line or "no BatchNorm" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "percent"),
+    [
+        ({"s_schedule": "target", "target_percent": 0.6}, 0.6),
+        ({"s_schedule": "local", "target_percent": 0.7}, 0.7),
+        ({"s_schedule": "constant", "target_percent": 0.85}, test_prune.DEFAULT_PERCENT),
+        ({}, test_prune.DEFAULT_PERCENT),
+    ],
+)
+def test_the_default_ratio_is_the_one_that_the_model_was_trained_for(options, percent):
+    assert test_prune.trained_percent({"options": options}) == percent

@@ -133,6 +133,7 @@ def test_options_that_are_left_out_are_those_of_the_start_and_others_may_not_con
     for words, reason in (
         (["--epochs", "9"], "--epochs 2, not 9"),
         (["--s", "0.5", "-lr", "0.1"], "--learning_rate 0.003, not 0.1, --s 0.01, not 0.5"),
+        (["-sr"], "-sr False, not True"),
     ):
         with pytest.raises(InputError, match=f"the run mine was started with {reason}; leave them out"):
             run(*words, "--name", "mine", "--resume")

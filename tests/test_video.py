@@ -94,6 +94,14 @@ def test_each_frame_of_a_video_is_detected_like_a_picture(project):
     assert min(changed) > 60  # a box is drawn on every frame
 
 
+def test_a_video_is_not_written_over_itself(project):
+    write_video("in.mp4", frames(2))
+    before = Path("in.mp4").read_bytes()
+    with pytest.raises(InputError, match=r"would overwrite in.mp4"):
+        run("--video", "in.mp4", "--output", ".")
+    assert Path("in.mp4").read_bytes() == before
+
+
 class Camera:
     """A capture that gives ``count`` frames, one every ``wait`` seconds."""
 

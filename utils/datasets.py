@@ -125,7 +125,7 @@ def read_list_entries(path: str | Path) -> list[ListEntry]:
     path = Path(path)
     entries = [
         ListEntry(line.strip(), find_path(line.strip(), path), f"{path}:{number}")
-        for number, line in enumerate(read_lines(path, "list of pictures"), start=1)
+        for number, line in enumerate(read_lines(path, "list of pictures (data/converter.py writes one)"), start=1)
         if line.strip()
     ]
     if not entries:

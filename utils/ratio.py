@@ -14,6 +14,7 @@ from utils.residuals import remove_blocks, silence_blocks, surviving_layers, wea
 from utils.sparsity import gamma_sizes
 from utils.strategies import Choice, choose, set_scores
 
+DEFAULT_PERCENT = 0.85  # of the channels, as the older tools have it
 LARGEST_PERCENT = 0.9999
 # The search stops when it knows the ratio to this.
 STEP = 0.0025

@@ -53,7 +53,7 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     """
     differing = [name for name in started if name in args.given and getattr(args, name) != started[name]]
     if contradictions := [name for name in differing if name not in FREE_OPTIONS]:
-        reasons = ", ".join(f"--{name} {started[name]}, not {getattr(args, name)}" for name in contradictions)
+        reasons = ", ".join(f"{option(name)} {started[name]}, not {getattr(args, name)}" for name in contradictions)
         raise InputError(
             f"--resume: the run {args.name} was started with {reasons}; leave them out to go on as it was started, "
             "or start another run with another --name"
@@ -61,3 +61,8 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     for name, value in started.items():
         if name not in args.given and name not in ("name", "resume", "overwrite", "debug"):
             setattr(args, name, value)
+
+
+def option(name: str) -> str:
+    """How a user writes the option that the programs call ``name``."""
+    return "-sr" if name == "sr" else f"--{name}"
