@@ -5,7 +5,7 @@ import torch
 
 from config.create_cfg import create_cfg
 from models import Darknet
-from utils.loss import ANCHOR_IOU, BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, YoloLoss
+from utils.loss import ANCHOR_IOU, BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, HeadSum, YoloLoss
 
 SIZE = 64
 KINDS = {
@@ -152,7 +152,7 @@ def agrees_with_the_plain_formula(model, heads, targets):
     wanted, parts = plain_loss(model, heads, targets)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     sums = torch.stack([report.sums for report in reports]).sum(dim=0)
-    assert sums[:4].tolist() == pytest.approx(parts, rel=1e-5, abs=1e-6)
+    assert sums[: HeadSum.IOU].tolist() == pytest.approx(parts, rel=1e-5, abs=1e-6)
     for found, expected in zip(gradients(loss, heads), gradients(wanted, heads), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     return parts
@@ -282,7 +282,7 @@ def test_the_perfect_prediction_costs_nothing(kind):
     loss, reports = YoloLoss(model)(heads, targets, SIZE)
     assert 0 <= loss.item() < 1e-3 * start
     sums = torch.stack([report.sums for report in reports]).sum(dim=0)
-    assert sums[4].item() == pytest.approx(sums[0].item(), rel=1e-4)  # every IoU is 1
+    assert sums[HeadSum.IOU].item() == pytest.approx(sums[HeadSum.POSITIVES].item(), rel=1e-4)  # every IoU is 1
 
 
 def test_reports_count_what_each_head_did():
@@ -294,10 +294,11 @@ def test_reports_count_what_each_head_did():
     for number, (report, head) in enumerate(zip(reports, heads, strict=True)):
         mine = [place[1:5] for place in chosen if place[0] == number]
         assert report.cells == head[..., 4].numel()
-        assert report.sums[0] == len(mine)
+        assert report.sums[HeadSum.POSITIVES] == len(mine)
         confidence = head[..., 4].sigmoid()
-        assert report.sums[5].item() == pytest.approx(sum(confidence[place].item() for place in mine), rel=1e-5)
-        assert report.sums[6].item() == pytest.approx(confidence.sum().item(), rel=1e-5)
+        of_mine = sum(confidence[place].item() for place in mine)
+        assert report.sums[HeadSum.POSITIVE_OBJECTNESS].item() == pytest.approx(of_mine, rel=1e-5)
+        assert report.sums[HeadSum.OBJECTNESS].item() == pytest.approx(confidence.sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -361,4 +362,4 @@ def test_a_network_learns_one_batch():
         values.append(value.item())
     assert values[-1] < 0.2 * values[0]
     sums = torch.stack([report.sums for report in reports]).sum(dim=0)
-    assert sums[4] / sums[0] > 0.7  # IoU of the positives
+    assert sums[HeadSum.IOU] / sums[HeadSum.POSITIVES] > 0.7

@@ -4,7 +4,7 @@ import torch
 import train
 from models import Darknet
 from utils.cfg import parse_cfg
-from utils.loss import YoloLoss
+from utils.loss import HeadSum, YoloLoss
 from utils.shrinking import Survivors
 from utils.training import Training, groups
 
@@ -91,7 +91,7 @@ def test_the_loss_counts_its_positives_before_the_forward_pass():
     for size in (64, 96):
         heads = model.train()(torch.nn.functional.interpolate(images / 255, size=size))
         reports = loss(heads, targets, size)[1]
-        assert loss.positives(targets, size) == sum(report.sums[0] for report in reports) > 0
+        assert loss.positives(targets, size) == sum(report.sums[HeadSum.POSITIVES] for report in reports) > 0
 
 
 def test_a_part_of_a_batch_is_divided_by_the_divisor_of_the_whole():

@@ -7,20 +7,26 @@ from terminaltables import AsciiTable
 from tqdm import tqdm
 
 from models import Darknet
+from utils.loss import HeadSum
 from utils.metrics import Metrics
 from utils.resolve import resolve
 from utils.sparsity import GammaHistory
 
 
 def loss_row(sums: np.ndarray, pictures: int) -> dict[str, float]:
-    """The losses of an epoch for the log: a positive for boxes and classes, a picture for objectness."""
-    positives, box, objectness, label, iou = sums.sum(axis=0)[:5]
-    positives = max(positives, 1)
+    """The losses of an epoch for the log: a positive for boxes and classes, a picture for objectness.
+
+    Args:
+        sums: over the epoch, (heads, 7) by HeadSum.
+        pictures: how many there were.
+    """
+    total = sums.sum(axis=0)
+    positives = max(total[HeadSum.POSITIVES], 1)
     return {
-        "box_loss": box / positives,
-        "objectness_loss": objectness / pictures,
-        "class_loss": label / positives,
-        "iou": iou / positives,
+        "box_loss": total[HeadSum.BOX_LOSS] / positives,
+        "objectness_loss": total[HeadSum.OBJECTNESS_LOSS] / pictures,
+        "class_loss": total[HeadSum.CLASS_LOSS] / positives,
+        "iou": total[HeadSum.IOU] / positives,
     }
 
 
@@ -41,18 +47,32 @@ def print_epoch(
     gammas: GammaHistory,
     s: float,
 ) -> None:
-    """Print the table of an epoch: what each head did, the gammas, the penalty's strength ``s``, and the metrics."""
+    """Print the table of an epoch: what each head did, the gammas, the penalty, and the metrics.
+
+    The losses of boxes and classes are a positive's, that of objectness is a prediction's; objectness is from 0 to 1.
+
+    Args:
+        args: the options of train.py.
+        model: the network in training.
+        epoch: its number, from 0 on.
+        sums: over the epoch, (heads, 7) by HeadSum.
+        cells: how many predictions each head made.
+        metrics: of the epoch's evaluation, if it had one.
+        gammas: up to now.
+        s: the penalty's strength.
+    """
     heads = resolve(model.blocks, args.img_size).heads
     rows = [["YOLO layer", *(str(head.index) for head in heads)]]
     rows.append(["grid", *(f"{head.width}x{head.height}" for head in heads)])
-    positives = np.maximum(sums[:, 0], 1)
-    rows.append(["positives", *(f"{count:.0f}" for count in sums[:, 0])])
-    rows.append(["box loss", *(f"{v:.4f}" for v in sums[:, 1] / positives)])
-    rows.append(["objectness loss", *(f"{v:.3e}" for v in sums[:, 2] / cells)])
-    rows.append(["class loss", *(f"{v:.4f}" for v in sums[:, 3] / positives)])
-    rows.append(["IoU of positives", *(f"{v:.3f}" for v in sums[:, 4] / positives)])
-    rows.append(["objectness of positives", *(f"{v:.3f}" for v in sums[:, 5] / positives)])
-    rows.append(["objectness elsewhere", *(f"{v:.4f}" for v in (sums[:, 6] - sums[:, 5]) / cells)])
+    positives = np.maximum(sums[:, HeadSum.POSITIVES], 1)
+    elsewhere = sums[:, HeadSum.OBJECTNESS] - sums[:, HeadSum.POSITIVE_OBJECTNESS]
+    rows.append(["positives", *(f"{count:.0f}" for count in sums[:, HeadSum.POSITIVES])])
+    rows.append(["box loss", *(f"{v:.4f}" for v in sums[:, HeadSum.BOX_LOSS] / positives)])
+    rows.append(["objectness loss", *(f"{v:.3e}" for v in sums[:, HeadSum.OBJECTNESS_LOSS] / cells)])
+    rows.append(["class loss", *(f"{v:.4f}" for v in sums[:, HeadSum.CLASS_LOSS] / positives)])
+    rows.append(["IoU of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.IOU] / positives)])
+    rows.append(["objectness of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.POSITIVE_OBJECTNESS] / positives)])
+    rows.append(["objectness elsewhere", *(f"{v:.4f}" for v in elsewhere / cells)])
     tqdm.write(AsciiTable(rows, f"epoch {epoch + 1}/{args.epochs}").table)
     quintiles = " ".join(f"{value:.3g}" for value in gammas.quintiles[-1])
     tqdm.write(

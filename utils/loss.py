@@ -1,6 +1,7 @@
 """The training loss of YOLO heads: CIoU boxes, BCE objectness and classes, several anchors a target."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,24 @@ OBJECTNESS_GAIN = 1.0
 CLASS_GAIN = 1.0
 
 
+class HeadSum(IntEnum):
+    """What is summed over one head and one batch, and its place among the sums of a HeadReport."""
+
+    POSITIVES = 0
+    BOX_LOSS = 1  # 1 - CIoU
+    OBJECTNESS_LOSS = 2
+    CLASS_LOSS = 3
+    IOU = 4  # CIoU of the positives with their targets, at least 0
+    POSITIVE_OBJECTNESS = 5  # of the positives
+    OBJECTNESS = 6  # of all cells, positives included
+
+
 @dataclass
 class HeadReport:
     """What one head did with one batch; sums, on the device, so that nothing waits for them.
 
     Attributes:
-        sums: (7,) positives, loss of boxes, of objectness, of classes, IoU of the positives with their targets,
-            objectness of the positives, objectness of all cells.
+        sums: (7,), by HeadSum; losses without their gains, before the division.
         cells: how many predictions the head made.
     """
 
@@ -159,9 +171,16 @@ class YoloLoss(nn.Module):
 
         terms = [ciou_loss.sum(), objectness, label]
         confidence = logits[..., 0].detach().sigmoid()
-        positives = raw.new_full((), len(flat))
-        sums = [positives, *(term.detach() for term in terms), iou.sum(), confidence[where].sum(), confidence.sum()]
-        return terms, HeadReport(torch.stack(sums), aim.numel())
+        sums = {
+            HeadSum.POSITIVES: raw.new_full((), len(flat)),
+            HeadSum.BOX_LOSS: terms[0].detach(),
+            HeadSum.OBJECTNESS_LOSS: terms[1].detach(),
+            HeadSum.CLASS_LOSS: terms[2].detach(),
+            HeadSum.IOU: iou.sum(),
+            HeadSum.POSITIVE_OBJECTNESS: confidence[where].sum(),
+            HeadSum.OBJECTNESS: confidence.sum(),
+        }
+        return terms, HeadReport(torch.stack([sums[name] for name in HeadSum]), aim.numel())
 
 
 def _assign_head(yolo: Yolo, grid_size: tuple[int, int], targets: Tensor, sizes: Tensor, fits: Tensor) -> Assignment:

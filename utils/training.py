@@ -27,7 +27,7 @@ from utils.distillation import Distillation, load_teacher
 from utils.ema import ModelEma
 from utils.errors import InputError
 from utils.guards import FiniteWatch, NotFinite, memory_advice, smaller_batch
-from utils.loss import HeadReport, YoloLoss
+from utils.loss import HeadReport, HeadSum, YoloLoss
 from utils.optim import MOMENTUM, WARMUP_EPOCHS, build_sgd, learning_rate
 from utils.penalty_schedules import SCHEDULES, Plan
 from utils.shrinking import Survivors, carry_optimizer, cut_alike, cut_is_exact
@@ -37,7 +37,6 @@ from utils.strategies import silent_sets
 GRADIENT_NORM = 10.0  # larger gradients are scaled down to this norm
 DISPLAY_STEPS = 10  # the loss is read from the device this often
 MULTISCALE_STEPS = 10  # with --multiscale_training the size changes this often
-REPORTED = 7  # sums of a HeadReport
 SMALLEST_SCALE = 2.0**-10  # the scale of the loss under float16 falls this low only if no gradient is ever finite
 
 
@@ -46,7 +45,7 @@ class EpochProgress:
 
     Attributes:
         batches: how many of its batches are done.
-        sums: of HeadReport over these batches, (heads, 7); None before the first.
+        sums: over these batches, (heads, 7) by HeadSum; None before the first.
         cells: the number of predictions of each head.
     """
 
@@ -229,7 +228,7 @@ class Training:
         distributed.average_((*self.model.buffers(), *self.ema.model.buffers()))
         progress = self.progress
         heads = len(self.model.yolo_layers)
-        sums = torch.zeros(heads, REPORTED) if progress.sums is None else progress.sums
+        sums = torch.zeros(heads, len(HeadSum)) if progress.sums is None else progress.sums
         everything = distributed.total([*sums.flatten().tolist(), *progress.cells])
         is_main = distributed.is_main()
         progress.sums = sums.new_tensor(everything[:-heads]).view(heads, -1) * is_main
@@ -328,7 +327,7 @@ class Training:
 
 
 def stack(reports: list[HeadReport]) -> Tensor:
-    """(heads, 7), the sums of each head."""
+    """(heads, 7), the sums of each head by HeadSum."""
     return torch.stack([report.sums for report in reports])
 
 
