@@ -19,7 +19,7 @@ from utils.coupling import couple
 from utils.darknet_weights import is_darknet_weights, write_darknet_weights
 from utils.data_check import check_data
 from utils.datasets import DetectionDataset, loader, read_data_config
-from utils.devices import pick_device
+from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import atomic_writer, keep_old, write_json
 from utils.inference import for_inference
@@ -148,7 +148,7 @@ def main(args: argparse.Namespace) -> None:
     checked = check_data(data, "valid", args.skip_bad)
     dataset = DetectionDataset(checked.images, checked.labels, img_size)
     model.to(pick_device()).eval()
-    bench = Bench(loader(dataset, args.batch_size, args.n_cpu), data.names, img_size, next(model.parameters()).device)
+    bench = Bench(loader(dataset, args.batch_size, args.n_cpu), data.names, img_size, device_of(model))
 
     pruner = Pruner(model, strategy, args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias")
     if pruner.blocks:

@@ -24,7 +24,7 @@ from utils.guards import NotFinite, penalty_warnings, write_batches
 from utils.interrupts import Stopped, StopRequest
 from utils.optim import MOMENTUM
 from utils.options import add_skip_bad_option, check_classes, network_size
-from utils.penalty_schedules import SCHEDULES, check_schedule, shares
+from utils.penalty_schedules import RESISTANCE, SCHEDULES, check_schedule, shares
 from utils.picture_cache import budget
 from utils.plots import plot_training
 from utils.profiling import count_macs
@@ -295,7 +295,7 @@ def train_and_evaluate(
     watched = stop.watch(valid_batches) if distributed.world() == 1 else valid_batches
     if epoch + 1 == args.epochs or (epoch + 1) % args.evaluation_interval == 0:
         metrics, _ = evaluate(training.ema.model, watched, data.names)
-        row |= {name: getattr(metrics, name) for name in ("mAP", "mAP_50_95", "precision", "recall", "f1")}
+        row |= metrics.quality()
     survivors = training.survivors
     gammas.record(epoch, survivors.coupling, args.strategy, survivors.spread(gamma_sizes(training.ema.model)))
     if distributed.is_main():
@@ -396,8 +396,7 @@ def check_reach(training: Training) -> None:
         f"s={training.args.s:g} can lower a gamma by at most {farthest:.3g} in this run; their median is {typical:.3g}"
     )
     if farthest < typical:
-        # Half of a penalty is spent on gammas that the loss holds up: aim at twice the way.
-        fitting = 2 * typical * training.args.s / farthest if training.args.s else float("nan")
+        fitting = RESISTANCE * typical * training.args.s / farthest if training.args.s else float("nan")
         print(f"warning: few gammas can reach 0: train longer, or try --s {fitting:.2g}")
 
 

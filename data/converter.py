@@ -28,7 +28,7 @@ if not __package__:  # run as `python data/converter.py`: the repository root is
 from utils.cli import ArgumentParser, run
 from utils.datasets import read_image
 from utils.errors import InputError
-from utils.files import read_lines, write_text
+from utils.files import read_names, write_text
 
 OXFORD_FOLDERS = {
     "train": ["training_dataset/training_data", "validation_dataset/validation_data"],
@@ -173,7 +173,7 @@ def read_voc_split(source: Path, name: str, files: dict[str, Path]) -> list[Pict
     if not path.is_file():
         raise InputError(f"{path}: no such split; there are {', '.join(sorted(visible_files(path.parent, '.txt')))}")
     pictures = []
-    for stem in tqdm(dict.fromkeys(read_names(path)), desc=f"reading {name}"):
+    for stem in tqdm(dict.fromkeys(read_names(path, "list of pictures")), desc=f"reading {name}"):
         annotation = source / "Annotations" / f"{stem}.xml"
         if stem not in files:
             raise InputError(f"{path}: names {stem}, but there is no picture {source / 'JPEGImages' / stem}.jpg")
@@ -216,15 +216,10 @@ def only(picture: Picture, classes: list[str]) -> Picture:
 
 def class_list(text: str) -> list[str]:
     """The class names of ``--classes``: the lines of a file, or names with commas between them."""
-    names = read_names(Path(text)) if Path(text).is_file() else [name.strip() for name in text.split(",")]
+    names = read_names(text) if Path(text).is_file() else [name.strip() for name in text.split(",")]
     if not names or "" in names or len(set(names)) < len(names):
         raise InputError(f"--classes {text}: should be different names, one a line or with commas between them")
     return names
-
-
-def read_names(path: Path) -> list[str]:
-    """The lines of a text file that are not blank; InputError if it is not UTF-8."""
-    return [line.strip() for line in read_lines(path, "list of names") if line.strip()]
 
 
 # COCO

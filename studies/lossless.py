@@ -22,7 +22,7 @@ from utils.checkpoints import load_weights
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data
 from utils.datasets import DetectionDataset, loader, read_data_config, to_device
-from utils.devices import pick_device
+from utils.devices import device_of, pick_device
 from utils.metrics import DetectionMetrics
 from utils.options import add_threshold_options, check_classes, network_size
 
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
 @torch.inference_mode()
 def detect(model: Darknet, batches: DataLoader, conf_thres: float, nms_thres: float, name: str) -> list[Tensor]:
     """Detections (D, 6) of each picture, in pixels of the square."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     found = []
     for images, _ in tqdm(batches, name, leave=False, unit="batch"):
         found += non_max_suppression(model(to_device(images, device)), conf_thres, nms_thres)

@@ -26,7 +26,7 @@ from utils.checkpoints import load_state, save_checkpoint
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data, summary
 from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config, to_device
-from utils.devices import PRECISIONS, autocast, default_precision, pick_device
+from utils.devices import PRECISIONS, autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
 from utils.options import check_classes, network_size
 from utils.run_log import RunLog
@@ -140,7 +140,7 @@ def main(args: argparse.Namespace) -> None:
         due = epoch + 1 == args.epochs or (epoch + 1) % args.evaluation_interval == 0
         if due:
             metrics, _ = evaluate(model, valid_batches, data.names)
-            row |= {name: getattr(metrics, name) for name in ("mAP", "mAP_50_95", "precision", "recall", "f1")}
+            row |= metrics.quality()
             print(f"epoch {epoch + 1}: mAP@0.5 {metrics.mAP:.4f}  mAP@0.5:0.95 {metrics.mAP_50_95:.4f}")
         log.add(row)
         is_best = row.get("mAP", 0.0) > best
@@ -154,7 +154,7 @@ def train_epoch(
 ) -> dict[str, float]:
     """One epoch of steps; its row for the log."""
     began, total = time.perf_counter(), 0.0
-    device = next(model.parameters()).device
+    device = device_of(model)
     batches.sampler.epoch = epoch
     model.train()
     for images, targets in tqdm(batches, f"epoch {epoch + 1}", leave=False, unit="batch"):

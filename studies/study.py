@@ -30,9 +30,8 @@ from utils.checkpoints import git_revision, read_checkpoint
 from utils.cli import ArgumentParser, run
 from utils.errors import InputError
 from utils.files import write_csv
+from utils.metrics import QUALITY
 from utils.runs import Run
-
-QUALITY = ("mAP", "mAP_50_95", "precision", "recall", "f1")
 
 
 def get_args_parser() -> argparse.ArgumentParser:

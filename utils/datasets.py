@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils.augmentations import Augmentation, Picture, letterbox
 from utils.distributed import share
 from utils.errors import InputError
-from utils.files import read_lines
+from utils.files import read_lines, read_names
 from utils.picture_cache import decode_all
 from utils.workers import start_worker
 
@@ -52,11 +52,6 @@ def find_path(text: str, origin: Path) -> Path:
     """A path that a file names: absolute, relative to the working directory, or relative to the file ``origin``."""
     path = Path(text)
     return path if path.is_absolute() or os.path.exists(path) else origin.parent / path
-
-
-def read_names(path: str | Path) -> list[str]:
-    """Class names, one a line."""
-    return [line.strip() for line in read_lines(path, "file of class names") if line.strip()]
 
 
 def read_data_config(path: str | Path) -> DataConfig:

@@ -81,6 +81,15 @@ def read_lines(path: str | Path, what: str) -> list[str]:
         raise InputError(f"{path}: cannot be read as a {what}: {getattr(error, 'strerror', error)}") from None
 
 
+def read_names(path: str | Path, what: str = "file of class names") -> list[str]:
+    """The names in a text file, one a line; ``what`` is what it should be.
+
+    Raises:
+        InputError: as :func:`read_lines`.
+    """
+    return [line.strip() for line in read_lines(path, what) if line.strip()]
+
+
 def keep_old(path: str | Path) -> Path | None:
     """Give an existing file a second name, ``{stem}-1``, ``-2``, ..., before it is replaced; return that name.
 

@@ -10,6 +10,8 @@ from torchvision.ops import box_iou
 
 # COCO's ten thresholds, for mAP@0.5:0.95.
 COCO_IOU = np.linspace(0.5, 0.95, 10)
+# The attributes of Metrics that logs and studies keep.
+QUALITY = ("mAP", "mAP_50_95", "precision", "recall", "f1")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Metrics:
     per_class: dict[str, float | None]
     images: int
     boxes: int
+
+    def quality(self) -> dict[str, float]:
+        """The numbers of QUALITY by name, for a log."""
+        return {name: getattr(self, name) for name in QUALITY}
 
 
 def match(detections: Tensor, truth: Tensor, thresholds: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from torch import Tensor
 from models import Darknet
 from utils.boxes import MAX_DETECTIONS
 from utils.cfg import format_cfg
+from utils.devices import device_of
 from utils.errors import InputError
 from utils.fusing import fuse
 from utils.optional import optional
@@ -87,7 +88,7 @@ def export_onnx(model: Darknet, names: list[str], img_size: int, dynamic_size: b
         # and names nodes by layers. It warns that it takes channel counts for constants, which they are.
         torch.onnx.export(
             fuse(model),
-            (torch.zeros(2, 3, img_size, img_size, device=next(model.parameters()).device),),
+            (torch.zeros(2, 3, img_size, img_size, device=device_of(model)),),
             file,
             dynamo=False,
             opset_version=OPSET,
@@ -135,7 +136,7 @@ def prove(model: Darknet, proto: "ModelProto", pictures: list[Tensor]) -> float:
         InputError: it is larger than TOLERANCE.
     """
     exported = OnnxModel(proto.SerializeToString())
-    device = next(model.parameters()).device
+    device = device_of(model)
     gaps = [largest_difference(model(images.to(device)).cpu(), exported(images)) for images in pictures]
     if not all(gap <= TOLERANCE for gap in gaps):
         raise InputError(

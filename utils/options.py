@@ -4,8 +4,9 @@ import argparse
 
 from models import Darknet
 from utils.cli import number
-from utils.datasets import DataConfig, read_names
+from utils.datasets import DataConfig
 from utils.errors import InputError
+from utils.files import read_names
 
 
 def add_threshold_options(parser: argparse.ArgumentParser, conf_thres: float, nms_thres: float) -> None:

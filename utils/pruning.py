@@ -20,6 +20,7 @@ from torch import Tensor
 from models import ACTIVATIONS, Darknet
 from utils import graph
 from utils.coupling import Coupling
+from utils.devices import device_of
 from utils.graph import IMAGE
 from utils.resolve import resolve
 from utils.strategies import round_up
@@ -121,7 +122,7 @@ def compact_network(
 ) -> Darknet:
     """The network of the sets to ``keep``, in eval mode, with the same outputs as the masked ``reference``."""
     blocks = compact_blocks(reference.blocks, channel_counts(coupling, keep))
-    compact = Darknet(blocks).to(next(reference.parameters()).device).eval()
+    compact = Darknet(blocks).to(device_of(reference)).eval()
     for layer in reference.network.convolutions:
         _copy_convolution(reference, compact, layer, coupling, keep, dead, constants, fold_bias)
     return compact
@@ -270,7 +271,7 @@ def proof_pictures(img_size: int, stride: int, seed: int = 0) -> Iterator[Tensor
 @torch.inference_mode()
 def largest_difference(reference: Darknet, other: Darknet, img_size: int) -> float:
     """The largest difference of the raw head outputs of two networks over the reference's largest magnitude."""
-    device = next(reference.parameters()).device
+    device = device_of(reference)
     worst = 0.0
     for pictures in proof_pictures(img_size, reference.network.stride):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose 10 bits would hide what is looked for

@@ -13,6 +13,7 @@ import torch
 from models import Darknet
 from utils import graph
 from utils.coupling import NOT_ZERO_AT_ZERO
+from utils.devices import device_of
 from utils.errors import InputError
 from utils.graph import Network
 from utils.strategies import Gammas
@@ -85,7 +86,7 @@ def surviving_layers(network: Network, blocks: Collection[Block]) -> list[int]:
 def remove_blocks(model: Darknet, blocks: Collection[Block]) -> Darknet:
     """The network without ``blocks``, with the weights of the layers that stay, in eval mode."""
     survivors = surviving_layers(model.network, blocks)
-    smaller = Darknet(_renumbered(model, blocks, survivors)).to(next(model.parameters()).device).eval()
+    smaller = Darknet(_renumbered(model, blocks, survivors)).to(device_of(model)).eval()
     for new, old in enumerate(survivors):
         for target, source in zip(smaller.module_list[new].children(), model.module_list[old].children(), strict=True):
             target.load_state_dict(source.state_dict())
