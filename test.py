@@ -6,14 +6,13 @@ import time
 
 import torch
 from terminaltables import AsciiTable
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
-from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from models import Darknet
 from utils import distributed
-from utils.boxes import to_detections
+from utils.boxes import boxes_of_image, to_detections
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data, summary
 from utils.datasets import DetectionDataset, loader, read_data_config, to_device
@@ -83,12 +82,6 @@ def evaluate(
     everything.join(distributed.gather(gathered))
     metrics = everything.compute()
     return metrics, Seconds(forward.seconds, nms.seconds, time.perf_counter() - start)
-
-
-def boxes_of_image(targets: Tensor, image: int, img_size: int) -> Tensor:
-    """The boxes (G, 5) class, x1, y1, x2, y2 in pixels of one image, from the targets (N, 6) of a batch."""
-    own = targets[targets[:, 0] == image, 1:]
-    return torch.cat([own[:, :1], box_convert(own[:, 1:] * img_size, "cxcywh", "xyxy")], dim=1)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

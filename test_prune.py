@@ -12,26 +12,22 @@ from torch.utils.data import DataLoader
 
 from models import Darknet
 from test import evaluate
-from utils.cfg import format_cfg
-from utils.checkpoints import load_weights, state_dict_size, write_checkpoint
+from utils.checkpoints import load_weights, state_dict_size
 from utils.cli import ArgumentParser, number, run
 from utils.coupling import couple
-from utils.darknet_weights import is_darknet_weights, write_darknet_weights
 from utils.data_check import check_data
 from utils.datasets import DetectionDataset, loader, read_data_config
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
-from utils.files import atomic_writer, keep_old, write_json
+from utils.files import write_json
 from utils.inference import for_inference
 from utils.options import add_skip_bad_option, check_classes, network_size
 from utils.plots import channels_figure, save_figure, sweep_figure
 from utils.profiling import Timing, count_macs, count_parameters, forward_times
-from utils.pruning import largest_difference
+from utils.pruned_files import prove, write_pruned
 from utils.ratio import DEFAULT_PERCENT, LARGEST_PERCENT, Pruner, Trial, largest_percent, smallest_percent
 from utils.strategies import STRATEGIES, allowed_percent
 
-# The compact network must agree with the reference to this share of the largest raw output.
-TOLERANCE = 1e-4
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
@@ -258,21 +254,6 @@ def sweep(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> None:
         write_json(args.json, {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows})
 
 
-def prove(trial: Trial, img_size: int, fold: str) -> float:
-    """The largest relative difference of the raw outputs on random pictures.
-
-    Raises:
-        InputError: it is larger than TOLERANCE, so that the compact network must not be used.
-    """
-    difference = largest_difference(trial.reference, trial.pruned.model, img_size)
-    if fold == "exact" and not difference <= TOLERANCE:
-        raise InputError(
-            f"the pruned network differs from the masked one by {difference:.1e} of its outputs, more than "
-            f"{TOLERANCE:.0e}: nothing was written"
-        )
-    return difference
-
-
 def describe(trial: Trial, max_diff: float, pruner: Pruner) -> None:
     """Say what died, what it took, and how exact it is."""
     if trial.choice.floored:
@@ -310,39 +291,6 @@ def output_paths(args: argparse.Namespace) -> tuple[Path, Path]:
     cfg, weights = Path(args.model_def), Path(args.weights_path)
     default = weights.with_name(f"prune_{weights.name}")
     return Path(args.out_cfg or cfg.with_name(f"prune_{cfg.name}")), Path(args.out_weights or default)
-
-
-def write_pruned(compact: Darknet, out_cfg: Path, out_weights: Path, about: dict) -> None:
-    """Write cfg and weights, read both back, and put them in place only if they give the same network.
-
-    What stood there before is kept under a numbered name.
-    """
-    with atomic_writer(out_cfg) as cfg_file, atomic_writer(out_weights) as weights_file:
-        cfg_file.write(format_cfg(compact.blocks).encode())
-        cfg_file.flush()
-        if is_darknet_weights(out_weights):
-            write_darknet_weights(compact, weights_file)
-        else:
-            write_checkpoint(weights_file, compact, **about)
-        weights_file.flush()
-        check_files(compact, cfg_file.name, weights_file.name)
-        for path in (out_cfg, out_weights):
-            if kept := keep_old(path):
-                print(f"the old {path} is kept as {kept}")
-
-
-def check_files(compact: Darknet, cfg: str, weights: str) -> None:
-    """Raise an InputError unless the files hold exactly ``compact``."""
-    again = Darknet(cfg)
-    load_weights(again, weights)
-    wanted = compact.state_dict()
-    differing = [
-        name
-        for name, tensor in again.state_dict().items()
-        if not name.endswith("num_batches_tracked") and not torch.equal(tensor, wanted[name].cpu())
-    ]
-    if again.blocks != compact.blocks or differing:
-        raise InputError(f"read back, the files do not give the pruned network ({differing[:1] or cfg})")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models import Darknet
-from test import boxes_of_image
-from utils.boxes import non_max_suppression
+from utils.boxes import boxes_of_image, non_max_suppression
 from utils.checkpoints import load_weights
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data

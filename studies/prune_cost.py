@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from models import Darknet
-from test_prune import prove, write_pruned
 from utils.cli import ArgumentParser, number, run
 from utils.profiling import count_parameters
+from utils.pruned_files import prove, write_pruned
 from utils.ratio import Pruner
 from utils.strategies import STRATEGIES
 

@@ -13,6 +13,7 @@ import train
 from config.create_cfg import create_cfg
 from models import Darknet
 from tests.scene import make_project
+from utils import pruned_files
 from utils.cfg import format_cfg
 from utils.checkpoints import save_checkpoint
 from utils.errors import InputError
@@ -164,13 +165,13 @@ def test_a_model_that_was_never_trained_sparse_is_noticed(project):
 
 
 def test_a_proof_that_fails_writes_nothing(project, monkeypatch):
-    monkeypatch.setattr(test_prune, "TOLERANCE", -1.0)
+    monkeypatch.setattr(pruned_files, "TOLERANCE", -1.0)
     assert "nothing was written" in refused("test_prune", "--percent", "0.3", "--force")
 
 
 def test_files_that_do_not_read_back_are_not_put_in_place(project, monkeypatch):
-    original = test_prune.format_cfg
-    monkeypatch.setattr(test_prune, "format_cfg", lambda blocks: original(blocks).replace("leaky", "relu", 1))
+    original = pruned_files.format_cfg
+    monkeypatch.setattr(pruned_files, "format_cfg", lambda blocks: original(blocks).replace("leaky", "relu", 1))
     monkeypatch.setattr(test_prune, "save_figure", lambda figure, path: None)
     assert "read back" in refused("test_prune", "--percent", "0.3", "--force")
 

@@ -48,6 +48,12 @@ def size_iou(first: Tensor, second: Tensor) -> Tensor:
     return box_iou(*(box_convert(F.pad(size, (2, 0)), "cxcywh", "xyxy") for size in (first, second)))
 
 
+def boxes_of_image(targets: Tensor, image: int, img_size: int) -> Tensor:
+    """The boxes (G, 5) class, x1, y1, x2, y2 in pixels of one image, from the targets (N, 6) of a batch."""
+    own = targets[targets[:, 0] == image, 1:]
+    return torch.cat([own[:, :1], box_convert(own[:, 1:] * img_size, "cxcywh", "xyxy")], dim=1)
+
+
 def to_detections(output: Tensor | list[Tensor], conf_thres: float, nms_thres: float) -> list[Tensor]:
     """What a network gives as detections, (D, 6) for each image.
 
