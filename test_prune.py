@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from models import Darknet
 from test import evaluate
-from utils.checkpoints import load_weights, state_dict_size
+from utils.checkpoints import load_weights
 from utils.cli import ArgumentParser, number, run
 from utils.coupling import couple
 from utils.data_check import check_data
@@ -23,7 +23,7 @@ from utils.files import write_json
 from utils.inference import for_inference
 from utils.options import add_skip_bad_option, check_classes, network_size
 from utils.plots import channels_figure, save_figure, sweep_figure
-from utils.profiling import Timing, count_macs, count_parameters, forward_times
+from utils.profiling import Timing, count_macs, count_parameters, forward_times, state_dict_size
 from utils.pruned_files import prove, write_pruned
 from utils.ratio import DEFAULT_PERCENT, LARGEST_PERCENT, Pruner, Trial, largest_percent, smallest_percent
 from utils.strategies import STRATEGIES, allowed_percent

@@ -3,7 +3,6 @@
 import argparse
 import time
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
@@ -20,11 +19,11 @@ from utils.devices import PRECISIONS, computes_bf16, default_precision, pick_dev
 from utils.epoch_report import gamma_row, loss_row, print_epoch
 from utils.errors import InputError
 from utils.files import remove_leftovers, write_text
-from utils.guards import NotFinite, penalty_warnings, write_batches
+from utils.guards import NotFinite, write_batches
 from utils.interrupts import Stopped, StopRequest
-from utils.optim import MOMENTUM
 from utils.options import add_skip_bad_option, check_classes, network_size
-from utils.penalty_schedules import RESISTANCE, SCHEDULES, check_schedule, shares
+from utils.penalty_advice import check_reach, warn_of_penalty
+from utils.penalty_schedules import SCHEDULES, check_schedule
 from utils.picture_cache import budget
 from utils.plots import plot_training
 from utils.profiling import count_macs
@@ -34,7 +33,7 @@ from utils.resume import restore_options, resume_point
 from utils.run_log import RunLog
 from utils.runs import Run, default_name
 from utils.shrinking import Survivors
-from utils.sparsity import METHODS, GammaHistory, gamma_sizes, reach
+from utils.sparsity import METHODS, GammaHistory, gamma_sizes
 from utils.strategies import STRATEGIES
 from utils.training import Training
 
@@ -385,29 +384,6 @@ def keep_pictures(*datasets: DetectionDataset) -> None:
         f"--cache: {kept} of {everything} pictures in memory, {(most - free) / 1e9:.2f} GB"
         + (f"; the others do not fit into {most / 1e9:.2f} GB, half of what is free" if kept < everything else "")
     )
-
-
-def check_reach(training: Training) -> None:
-    """Say how far the penalty can move a gamma in this run, and warn where that is not far enough."""
-    rates = training.plan.rates
-    farthest = reach(rates * shares(training.args.s_schedule, len(rates)), training.args.s, MOMENTUM)
-    typical = float(np.median(training.penalty.gammas()))
-    print(
-        f"s={training.args.s:g} can lower a gamma by at most {farthest:.3g} in this run; their median is {typical:.3g}"
-    )
-    if farthest < typical:
-        fitting = RESISTANCE * typical * training.args.s / farthest if training.args.s else float("nan")
-        print(f"warning: few gammas can reach 0: train longer, or try --s {fitting:.2g}")
-
-
-def warn_of_penalty(training: Training, log: RunLog, gammas: GammaHistory) -> None:
-    """Say so where sparse training does not sparsify, or costs the detections."""
-    args = training.args
-    if args.sr:
-        mean_aps = [float(row["mAP"]) for row in log.rows if row.get("mAP")]
-        left = reach(training.learning_rates()[training.step :], args.s, MOMENTUM)
-        for warning in penalty_warnings(args.s, training.epoch / args.epochs, gammas, left, mean_aps):
-            print(f"warning: {warning}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import randomize
 from utils.cfg import format_cfg, parse_cfg
-from utils.checkpoints import load_weights, read_checkpoint, save_checkpoint, state_dict_size
+from utils.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.errors import InputError
 
 CFG = parse_cfg(format_cfg(create_cfg("v3-tiny", 1, 64, width=0.25)))
@@ -245,12 +245,6 @@ def test_a_darknet_backbone_is_for_those_who_ask(tmp_path):
     assert load_weights(model, tmp_path / "tiny.conv.1", partial=True) == {"filled": 1}
     assert torch.equal(model.conv(0).weight, source.conv(0).weight)
     assert struct.unpack("<3i", content[:12]) == (0, 2, 5)
-
-
-def test_the_size_of_a_state_dict_is_that_of_its_file(tmp_path):
-    model = network()
-    torch.save(model.state_dict(), tmp_path / "archive")  # a name as short as that within a buffer
-    assert state_dict_size(model) == pytest.approx((tmp_path / "archive").stat().st_size, rel=1e-3)
 
 
 def test_a_failing_save_leaves_the_old_checkpoint(saved):

@@ -4,7 +4,6 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -17,9 +16,8 @@ from tests.scene import make_project
 from utils.checkpoints import read_checkpoint, save_checkpoint
 from utils.datasets import EpochSampler, loader
 from utils.errors import InputError
-from utils.guards import FiniteWatch, memory_advice, penalty_warnings, smaller_batch
+from utils.guards import FiniteWatch, memory_advice, smaller_batch
 from utils.loss import YoloLoss
-from utils.sparsity import GammaHistory
 from utils.workers import explain
 
 
@@ -186,44 +184,6 @@ def test_other_errors_are_not_explained_by_workers():
     assert explain(InputError("a.cfg:3: filters= is missing")) is None
     bus = "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that it is out of shared memory."
     assert "--shm-size" in str(explain(RuntimeError(bus)))
-
-
-# The penalty
-
-
-def history(near_zero, lowest):
-    gammas = GammaHistory()
-    gammas.near_zero.append(near_zero)
-    gammas.quintiles.append(np.array([lowest, 1, 1, 1, 1]))
-    return gammas
-
-
-@pytest.mark.parametrize(
-    ("done", "near_zero", "lowest", "left", "mean_aps", "words"),
-    [
-        (0.4, 0.0, 0.8, 0.1, [0.5, 0.6], None),  # too early to tell
-        (0.6, 0.0, 0.8, 0.1, [0.5, 0.6], ["can lower one by 0.1", "--s 0.08"]),
-        (0.6, 0.0, 0.8, 0.9, [0.5, 0.6], None),  # they can still get there
-        (0.6, 0.3, 0.8, 0.1, [0.5, 0.6], None),  # there is something to prune
-        (1.0, 0.01, 0.8, 0.0, [0.5, 0.6], ["only 1.0% of the gammas are near zero", "--s 0.02"]),
-        (0.3, 0.5, 0.0, 1.0, [0.8, 0.7, 0.3, 0.2], ["mAP@0.5 fell from 0.800 to 0.200", "--s 0.005"]),
-        (0.3, 0.5, 0.0, 1.0, [0.8, 0.7, 0.3, 0.5], None),  # one bad evaluation
-        (0.3, 0.5, 0.0, 1.0, [0.05, 0.01, 0.01], None),
-        (0.3, 0.5, 0.0, 1.0, [], None),
-    ],
-)
-def test_a_penalty_that_does_not_fit_is_warned_of(done, near_zero, lowest, left, mean_aps, words):
-    warnings = penalty_warnings(0.01, done, history(near_zero, lowest), left, mean_aps)
-    assert len(warnings) == (words is not None)
-    for word in words or []:
-        assert word in warnings[0]
-
-
-def test_sparse_training_that_did_not_sparsify_says_so(project, capsys):
-    run("-sr", "--s", "0", "--epochs", "1")
-    assert "warning: only 0.0% of the gammas are near zero" in capsys.readouterr().out
-    run("--epochs", "1")
-    assert "warning" not in capsys.readouterr().out
 
 
 # Pictures with boxes

@@ -1,12 +1,13 @@
 import time
 
+import pytest
 import torch
 from torch import nn
 
 from config.create_cfg import create_cfg
 from models import Darknet
 from utils.cfg import parse_cfg
-from utils.profiling import Stopwatch, count_macs, count_parameters, forward_times, time_in_turns
+from utils.profiling import Stopwatch, count_macs, count_parameters, forward_times, state_dict_size, time_in_turns
 
 SMALL = parse_cfg("""[net]
 width=32
@@ -77,6 +78,12 @@ def test_parameters_are_kernels_biases_gammas_and_betas():
     first, depthwise = 8 * 3 * 3**2 + 2 * 8, 8 * 3**2 + 2 * 8
     grouped, head = 12 * 2 * 5**2 + 12, 6 * 12 + 6
     assert count_parameters(Darknet(SMALL)) == first + depthwise + grouped + head
+
+
+def test_the_size_of_a_state_dict_is_that_of_its_file(tmp_path):
+    model = Darknet(SMALL)
+    torch.save(model.state_dict(), tmp_path / "archive")  # a name as short as that within a buffer
+    assert state_dict_size(model) == pytest.approx((tmp_path / "archive").stat().st_size, rel=1e-3)
 
 
 class Sleeper(nn.Module):

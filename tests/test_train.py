@@ -174,18 +174,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(proj
     assert len(set((shown / "pictures.txt").read_text().splitlines())) == 4
 
 
-def test_too_weak_a_penalty_is_noticed_before_the_first_step_and_the_proposed_one_suffices(
-    project, no_pictures, capsys
-):
-    options = ["-sr", "--epochs", "1", "--name", "weak", *FAST]
-    run(train, *options, "--s", "0.01")
-    text = capsys.readouterr().out
-    assert "can lower a gamma by at most" in text
-    proposed = text.split("or try --s ")[1].split()[0]
-    run(train, *options, "--s", proposed)
-    assert "warning" not in capsys.readouterr().out
-
-
 def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(project, no_pictures):
     run(train, "-sr", "--s", "30", "--epochs", "4", *FAST)
     gamma = weights("checkpoints/yolov3_ckpt.pth")["module_list.0.batch_norm_0.weight"]

@@ -7,7 +7,6 @@ A checkpoint is a dict of plain values and tensors, so that ``torch.load(..., we
 - in ``_last`` files also ``training``: the weights in training, optimizer, scaler, updates of the average, RNG states.
 """
 
-import io
 import re
 import subprocess
 import warnings
@@ -111,13 +110,6 @@ def load_state(model: Darknet, state: Mapping[str, Tensor], path: str | Path) ->
     if spare := state.keys() - own.keys():
         raise InputError(f"{path}: belongs to another cfg, which also has {min(spare)}")
     model.load_state_dict(state)
-
-
-def state_dict_size(model: Darknet) -> int:
-    """The bytes that the state dict takes as a file."""
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    return buffer.getbuffer().nbytes
 
 
 def git_revision() -> str:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from models import Darknet
-from utils.checkpoints import state_dict_size
 from utils.errors import InputError
 from utils.fusing import fuse
 from utils.inference import for_inference
 from utils.onnx_export import export_onnx
 from utils.optional import optional
+from utils.profiling import state_dict_size
 from utils.quantization import quantize
 from utils.runtimes import OnnxModel, OpenCvModel, OpenVinoModel
 

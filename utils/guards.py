@@ -1,9 +1,8 @@
-"""What watches over a training run: numbers that are not finite, memory that is full, a penalty that does not fit."""
+"""What watches over a training run: numbers that are not finite, memory that is full."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -14,12 +13,6 @@ from torchvision.ops import box_convert
 from utils.drawing import draw_detections
 from utils.errors import InputError
 from utils.files import atomic_writer, write_text
-
-if TYPE_CHECKING:
-    from utils.sparsity import GammaHistory
-
-FEW = 0.05  # a share of gammas near zero below this is no sparsity
-LEAST_MAP = 0.1  # a lower mAP says nothing yet
 
 
 class NotFinite(InputError):
@@ -99,38 +92,3 @@ def smaller_batch(batch_size: int, img_size: int, accumulate: int | None = None)
         return f"a lower --img_size than {img_size}, or a narrower cfg"
     steps = "" if accumulate is None else f" --accumulate {2 * accumulate}, which takes the same steps"
     return f"try --batch_size {smaller}{steps}, or a lower --img_size than {img_size}"
-
-
-def penalty_warnings(
-    s: float, done: float, gammas: "GammaHistory", reach_left: float, mean_aps: Sequence[float]
-) -> list[str]:
-    """What to say about sparse training that does not sparsify, or that costs the detections.
-
-    Args:
-        s: strength of the penalty.
-        done: the share of the run that is done.
-        gammas: up to now.
-        reach_left: by how much the penalty can still lower a gamma.
-        mean_aps: of the evaluations up to now.
-    """
-    warnings = []
-    near_zero, lowest = gammas.near_zero[-1], float(gammas.quintiles[-1][0])
-    if near_zero < FEW:
-        if done == 1:
-            warnings.append(
-                f"only {near_zero:.1%} of the gammas are near zero: pruning will cost detections; train with --s "
-                f"{2 * s:.2g}, or for more epochs"
-            )
-        elif done >= 0.5 and lowest > reach_left:
-            fitting = s * lowest / max(reach_left, 1e-12)
-            warnings.append(
-                f"the lowest fifth of the gammas reaches up to {lowest:.3g}, and what is left of the run can lower one "
-                f"by {reach_left:.3g}: train with --s {min(fitting, 10 * s):.2g}, or for more epochs"
-            )
-    best, latest = max(mean_aps, default=0.0), mean_aps[-2:]
-    if best > LEAST_MAP and len(latest) == 2 and max(latest) < best / 2:
-        warnings.append(
-            f"mAP@0.5 fell from {best:.3f} to {latest[-1]:.3f}: the penalty may be too strong; train with "
-            f"--s {s / 2:.2g}, or from a baseline (-pre)"
-        )
-    return warnings

@@ -1,5 +1,6 @@
 """How large and how fast a network is."""
 
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(blocks: Sequence[dict[str, str]], img_size: int) -> int:
     """Multiply-adds of the convolutions for one picture of ``img_size`` pixels, one multiply-add counted as one."""
     return sum(layer.macs for layer in resolve(blocks, img_size).convolutions)
+
+
+def state_dict_size(model: nn.Module) -> int:
+    """The bytes that the state dict takes as a file."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return buffer.getbuffer().nbytes
 
 
 class Stopwatch:
