@@ -22,14 +22,16 @@ from test import evaluate
 from utils.boxes import non_max_suppression
 from utils.cfg import read_cfg
 from utils.cli import ArgumentParser, number, run
-from utils.datasets import DetectionDataset, label_path, loader, read_labels, to_device
+from utils.datasets import DetectionDataset, loader
 from utils.devices import pick_device
 from utils.errors import InputError
 from utils.files import write_json
 from utils.inference import for_inference
+from utils.labels import label_path, read_labels
 from utils.metrics import COCO_IOU, DetectionMetrics, average_precision
 from utils.onnx_export import export_onnx
 from utils.optional import optional
+from utils.pictures import to_device
 from utils.profiling import Timing, count_macs, forward_times, time_in_turns
 from utils.runtimes import OnnxModel, OpenVinoModel
 from utils.step_benchmark import time_steps

@@ -15,7 +15,7 @@ from utils import distributed
 from utils.boxes import boxes_of_image, to_detections
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data, summary
-from utils.datasets import DetectionDataset, loader, read_data_config, to_device
+from utils.datasets import DetectionDataset, loader, read_data_config
 from utils.detector import load_model
 from utils.devices import device_of, pick_device
 from utils.files import write_json
@@ -29,6 +29,7 @@ from utils.options import (
     check_classes,
     network_size,
 )
+from utils.pictures import to_device
 from utils.profiling import Stopwatch, count_macs, count_parameters
 
 

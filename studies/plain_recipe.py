@@ -25,10 +25,11 @@ from utils.boxes import size_iou
 from utils.checkpoints import load_state, save_checkpoint
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data, summary
-from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config, to_device
+from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
 from utils.devices import PRECISIONS, autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
 from utils.options import check_classes, network_size
+from utils.pictures import to_device
 from utils.run_log import RunLog
 from utils.runs import Run
 

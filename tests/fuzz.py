@@ -38,8 +38,10 @@ from utils.cfg import format_cfg, parse_cfg, read_cfg
 from utils.checkpoints import load_weights
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import READER, read_memory
-from utils.datasets import read_data_config, read_image, read_image_list, read_labels
+from utils.datasets import read_data_config, read_image_list
 from utils.errors import InputError
+from utils.labels import read_labels
+from utils.pictures import read_image
 from utils.resolve import resolve
 
 SECONDS = 20  # of one case; the slowest take a fraction of one

@@ -7,7 +7,8 @@ from PIL import Image
 
 from config.create_cfg import create_cfg
 from utils.cfg import format_cfg
-from utils.datasets import DetectionDataset, label_path, read_labels
+from utils.datasets import DetectionDataset
+from utils.labels import label_path, read_labels
 
 
 def make_project(root: Path, train: int = 6, valid: int = 3, size: int = 64, seed: int = 0) -> Path:
@@ -44,3 +45,10 @@ def draw_square(path: Path, size: int, random: np.random.Generator) -> None:
 def dataset_of(images, classes, *options):
     """The data set of pictures with the labels that lie beside them."""
     return DetectionDataset(images, [read_labels(label_path(image), classes)[0] for image in images], *options)
+
+
+def write(path, text):
+    """Write a text file, and the folders above it; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path

@@ -1,37 +1,14 @@
-import struct
-import threading
-import warnings
-import zlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tests.scene import dataset_of
+from tests.scene import dataset_of, write
 from utils.augmentations import Augmentation
-from utils.datasets import (
-    BORDER,
-    EpochSampler,
-    collate,
-    label_path,
-    loader,
-    read_data_config,
-    read_image,
-    read_image_list,
-    read_labels,
-    to_device,
-)
+from utils.datasets import EpochSampler, collate, loader, read_data_config, read_image_list
 from utils.errors import InputError
 
-RED, BLUE = (255, 0, 0), (0, 0, 255)
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
+RED = (255, 0, 0)
 
 
 def save(path, size=(40, 30), colour=(0, 255, 0), **options):
@@ -149,7 +126,7 @@ def test_paths_are_absolute_or_relative_to_the_working_directory_or_to_the_file(
     assert found == [here / "cwd.png", there / "absolute.png", data / "beside.png"]
 
 
-# lists and labels
+# lists
 
 
 def test_a_missing_picture_is_named_by_file_and_line(tmp_path):
@@ -170,75 +147,7 @@ def test_an_empty_list_is_an_error(tmp_path):
         read_image_list(write(tmp_path / "list.txt", "\n  \n"))
 
 
-@pytest.mark.parametrize(
-    ("image", "label"),
-    [
-        ("images/a.jpg", "labels/a.txt"),
-        ("/d/images/train/a.b.png", "/d/labels/train/a.b.txt"),
-        ("/images/set/images/a.jpg", "/images/set/labels/a.txt"),
-        ("/images/my_images/a.jpg", "/labels/my_images/a.txt"),
-        ("/d/pictures/a.jpg", "/d/pictures/a.txt"),
-        ("/d/images/images.jpg", "/d/labels/images.txt"),
-        ("/d/images/images", "/d/labels/images.txt"),
-    ],
-)
-def test_label_path_changes_the_last_folder_named_images(image, label):
-    assert label_path(Path(image)) == Path(label)
-
-
-def test_a_missing_or_empty_label_file_is_a_negative_picture(tmp_path):
-    for path in (tmp_path / "none.txt", write(tmp_path / "empty.txt", ""), write(tmp_path / "blank.txt", "\n \n")):
-        boxes, clipped = read_labels(path, 1)
-        assert (boxes.shape, clipped) == ((0, 5), 0)
-
-
-def test_labels_are_read_as_written(tmp_path):
-    boxes, clipped = read_labels(write(tmp_path / "a.txt", "0 0.5 0.25 0.5 0.125\n\n2\t.75 .5 .5 1\n"), 3)
-    assert boxes.tolist() == [[0, 0.5, 0.25, 0.5, 0.125], [2, 0.75, 0.5, 0.5, 1]]
-    assert clipped == 0
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("0 .5 .5 .1", "4 values, but a label line is: class cx cy w h"),
-        ("0 .5 .5 .1 .1 .9", "6 values"),
-        ("7 .5 .5 .1 .1", "class 7, but the classes are 0 to 0"),
-        ("-1 .5 .5 .1 .1", "class -1,"),
-        ("0.5 .5 .5 .1 .1", r"class 0\.5,"),
-        ("hand .5 .5 .1 .1", "is not five numbers"),
-        ("0 nan .5 .1 .1", "not finite"),
-        ("0 .5 .5 inf .1", "not finite"),
-        ("nan .5 .5 .1 .1", "not finite"),
-        ("0 .5 .5 0 .1", r"no area: w=0 h=\.1"),
-        ("0 .5 .5 .1 -.1", r"no area: w=\.1 h=-\.1"),
-        ("0 .5 .5 1.003 .1", r"passes the border of the picture by 0\.0015 of its side"),
-        ("0 .1 .5 .203 .1", "passes the border"),
-        ("0 .5 .95 .1 .103", "passes the border"),
-        ("0 1.0005 .5 .0005 .1", "no area within the picture"),
-        ("0 320 240 50 60", "passes the border"),
-    ],
-)
-def test_a_wrong_label_is_named_by_file_and_line(tmp_path, line, message):
-    path = write(tmp_path / "a.txt", f"0 .5 .5 .1 .1\n\n{line}\n")
-    with pytest.raises(InputError, match=rf"a\.txt:3: .*{message}"):
-        read_labels(path, 1)
-
-
-def test_boxes_slightly_over_the_border_are_clipped_and_counted(tmp_path):
-    over = 0.9 * BORDER
-    text = f"0 {0.1 - over} .5 .2 .4\n0 .5 {0.9 + over} .4 .2\n0 .5 .5 1 1\n"
-    boxes, clipped = read_labels(write(tmp_path / "a.txt", text), 1)
-    assert clipped == 2
-    np.testing.assert_allclose(boxes[0], [0, (0.2 - over) / 2, 0.5, 0.2 - over, 0.4], rtol=1e-5)
-    np.testing.assert_allclose(boxes[1], [0, 0.5, (0.8 + over + 1) / 2, 0.4, 0.2 - over], rtol=1e-5)
-    assert boxes[2].tolist() == [0, 0.5, 0.5, 1, 1]
-
-
-def test_a_folder_or_a_name_that_no_file_can_have_is_no_label_file_and_no_list(tmp_path):
-    (tmp_path / "a.txt").mkdir()
-    with pytest.raises(InputError, match=r"a\.txt: cannot be read as a label file: Is a directory"):
-        read_labels(tmp_path / "a.txt", 1)
+def test_a_name_that_no_file_can_have_is_no_picture_and_no_list(tmp_path):
     for name in ("x" * 5000, "a\0b"):
         with pytest.raises(InputError, match=r"list\.txt:1: there is no picture"):
             read_image_list(write(tmp_path / "list.txt", name))
@@ -250,99 +159,6 @@ def test_a_folder_or_a_name_that_no_file_can_have_is_no_label_file_and_no_list(t
 def test_an_absurd_number_of_classes_is_refused(tmp_path, classes):
     with pytest.raises(InputError, match="must be a number from 1 to 65536"):
         read_data_config(write(tmp_path / "a.data", f"classes={classes}\n"))
-
-
-# pictures
-
-
-def test_a_picture_that_is_missing_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"none\.jpg: there is no such picture"):
-        read_image(tmp_path / "none.jpg")
-
-
-def test_a_truncated_jpeg_is_named(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
-    path = tmp_path / "a.jpg"
-    Image.fromarray(pixels).save(path)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as a picture"):
-        read_image(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x10JFIF"])
-def test_what_is_no_picture_is_named(tmp_path, content):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as a picture"):
-        read_image(path)
-
-
-def png_header(width, height):
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("side", [10_000, 60_000])
-def test_a_decompression_bomb_is_not_decoded(tmp_path, side):
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png_header(side, side))
-    with pytest.raises(InputError, match=r"bomb\.png: cannot be read as a picture: .*pixels"):
-        read_image(path)
-
-
-def test_pictures_read_by_many_threads_leave_the_warning_filters_alone(tmp_path):
-    path = save(tmp_path / "a.png", (4, 4))
-    before = list(warnings.filters)
-    threads = [threading.Thread(target=lambda: [read_image(path) for _ in range(150)]) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert warnings.filters == before
-
-
-# left, right, top, bottom half of the upright picture: where the red half lies
-ROTATIONS = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}
-
-
-@pytest.mark.parametrize("orientation", ROTATIONS)
-def test_exif_orientation_is_applied(tmp_path, orientation):
-    pixels = np.zeros((16, 32, 3), np.uint8)
-    pixels[:, :16], pixels[:, 16:] = RED, BLUE
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / "a.png"
-    Image.fromarray(pixels).save(path, exif=exif)
-    upright = np.asarray(read_image(path))
-    assert upright.shape == ((16, 32, 3) if orientation < 5 else (32, 16, 3))
-    height, width = upright.shape[:2]
-    half = {
-        "left": upright[:, : width // 2],
-        "right": upright[:, width // 2 :],
-        "top": upright[: height // 2],
-        "bottom": upright[height // 2 :],
-    }[ROTATIONS[orientation]]
-    assert (half == RED).all()
-    assert (upright == BLUE).all(axis=2).mean() == 0.5
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16", "I"])
-def test_any_kind_of_picture_is_read_as_rgb(tmp_path, mode):
-    grey = np.repeat(np.array([[0, 255]], np.uint8), 8, axis=0).repeat(8, axis=1)
-    path = tmp_path / ("a.tif" if mode in ("CMYK", "I") else "a.png")
-    if mode.startswith("I"):
-        Image.fromarray((grey // 2).astype(np.uint16) * 257).convert(mode).save(path)
-        wanted = grey // 2
-    else:
-        Image.fromarray(grey).convert("RGB").convert(mode).save(path)
-        wanted = grey
-    image = read_image(path)
-    assert image.mode == "RGB"
-    for channel in range(3):
-        np.testing.assert_allclose(np.asarray(image)[..., channel], wanted, atol=1)
 
 
 # items and batches
@@ -436,11 +252,6 @@ def test_collate_of_pictures_without_boxes():
     images, targets = collate([(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(0, 5))] * 2)
     assert images.shape == (2, 3, 8, 8)
     assert targets.shape == (0, 6)
-
-
-def test_to_device_gives_numbers_from_0_to_1():
-    images = to_device(torch.tensor([0, 51, 255], dtype=torch.uint8), torch.device("cpu"))
-    torch.testing.assert_close(images, torch.tensor([0.0, 0.2, 1.0]))
 
 
 @pytest.mark.parametrize(("length", "batch_size", "world"), [(24, 8, 2), (23, 8, 2), (19, 6, 3), (13, 6, 3), (2, 6, 3)])

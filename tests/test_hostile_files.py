@@ -21,8 +21,8 @@ from tests import fuzz
 from tests.scene import make_project
 from utils.cfg import format_cfg, parse_cfg
 from utils.checkpoints import read_checkpoint
-from utils.datasets import read_image
 from utils.errors import InputError
+from utils.pictures import read_image
 from utils.resolve import resolve
 
 ROOT = Path(__file__).parents[1]

@@ -17,10 +17,9 @@ from tests.conftest import DARKNET_CFGS
 from tests.networks import lively, randomize, shrink
 from utils.boxes import non_max_suppression
 from utils.cfg import format_cfg, read_cfg
-from utils.datasets import read_image
 from utils.files import write_text
 from utils.fusing import fuse
-from utils.pictures import to_square
+from utils.pictures import read_image, to_square
 from utils.ratio import Pruner
 from utils.runtimes import OpenCvModel
 

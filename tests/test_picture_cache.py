@@ -8,9 +8,10 @@ from PIL import Image
 import train
 from tests.scene import dataset_of, make_project
 from utils import picture_cache
-from utils.datasets import EpochSampler, loader, read_data_config, read_image
+from utils.datasets import EpochSampler, loader, read_data_config
 from utils.errors import InputError
 from utils.picture_cache import budget, decode_all, decoded_bytes, free_memory
+from utils.pictures import read_image
 
 
 @pytest.fixture

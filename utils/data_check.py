@@ -19,10 +19,12 @@ import PIL
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from utils.datasets import DataConfig, Labels, ListEntry, decode_image, label_path, read_list_entries, scan_labels
+from utils.datasets import DataConfig, ListEntry, read_list_entries
 from utils.distributed import is_main
 from utils.errors import InputError
 from utils.files import write_text
+from utils.labels import Labels, label_path, scan_labels
+from utils.pictures import decode_image
 
 SHOWN = 10  # problems that are shown one by one
 READER = f"Pillow {PIL.__version__}"  # another one may read other pictures

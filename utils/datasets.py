@@ -1,16 +1,13 @@
-"""Detection data sets: ``.data`` files, lists of pictures, YOLO labels, and batches of them."""
+"""Detection data sets: ``.data`` files, lists of pictures, and batches of pictures with their boxes."""
 
-import math
 import os
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -19,10 +16,9 @@ from utils.distributed import share
 from utils.errors import InputError
 from utils.files import read_lines, read_names
 from utils.picture_cache import decode_all
+from utils.pictures import read_image
 from utils.workers import start_worker
 
-_WARNING_FILTERS = threading.Lock()  # they are the process's, and pictures are checked by several threads
-BORDER = 1e-3  # a label box may pass the border by less than this share of the picture; it is clipped
 MOST_CLASSES = 65_536  # more is a mistake that would take all memory
 
 
@@ -126,129 +122,6 @@ def read_list_entries(path: str | Path) -> list[ListEntry]:
     if not entries:
         raise InputError(f"{path}: the list names no picture")
     return entries
-
-
-def label_path(image: Path) -> Path:
-    """Where the labels of a picture are: its last folder named ``images`` becomes ``labels``, its suffix ``.txt``."""
-    parts = list(image.parts)
-    for position in range(len(parts) - 2, -1, -1):
-        if parts[position] == "images":
-            parts[position] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The labels of one picture.
-
-    Attributes:
-        boxes: (N, 5) float32: class, cx, cy, w, h in [0, 1] of the picture.
-        clipped: how many of them were clipped to the border.
-        repeated: how many are exactly as one before.
-        problems: what is wrong with the other lines, each with ``file:line``.
-    """
-
-    boxes: np.ndarray
-    clipped: int
-    repeated: int
-    problems: list[str]
-
-
-def scan_labels(path: str | Path, classes: int) -> Labels:
-    """Read the YOLO labels of one picture, with all that is wrong with them.
-
-    A missing or empty file means that it shows no object.
-    """
-    if not os.path.exists(path):
-        return Labels(np.zeros((0, 5), np.float32), 0, 0, [])
-    boxes: list[list[float]] = []
-    problems: list[str] = []
-    clipped = 0
-    try:
-        lines = read_lines(path, "label file")
-    except InputError as error:
-        lines = []
-        problems.append(str(error))
-    for number, line in enumerate(lines, start=1):
-        if words := line.split():
-            try:
-                box, outside = _parse_label(words, classes, f"{path}:{number}")
-            except InputError as error:
-                problems.append(str(error))
-            else:
-                boxes.append(box)
-                clipped += outside
-    repeated = len(boxes) - len(set(map(tuple, boxes)))
-    return Labels(np.array(boxes, np.float32).reshape(-1, 5), clipped, repeated, problems)
-
-
-def read_labels(path: str | Path, classes: int) -> tuple[np.ndarray, int]:
-    """Read the YOLO labels of one picture; a missing or empty file means that it shows no object.
-
-    Returns:
-        Boxes (N, 5) float32: class, cx, cy, w, h in [0, 1] of the picture; and how many were clipped to the border.
-
-    Raises:
-        InputError: a line without five numbers, a class that is not below ``classes``, a box without area or beyond
-            the border by more than BORDER; the message names file and line.
-    """
-    labels = scan_labels(path, classes)
-    if labels.problems:
-        raise InputError(labels.problems[0])
-    return labels.boxes, labels.clipped
-
-
-def _parse_label(words: Sequence[str], classes: int, where: str) -> tuple[list[float], bool]:
-    if len(words) != 5:
-        raise InputError(f"{where}: {len(words)} values, but a label line is: class cx cy w h")
-    try:
-        label, cx, cy, w, h = map(float, words)
-    except ValueError:
-        raise InputError(f"{where}: {' '.join(words)!r} is not five numbers") from None
-    if not all(map(math.isfinite, (label, cx, cy, w, h))):
-        raise InputError(f"{where}: {' '.join(words)!r} holds a value that is not finite")
-    if label != int(label) or not 0 <= label < classes:
-        raise InputError(f"{where}: class {words[0]}, but the classes are 0 to {classes - 1}")
-    edges = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    beyond = max(-edges[0], -edges[1], edges[2] - 1, edges[3] - 1)
-    if w <= 0 or h <= 0:
-        raise InputError(f"{where}: the box has no area: w={words[3]} h={words[4]}")
-    if beyond > BORDER:
-        raise InputError(f"{where}: the box passes the border of the picture by {beyond:.4g} of its side")
-    x1, y1, x2, y2 = (min(max(edge, 0.0), 1.0) for edge in edges)
-    if x1 >= x2 or y1 >= y2:
-        raise InputError(f"{where}: the box has no area within the picture")
-    # What six decimals make of a box at the border is not worth a count.
-    return [label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], beyond > 1e-5
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """A picture as RGB, turned as its EXIF orientation says.
-
-    Raises:
-        InputError: the file is missing, is no picture, is truncated, or would be absurdly large.
-    """
-    return decode_image(path)[0]
-
-
-def decode_image(path: str | Path) -> tuple[Image.Image, bool]:
-    """A picture as :func:`read_image` gives it, and whether EXIF had it turned."""
-    try:
-        with _WARNING_FILTERS, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(path)
-        with opened as image:
-            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would cut off at 255
-                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
-            return upright.convert("RGB"), is_turned
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such picture") from None
-    except Exception as error:  # a damaged file can fail anywhere in a decoder
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as a picture: {reason}") from error
 
 
 class DetectionDataset(Dataset):
@@ -383,9 +256,3 @@ def loader(
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # the global one is the network's, whose course a resumed run repeats
     )
-
-
-def to_device(images: Tensor, device: torch.device, channels_last: bool = False) -> Tensor:
-    """Images (B, 3, S, S) uint8 to float RGB in [0, 1] on ``device``, where asked in the layout channels_last."""
-    layout = torch.channels_last if channels_last else torch.preserve_format
-    return images.to(device, non_blocking=True, memory_format=layout).float().div_(255)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from models import Darknet
 from utils.boxes import Letterbox, to_detections
 from utils.checkpoints import load_weights
-from utils.datasets import to_device
 from utils.devices import device_of
 from utils.guards import memory_advice, smaller_batch
+from utils.pictures import to_device
 from utils.runtimes import OnnxModel
 
 

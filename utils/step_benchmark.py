@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models import Darknet
 from utils import graph
-from utils.datasets import to_device
+from utils.pictures import to_device
 from utils.profiling import Timing, time_in_turns
 from utils.shrinking import Survivors
 from utils.training import Batch, Training

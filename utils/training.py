@@ -21,7 +21,6 @@ from models import Darknet
 from utils import distributed, graph
 from utils.cfg import parse_cfg
 from utils.checkpoints import load_state
-from utils.datasets import to_device
 from utils.devices import amp_dtype, autocast
 from utils.distillation import Distillation, load_teacher
 from utils.ema import ModelEma
@@ -30,6 +29,7 @@ from utils.guards import FiniteWatch, NotFinite, memory_advice, smaller_batch
 from utils.loss import HeadReport, HeadSum, YoloLoss
 from utils.optim import MOMENTUM, WARMUP_EPOCHS, build_sgd, learning_rate
 from utils.penalty_schedules import SCHEDULES, Plan
+from utils.pictures import to_device
 from utils.shrinking import Survivors, carry_optimizer, cut_alike, cut_is_exact
 from utils.sparsity import GammaPenalty, gamma_sizes
 from utils.strategies import silent_sets
