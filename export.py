@@ -30,7 +30,7 @@ from utils.pictures import batches_of_one, find_pictures
 from utils.profiling import Timing, forward_times
 from utils.pruning import proof_pictures
 from utils.quantization import quantize
-from utils.runtimes import largest_difference
+from utils.runtimes import prediction_difference
 
 # The check compares boxes that score at least this; those of noise can be of any size.
 LEAST_SCORE = 0.25
@@ -168,7 +168,7 @@ def differences(models: list[nn.Module], pictures: Iterable[Tensor]) -> list[flo
     gaps = []
     for images in pictures:
         outputs = [model(images) for model in models]
-        gaps.append([largest_difference(outputs[0], output, LEAST_SCORE) for output in outputs])
+        gaps.append([prediction_difference(outputs[0], output, LEAST_SCORE) for output in outputs])
     return [max((gap for gap in of_model if gap is not None), default=None) for of_model in zip(*gaps, strict=True)]
 
 

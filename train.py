@@ -145,9 +145,9 @@ def train_network(args: argparse.Namespace) -> None:
     if args.pretrained_weights and not checkpoint:
         print(f"before the first step: mAP@0.5 {evaluate(model, valid_batches, data.names)[0].mAP:.4f}")
 
-    begin(training, files, checkpoint)
+    restore_or_set_aside(training, files, checkpoint)
     log = RunLog(files.folder, vars(args), training.epoch) if distributed.is_main() else None
-    train(training, batches, valid_batches, data, files, log)
+    run_epochs(training, batches, valid_batches, data, files, log)
     if log:
         log.close()
     kind = "last epoch" if args.sr else f"best mAP@0.5 {training.best_map:.4f}"
@@ -201,7 +201,7 @@ def resolve_schedule(args: argparse.Namespace) -> None:
     check_schedule(args.s_schedule, args.sr_method)
 
 
-def train(
+def run_epochs(
     training: Training, batches: DataLoader, valid_batches: DataLoader, data: DataConfig, files: Run, log: RunLog | None
 ) -> None:
     """The epochs that are still to do, each with its log, its checkpoints, and its pictures.
@@ -215,7 +215,7 @@ def train(
     with StopRequest("finishing this step, then a checkpoint; once more to quit at once") as stop:
         try:
             while training.epoch < training.args.epochs:
-                row = train_and_evaluate(training, batches, valid_batches, data, files, gammas, stop)
+                row = run_epoch(training, batches, valid_batches, data, files, gammas, stop)
                 if log:
                     log.add(row)
                     gammas.save(history)
@@ -241,8 +241,8 @@ def load_pretrained(model: Darknet, path: str) -> None:
     print(f"{path}: weights for {filled} convolutions")
 
 
-def begin(training: Training, files: Run, checkpoint: dict | None) -> None:
-    """Restore a checkpoint, or make the names of the run's files free."""
+def restore_or_set_aside(training: Training, files: Run, checkpoint: dict | None) -> None:
+    """Restore a checkpoint, or make the names of the run's files free; an earlier run is set aside."""
     if distributed.is_main():
         remove_leftovers(files.last.parent)
         remove_leftovers(files.folder)
@@ -260,7 +260,7 @@ def begin(training: Training, files: Run, checkpoint: dict | None) -> None:
         print(f"the earlier run {files.name} is kept as {kept.name}")
 
 
-def train_and_evaluate(
+def run_epoch(
     training: Training,
     batches: DataLoader,
     valid_batches: DataLoader,

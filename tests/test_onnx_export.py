@@ -10,7 +10,7 @@ from utils.boxes import non_max_suppression
 from utils.cfg import format_cfg, parse_cfg, read_cfg
 from utils.errors import InputError
 from utils.onnx_export import TOLERANCE, add_suppression, export_onnx, prove
-from utils.runtimes import OnnxModel, largest_difference
+from utils.runtimes import OnnxModel, prediction_difference
 
 NAMES = ["left", "right"]
 SIZE = 64
@@ -120,9 +120,9 @@ def test_the_difference_counts_scores_and_boxes_each_in_its_own_unit():
     moved[0, 0, 0] += 1
     scored[0, 0, 4] += 0.1
     weak[0, 1] += 0.05
-    assert largest_difference(wanted, wanted) == 0
-    assert largest_difference(wanted, moved) == pytest.approx(0.01)
-    assert largest_difference(wanted, scored) == pytest.approx(0.05)
-    assert largest_difference(wanted, weak, least_score=0.25) == 0
-    assert largest_difference(wanted, weak, least_score=0.5) is None
-    assert np.isnan(largest_difference(wanted, wanted * np.nan))
+    assert prediction_difference(wanted, wanted) == 0
+    assert prediction_difference(wanted, moved) == pytest.approx(0.01)
+    assert prediction_difference(wanted, scored) == pytest.approx(0.05)
+    assert prediction_difference(wanted, weak, least_score=0.25) == 0
+    assert prediction_difference(wanted, weak, least_score=0.5) is None
+    assert np.isnan(prediction_difference(wanted, wanted * np.nan))

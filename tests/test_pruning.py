@@ -17,7 +17,7 @@ from utils.checkpoints import save_checkpoint
 from utils.coupling import couple
 from utils.files import write_text
 from utils.profiling import count_macs, count_parameters
-from utils.pruning import LEAST_CARRIER, largest_difference, mask_gammas, prune
+from utils.pruning import LEAST_CARRIER, head_difference, mask_gammas, prune
 from utils.ratio import Pruner
 from utils.resolve import resolve
 from utils.sparsity import gamma_sizes
@@ -71,8 +71,8 @@ def cases(shrunk):
 def check(case):
     model, trial, size = case.trial()
     small = trial.pruned.model
-    assert largest_difference(trial.reference, small, size) < 1e-5
-    assert largest_difference(model, small, size) > 1e-5, "nothing of note was pruned"
+    assert head_difference(trial.reference, small, size) < 1e-5
+    assert head_difference(model, small, size) > 1e-5, "nothing of note was pruned"
     assert count_parameters(small) == weights_of(small.network) < count_parameters(model)
     assert count_macs(small.blocks, size) < count_macs(model.blocks, size)
     for layer in small.network.convolutions:
@@ -143,7 +143,7 @@ def test_a_pruned_network_can_be_pruned_again():
     for percent in (0.3, 0.5, 0.5):
         coupling = couple(model.network)
         reference, pruned = prune(model, coupling, choose(coupling, "slim", gamma_sizes(model), percent).dead)
-        assert largest_difference(reference, pruned.model, 64) < 1e-5
+        assert head_difference(reference, pruned.model, 64) < 1e-5
         assert count_parameters(pruned.model) < count_parameters(model)
         model = randomize(pruned.model, seed=1)
 
@@ -157,7 +157,7 @@ def test_a_constant_needs_a_carrier_only_where_padding_cuts_it_off(consumer, car
     reference, pruned = prune(model, coupling, dead)
     assert pruned.carriers == carriers
     assert pruned.model.network.layers[0].channels == 4 + carriers
-    assert largest_difference(reference, pruned.model, 32) < 1e-6
+    assert head_difference(reference, pruned.model, 32) < 1e-6
 
 
 def test_a_1x1_convolution_with_padding_needs_a_carrier_too():
@@ -165,7 +165,7 @@ def test_a_1x1_convolution_with_padding_needs_a_carrier_too():
     coupling, dead = kill(model, (0, 1), (0, 4))
     reference, pruned = prune(model, coupling, dead)
     assert pruned.carriers == 1
-    assert largest_difference(reference, pruned.model, 32) < 1e-6
+    assert head_difference(reference, pruned.model, 32) < 1e-6
 
 
 def test_a_carrier_has_no_kernel_no_gamma_and_a_strong_constant():
@@ -186,7 +186,7 @@ def test_constants_of_zero_need_no_carrier_and_change_nothing():
     reference, pruned = prune(model, coupling, dead)
     assert pruned.carriers == 0
     assert torch.equal(pruned.model.conv(1).weight, model.conv(1).weight[:, [0, 2, 3, 5]])
-    assert largest_difference(reference, pruned.model, 32) < 1e-6
+    assert head_difference(reference, pruned.model, 32) < 1e-6
 
 
 @pytest.mark.parametrize("activation", ["linear", "leaky", "relu", "relu6", "logistic", "tanh", "elu", "mish", "swish"])
@@ -212,7 +212,7 @@ def test_constants_pass_through_every_layer_and_activation(activation, between):
         model = network(conv(6, activation=activation), between, conv(4), conv(4, size=1, pad=0))
     coupling, dead = kill(model, (0, 1), (0, 2), (0, 4))
     reference, pruned = prune(model, coupling, dead)
-    assert largest_difference(reference, pruned.model, 32) < 1e-5
+    assert head_difference(reference, pruned.model, 32) < 1e-5
     assert pruned.model.network.layers[0].channels < 6
 
 
@@ -220,7 +220,7 @@ def test_a_dead_channel_with_consumers_of_both_kinds_and_a_head():
     model = network(conv(8), conv(4), "[route]\nlayers=0\n", conv(4, size=1, pad=0), "[route]\nlayers=-1,1,0\n")
     coupling, dead = kill(model, (0, 1), (0, 2), (0, 4), (1, 0), (3, 3))
     reference, pruned = prune(model, coupling, dead)
-    assert largest_difference(reference, pruned.model, 32) < 1e-6
+    assert head_difference(reference, pruned.model, 32) < 1e-6
     assert [pruned.model.network.layers[k].channels for k in (0, 1, 3)] == [6, 3, 3]
 
 
@@ -233,7 +233,7 @@ def test_channels_behind_a_gate_are_silenced_in_the_reference_too():
     assert not reference.batch_norm(0).bias[[1, 4]].any()
     assert pruned.carriers == 0
     assert [pruned.model.network.layers[k].channels for k in (0, 2)] == [4, 4]
-    assert largest_difference(reference, pruned.model, 32) < 1e-6
+    assert head_difference(reference, pruned.model, 32) < 1e-6
 
 
 def test_folding_a_padded_consumer_into_its_bias_would_be_caught():
@@ -241,7 +241,7 @@ def test_folding_a_padded_consumer_into_its_bias_would_be_caught():
     coupling, dead = kill(model, (0, 1), (0, 4))
     reference, pruned = prune(model, coupling, dead)
     pruned.model.batch_norm(1).running_mean[0] += 0.01
-    assert largest_difference(reference, pruned.model, 32) > 1e-4
+    assert head_difference(reference, pruned.model, 32) > 1e-4
 
 
 def test_gammas_of_exactly_zero_are_pruned_without_any_loss():

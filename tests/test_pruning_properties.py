@@ -9,7 +9,7 @@ from models import Darknet
 from tests.networks import randomize
 from utils.cfg import parse_cfg
 from utils.coupling import couple
-from utils.pruning import largest_difference, prune
+from utils.pruning import head_difference, prune
 from utils.strategies import round_up
 
 ACTIVATIONS = ("leaky", "linear", "mish", "swish", "relu", "logistic")
@@ -92,7 +92,7 @@ def test_the_compact_network_equals_the_masked_one(text, share, seed, round_to):
         if dead[sets].all():
             dead[sets[0]] = False
     reference, pruned = prune(model, coupling, dead, scores, round_to)
-    assert largest_difference(reference, pruned.model, 32) < 1e-5
+    assert head_difference(reference, pruned.model, 32) < 1e-5
     for layer, small in zip(model.network.convolutions, pruned.model.network.convolutions, strict=True):
         assert small.channels % round_to == 0 or small.channels == layer.channels
 

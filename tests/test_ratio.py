@@ -5,7 +5,7 @@ from models import Darknet
 from tests.networks import randomize
 from utils.errors import InputError
 from utils.profiling import count_macs, count_parameters
-from utils.pruning import largest_difference
+from utils.pruning import head_difference
 from utils.ratio import LARGEST_PERCENT, STEP, Pruner, largest_percent, smallest_percent
 
 
@@ -52,7 +52,7 @@ def test_counts_and_macs_fall_with_the_ratio_and_the_model_stays_as_it_was(model
 def test_rounding_gives_multiples_with_carriers_counted(model, multiple):
     plain = Pruner(model, "normal").at(0.6)
     trial = Pruner(model, "normal", round_to=multiple).at(0.6)
-    assert largest_difference(trial.reference, trial.pruned.model, 64) < 1e-5
+    assert head_difference(trial.reference, trial.pruned.model, 64) < 1e-5
     for index, count in trial.counts.items():
         original = model.network.layers[index].channels
         assert count == min(-(-plain.counts[index] // multiple) * multiple, original)
@@ -62,8 +62,8 @@ def test_folding_into_biases_saves_the_carriers_and_is_wrong_at_the_borders(mode
     exact, folded = (Pruner(model, "normal", fold_bias=fold).at(0.6) for fold in (False, True))
     assert exact.pruned.carriers > 0
     assert folded.pruned.carriers == 0
-    assert largest_difference(exact.reference, exact.pruned.model, 64) < 1e-5
-    assert largest_difference(folded.reference, folded.pruned.model, 64) > 1e-3
+    assert head_difference(exact.reference, exact.pruned.model, 64) < 1e-5
+    assert head_difference(folded.reference, folded.pruned.model, 64) > 1e-3
     assert count_parameters(folded.pruned.model) < count_parameters(exact.pruned.model)
 
 

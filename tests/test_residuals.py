@@ -7,7 +7,7 @@ from models import Darknet
 from tests.networks import randomize, shrink
 from utils.cfg import format_cfg, parse_cfg, read_cfg
 from utils.errors import InputError
-from utils.pruning import largest_difference
+from utils.pruning import head_difference
 from utils.ratio import Pruner
 from utils.residuals import remove_blocks, residual_blocks, silence_blocks, weakest_blocks
 from utils.sparsity import gamma_sizes
@@ -78,8 +78,8 @@ def test_the_network_without_blocks_equals_the_one_in_which_they_add_nothing(rem
     reference = copy.deepcopy(model)
     silence_blocks(reference, blocks)
     assert len(smaller.network.layers) == len(model.network.layers) - 3 * len(blocks)
-    assert largest_difference(reference, smaller, 32) == 0
-    assert largest_difference(model, smaller, 32) > 1e-3
+    assert head_difference(reference, smaller, 32) == 0
+    assert head_difference(model, smaller, 32) > 1e-3
 
 
 def test_relative_numbers_stay_relative_and_absolute_ones_absolute():
@@ -96,10 +96,10 @@ def test_relative_numbers_stay_relative_and_absolute_ones_absolute():
 def test_blocks_and_channels_together_keep_the_proof(darknet_cfgs, strategy):
     model = randomize(Darknet(shrink(read_cfg(darknet_cfgs / "yolov3.cfg"))))
     trial = Pruner(model, strategy, prune_blocks=12).at(0.5)
-    assert largest_difference(trial.reference, trial.pruned.model, 64) < 1e-5
+    assert head_difference(trial.reference, trial.pruned.model, 64) < 1e-5
     assert sum(b["type"] == "shortcut" for b in trial.pruned.model.blocks) == 11
     assert sum(count == 0 for count in trial.counts.values()) == 24
     again = Darknet(parse_cfg(format_cfg(trial.pruned.model.blocks)))
     again.load_state_dict(trial.pruned.model.state_dict())
     more = Pruner(randomize(again, seed=1), strategy, prune_blocks=3).at(0.3)
-    assert largest_difference(more.reference, more.pruned.model, 64) < 1e-5
+    assert head_difference(more.reference, more.pruned.model, 64) < 1e-5

@@ -76,7 +76,7 @@ class _Channels:
         self.parent: list[int] = []
         self.fixed: dict[int, str] = {}
         self.gated: set[int] = set()
-        self.loud: dict[int, str] = {}  # channels that cannot be silenced, and why
+        self.not_zero_at_zero: dict[int, str] = {}  # channels whose activation of 0 is not 0, and why
 
     def new(self, count: int) -> np.ndarray:
         first = len(self.parent)
@@ -99,9 +99,9 @@ class _Channels:
         for number in numbers:
             self.fixed.setdefault(int(number), reason)
 
-    def amplify(self, numbers: Iterable[int], reason: str) -> None:
+    def mark_not_zero_at_zero(self, numbers: Iterable[int], reason: str) -> None:
         for number in numbers:
-            self.loud.setdefault(int(number), reason)
+            self.not_zero_at_zero.setdefault(int(number), reason)
 
 
 def couple(network: Network) -> Coupling:
@@ -114,7 +114,8 @@ def couple(network: Network) -> Coupling:
         sources = [outputs[source] for source in layer.sources]
         outputs[layer.index] = _propagate(layer, sources, channels)
         if getattr(layer, "activation", None) in NOT_ZERO_AT_ZERO and getattr(layer, "batch_normalize", True):
-            channels.amplify(outputs[layer.index], f"{layer.activation} in layer {layer.index} makes something of 0")
+            reason = f"{layer.activation} in layer {layer.index} makes something of 0"
+            channels.mark_not_zero_at_zero(outputs[layer.index], reason)
         if isinstance(layer, graph.Convolution):
             owner.update({int(n): (layer.index, k) for k, n in enumerate(outputs[layer.index])})
     _fix_unbounded(network, outputs, channels)
@@ -190,7 +191,7 @@ def _collect(
         members[set_of[number]].append(place)
     fixed = {int(set_of[number]): reason for number, reason in reversed(channels.fixed.items())}
     gated = {int(set_of[number]) for number in channels.gated}
-    for number, reason in channels.loud.items():
+    for number, reason in channels.not_zero_at_zero.items():
         if set_of[number] in gated:
             fixed.setdefault(int(set_of[number]), f"a gate reads it, and {reason}")
     sets = [ChannelSet(tuple(places), fixed.get(number), number in gated) for number, places in enumerate(members)]

@@ -78,11 +78,13 @@ class Distillation(nn.Module):
         """
         student, teacher = self._networks
         with torch.no_grad(), autocast(images.device, self._precision):
-            aims = teacher.heads(images)
+            teacher_heads = teacher.heads(images)
         with torch.autocast(images.device.type, enabled=False):
             parts = [
-                _head(yolo, raw.float(), wise, aim.float(), images.shape[-1])
-                for yolo, raw, wise, aim in zip(student.yolo_layers, heads, teacher.yolo_layers, aims, strict=True)
+                _head(yolo, raw.float(), teacher_yolo, teacher_raw.float(), images.shape[-1])
+                for yolo, raw, teacher_yolo, teacher_raw in zip(
+                    student.yolo_layers, heads, teacher.yolo_layers, teacher_heads, strict=True
+                )
             ]
             loss, weight = (sum(terms) for terms in zip(*parts, strict=True))
             loss = loss / weight.clamp(min=len(images))
@@ -90,9 +92,15 @@ class Distillation(nn.Module):
         return loss
 
 
-def _head(yolo: Yolo, raw: Tensor, wise: Yolo, aim: Tensor, img_size: int) -> tuple[Tensor, Tensor]:
-    """The sum of the terms over one head, and the sum of the teacher's objectness."""
-    logits, scores = yolo.logits(raw), wise.logits(aim).sigmoid()
+def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_size: int) -> tuple[Tensor, Tensor]:
+    """The sum of the terms over one head, and the sum of the teacher's objectness.
+
+    Args:
+        yolo, raw: the student's layer, and its raw output (B, A, H, W, 5 + C).
+        teacher_yolo, teacher_raw: the teacher's, of the same shape.
+        img_size: the side of the pictures in pixels.
+    """
+    logits, scores = yolo.logits(raw), teacher_yolo.logits(teacher_raw).sigmoid()
     objectness = F.binary_cross_entropy_with_logits(logits[..., 0], scores[..., 0], reduction="sum")
 
     seen = scores[..., 0] > LEAST_OBJECTNESS
@@ -102,7 +110,8 @@ def _head(yolo: Yolo, raw: Tensor, wise: Yolo, aim: Tensor, img_size: int) -> tu
 
     cell = raw.new_tensor([img_size / raw.shape[3], img_size / raw.shape[2]])
     anchor = yolo.anchors[seen.nonzero()[:, 1]]
-    predicted, wanted = (_boxes(layer, chosen[seen], anchor, cell) for layer, chosen in ((yolo, raw), (wise, aim)))
+    predicted = _boxes(yolo, raw[seen], anchor, cell)
+    wanted = _boxes(teacher_yolo, teacher_raw[seen], anchor, cell)
     box = (weight * complete_box_iou_loss(predicted, wanted)).sum()
     return BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label, scores[..., 0].sum()
 

@@ -61,7 +61,7 @@ def processes() -> Iterator[None]:
             time.sleep(PATIENCE_SECONDS)
         raise
     total([0])  # nobody leaves before all are done
-    gc.collect()  # a spread model is a cycle of references, and must not outlive the group
+    gc.collect()  # a distributed model is a cycle of references, and must not outlive the group
     dist.destroy_process_group()
 
 

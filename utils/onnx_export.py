@@ -24,7 +24,7 @@ from utils.devices import device_of
 from utils.errors import InputError
 from utils.fusing import fuse
 from utils.optional import optional
-from utils.runtimes import OnnxModel, largest_difference
+from utils.runtimes import OnnxModel, prediction_difference
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -137,7 +137,7 @@ def prove(model: Darknet, proto: "ModelProto", pictures: list[Tensor]) -> float:
     """
     exported = OnnxModel(proto.SerializeToString())
     device = device_of(model)
-    gaps = [largest_difference(model(images.to(device)).cpu(), exported(images)) for images in pictures]
+    gaps = [prediction_difference(model(images.to(device)).cpu(), exported(images)) for images in pictures]
     if not all(gap <= TOLERANCE for gap in gaps):
         raise InputError(
             f"ONNX Runtime's predictions differ by {max(gaps):.1e} from PyTorch's, more than {TOLERANCE:.0e}: "

@@ -10,7 +10,7 @@ from utils.checkpoints import load_weights, write_checkpoint
 from utils.darknet_weights import is_darknet_weights, write_darknet_weights
 from utils.errors import InputError
 from utils.files import atomic_writer, keep_old
-from utils.pruning import largest_difference
+from utils.pruning import head_difference
 from utils.ratio import Trial
 
 # The compact network must agree with the reference to this share of the largest raw output.
@@ -23,7 +23,7 @@ def prove(trial: Trial, img_size: int, fold: str) -> float:
     Raises:
         InputError: it is larger than TOLERANCE, so that the compact network must not be used.
     """
-    difference = largest_difference(trial.reference, trial.pruned.model, img_size)
+    difference = head_difference(trial.reference, trial.pruned.model, img_size)
     if fold == "exact" and not difference <= TOLERANCE:
         raise InputError(
             f"the pruned network differs from the masked one by {difference:.1e} of its outputs, more than "

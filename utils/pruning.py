@@ -269,7 +269,7 @@ def proof_pictures(img_size: int, stride: int, seed: int = 0) -> Iterator[Tensor
 
 
 @torch.inference_mode()
-def largest_difference(reference: Darknet, other: Darknet, img_size: int) -> float:
+def head_difference(reference: Darknet, other: Darknet, img_size: int) -> float:
     """The largest difference of the raw head outputs of two networks over the reference's largest magnitude."""
     device = device_of(reference)
     worst = 0.0

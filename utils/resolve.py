@@ -90,7 +90,7 @@ class Options:
         name = self.text("activation", default)
         return name if name in ACTIVATIONS else self.fail(f"activation={name} is not one of {', '.join(ACTIVATIONS)}")
 
-    def close(self, kind: str) -> None:
+    def refuse_unknown(self, kind: str) -> None:
         """Refuse what changes the result and is not built, and what is not known at all."""
         for key, neutral in (NOT_BUILT["any"] | NOT_BUILT.get(kind, {})).items():
             if self._get(key, neutral, float, "a number") != neutral:
@@ -124,7 +124,7 @@ def resolve(blocks: Sequence[dict[str, str]], img_size: int | None = None) -> Ne
     channels = net.integer("channels", 3)
     if channels != 3:
         net.fail(f"channels={channels}: pictures are RGB, so 3 is the only number of channels")
-    net.close("net")
+    net.refuse_unknown("net")
     image = Empty(index=IMAGE, where=net.where, sources=(), channels=channels, height=height, width=width)
 
     layers: list[Layer] = []
@@ -134,7 +134,7 @@ def resolve(blocks: Sequence[dict[str, str]], img_size: int | None = None) -> Ne
         if block["type"] not in BUILDERS:
             options.fail(f"this layer type is not supported; supported are {', '.join(BUILDERS)}")
         layer = BUILDERS[block["type"]](options, _Context(index, options, layers, image))
-        options.close(block["type"])
+        options.refuse_unknown(block["type"])
         if layer.height < 1 or layer.width < 1:
             options.fail(f"nothing is left of a {width}x{height} picture here: its output would be empty")
         if (numbers := layer.channels * layer.height * layer.width) > LARGEST_OUTPUT:

@@ -165,7 +165,7 @@ class OpenCvModel(nn.Module):
         return torch.cat(found)[None]
 
 
-def largest_difference(wanted: Tensor, got: Tensor, least_score: float = 0.0) -> float | None:
+def prediction_difference(wanted: Tensor, got: Tensor, least_score: float = 0.0) -> float | None:
     """The largest difference of two predictions (B, P, 5 + C), of objectness * class score and of boxes.
 
     A box's difference is relative to its value in pixels where that is above 1. Only boxes count that score at least

@@ -28,7 +28,7 @@ from utils.pruning import (
     compact_blocks,
     compact_network,
     dead_constants,
-    largest_difference,
+    head_difference,
 )
 from utils.strategies import Gammas
 
@@ -138,7 +138,7 @@ def cut_alike(models: Sequence[Darknet], coupling: Coupling, dead: np.ndarray) -
 
 def cut_is_exact(before: Sequence[Darknet], after: Sequence[Darknet], img_size: int) -> bool:
     """Whether each network still computes what it did, to TOLERANCE; they are left in eval mode."""
-    gaps = [largest_difference(old, new, img_size) for old, new in zip(before, after, strict=True)]
+    gaps = [head_difference(old, new, img_size) for old, new in zip(before, after, strict=True)]
     return max(gaps) <= TOLERANCE
 
 

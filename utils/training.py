@@ -118,7 +118,7 @@ class Training:
         if self.args.sync_bn:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model
-        self._forward = spread(model) if distributed.world() > 1 else model
+        self._forward = distribute(model) if distributed.world() > 1 else model
         self.loss = YoloLoss(model)
         self.distillation = Distillation(model, self.teacher, self.args.precision) if self.teacher else None
         self.optimizer = build_sgd(model, self.args.learning_rate)
@@ -338,7 +338,7 @@ def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield group
 
 
-def spread(model: Darknet) -> DistributedDataParallel:
+def distribute(model: Darknet) -> DistributedDataParallel:
     """The model in all processes, with the main one's weights, its gradients averaged over them."""
     readers = model.network.consumers
     unread = any(not readers[layer.index] for layer in model.network.layers if not isinstance(layer, graph.Yolo))
