@@ -28,7 +28,7 @@ from utils.picture_cache import budget
 from utils.plots import plot_training
 from utils.profiling import count_macs
 from utils.ratio import DEFAULT_PERCENT, LARGEST_PERCENT
-from utils.recipes import FINE_TUNING, TRAINING, recipe_for
+from utils.recipes import FINE_TUNING, TRAINING, WITHOUT_MOSAIC, recipe_for
 from utils.resume import restore_options, resume_point
 from utils.run_log import RunLog
 from utils.runs import Run, default_name
@@ -359,7 +359,7 @@ def description(training: Training, data: DataConfig) -> dict:
 
 def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader, DataLoader]:
     """Batches of the training and of the validation pictures."""
-    closing = max(1, round(0.15 * args.epochs))
+    closing = max(1, round(WITHOUT_MOSAIC * args.epochs))
     augmentation = Augmentation(mosaic=args.mosaic, last_mosaic_epoch=args.epochs - closing)
     checked = {split: check_data(data, split, args.skip_bad) for split in ("train", "valid")}
     print(summary(checked))
