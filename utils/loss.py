@@ -184,6 +184,18 @@ class YoloLoss(nn.Module):
 
 
 def _assign_head(yolo: Yolo, grid_size: tuple[int, int], targets: Tensor, sizes: Tensor, fits: Tensor) -> Assignment:
+    """Which predictions of one head learn which targets.
+
+    Args:
+        yolo: the head; with ``scale_x_y`` above 1 a predicted centre gets beyond its cell, so that neighbours reach it.
+        grid_size: (rows, columns).
+        targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
+        sizes: (N, 2) w, h in input pixels.
+        fits: (N, A) bool, which anchors of the head learn which targets.
+
+    Returns:
+        M pairs of a prediction and its target; the cell that holds a target's centre always learns it.
+    """
     rows, columns = grid_size
     target, anchor = torch.nonzero(fits, as_tuple=True)
     grid = targets.new_tensor([columns, rows])

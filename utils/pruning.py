@@ -120,7 +120,16 @@ def compact_network(
     constants: dict[int, np.ndarray],
     fold_bias: bool = False,
 ) -> Darknet:
-    """The network of the sets to ``keep``, in eval mode, with the same outputs as the masked ``reference``."""
+    """The network of the sets to ``keep``, in eval mode, with the same outputs as the masked ``reference``.
+
+    Args:
+        reference: the full network, the gammas of its dead channels 0.
+        coupling: its coupled channels.
+        keep: (number of sets,) bool, the living sets and the carriers.
+        dead: (number of sets,) bool, the constant sets; a set in both is a carrier.
+        constants: of ``reference``, see :func:`dead_constants`.
+        fold_bias: see :func:`prune`.
+    """
     blocks = compact_blocks(reference.blocks, channel_counts(coupling, keep))
     compact = Darknet(blocks).to(device_of(reference)).eval()
     for layer in reference.network.convolutions:
@@ -143,6 +152,14 @@ def dead_constants(reference: Darknet, coupling: Coupling, dead: np.ndarray) -> 
 
 
 def _propagate(layer: graph.Layer, sources: list[np.ndarray], reference: Darknet, dead: np.ndarray) -> np.ndarray:
+    """The constants of a layer's output, (channels,) float64, NaN for the living.
+
+    Args:
+        layer: the layer.
+        sources: the constants of each layer that it reads, likewise; NaN stays NaN in a sum and behind an activation.
+        reference: the masked network, for the betas.
+        dead: (channels,) bool, which channels of the output are dead.
+    """
     match layer:
         case graph.Convolution():
             values = np.full(layer.channels, np.nan)
@@ -224,7 +241,23 @@ def _copy_convolution(
     constants: dict[int, np.ndarray],
     fold_bias: bool,
 ) -> None:
-    """Copy the kept part of a convolution, with the share of the dead channels that it no longer reads."""
+    """Copy the kept part of a convolution, with the share of the dead channels that it no longer reads.
+
+    Where that share is the same at every place, it is ``shift``, (channels,): what the kernel no longer adds up.
+    Without BN it goes into the bias. BN subtracts the running mean from what the kernel adds up, so there the mean is
+    made smaller by ``shift`` and the difference is what it was. Elsewhere it goes into the kernel of a carrier.
+
+    The sums are taken in double precision: thousands of terms, partly divided by a small constant, and only their
+    result is rounded to the float32 of the weights.
+
+    Args:
+        reference: the masked network, to copy from.
+        compact: the network to copy to.
+        layer: the convolution, of ``reference``.
+        coupling, keep, dead: see :func:`compact_network`.
+        constants: of each layer's output, by layer number, (channels,); NaN for the living.
+        fold_bias: take the share for the same at every place even where zero padding cuts it off.
+    """
     outputs, inputs = coupling.outputs[layer.index], coupling.inputs(layer)
     weight = reference.conv(layer.index).weight.detach().double().cpu()
     weight[torch.from_numpy(dead[outputs])] = 0  # a carrier is constant by its gamma; its kernel is of no use

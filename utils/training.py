@@ -132,7 +132,11 @@ class Training:
         self.progress = EpochProgress(len(self.model.yolo_layers))
 
     def learning_rates(self) -> np.ndarray:
-        """The learning rate of every optimizer step of the run."""
+        """The learning rate of every optimizer step of the run.
+
+        Returns:
+            (epochs * steps_per_epoch,): rising in the warm-up, then falling along a cosine.
+        """
         steps = self.args.epochs * self.steps_per_epoch
         warmup = min(round(WARMUP_EPOCHS * self.steps_per_epoch), steps // 5)
         return np.array([learning_rate(step, steps, warmup, self.args.learning_rate) for step in range(steps)])
