@@ -101,11 +101,10 @@ class Sleeper(nn.Module):
         return x
 
 
-def test_forward_times_are_positive_with_a_spread_around_them():
-    models = [Darknet(SMALL).eval(), Darknet(create_cfg("v3-tiny", 1, 64, width=0.05)).eval()]
-    times = forward_times(models, torch.rand(1, 3, 64, 64), rounds=3)
-    assert len(times) == 2
-    assert all(0 < time.low <= time.median <= time.high < 60_000 for time in times)
+def test_a_large_network_takes_longer_than_a_small_one():
+    models = [Darknet(SMALL).eval(), Darknet(create_cfg("v3-tiny", 1, 64, width=0.5)).eval()]
+    small, large = forward_times(models, torch.rand(1, 3, 128, 128), rounds=3)
+    assert 0 < small.median < large.median
     assert forward_times([], torch.rand(1, 3, 64, 64)) == []
 
 

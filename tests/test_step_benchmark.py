@@ -20,9 +20,14 @@ def test_the_bare_stack_computes_the_convolutions_of_the_network():
     assert all(parameter.grad is not None for parameter in bare.parameters())
 
 
-def test_steps_are_timed():
-    for timing in time_steps(create_cfg("v3-tiny", 1, 64, width=0.125), 2, torch.device("cpu"), rounds=2):
-        assert 0 < timing.low <= timing.median <= timing.high
+def test_steps_on_more_and_larger_pictures_take_longer():
+    def medians(size, count):
+        times = time_steps(create_cfg("v3-tiny", 1, size, width=0.25), count, torch.device("cpu"), rounds=3)
+        return [timing.median for timing in times]
+
+    (ours, bare), (ours_large, bare_large) = medians(32, 2), medians(256, 8)
+    assert 0 < ours < ours_large
+    assert 0 < bare < bare_large
 
 
 def test_random_batches_are_valid_and_the_same():

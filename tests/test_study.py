@@ -53,7 +53,7 @@ def test_every_preset_runs_what_a_run_needs_before_it():
         assert len(set(ids)) == len(ids), preset
         for number, job in enumerate(found):
             assert set(job.needs) <= set(ids[:number]), job.id
-    assert len({weights_of(job.id) for job in found}) == len(found)
+        assert len({weights_of(job.id) for job in found}) == len(found), preset
 
 
 def test_the_study_measures_everything_once_and_is_drawn(project, capsys):
