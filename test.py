@@ -50,7 +50,6 @@ def evaluate(
     iou_thres: float = 0.5,
     conf_thres: float = 0.001,
     nms_thres: float = 0.5,
-    progress: str = "evaluating",
 ) -> tuple[Metrics, Seconds]:
     """Detect on every picture of ``batches`` and compare with its boxes.
 
@@ -64,13 +63,12 @@ def evaluate(
         iou_thres: the IoU from which on a detection counts as right.
         conf_thres: detections below this score are left out.
         nms_thres: the IoU of non-maximum suppression.
-        progress: the title of the progress bar.
     """
     model, device = for_inference(model), device_of(model)
     forward, nms = Stopwatch(device), Stopwatch(device)
     gathered = DetectionMetrics(names, iou_thres)
     start = time.perf_counter()
-    for images, targets in tqdm(batches, progress, leave=False, unit="batch", disable=not distributed.is_main()):
+    for images, targets in tqdm(batches, "evaluating", leave=False, unit="batch", disable=not distributed.is_main()):
         with memory_advice(smaller_batch(len(images), images.shape[-1])):
             images = to_device(images, device)
             with forward:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmark import detected_pictures, our_map, plain_map, plain_match
-from utils.metrics import COCO_IOU, DetectionMetrics, average_precision, match
+from utils.metrics import COCO_IOU, DetectionMetrics, average_precision
 
 A, B = (0, 0, 10, 10), (100, 100, 120, 120)  # two places far from each other
 FAR = (300, 300, 310, 310)
@@ -28,6 +28,13 @@ def gather(pictures, names=("hand",), iou_thres=0.5):
         detections = sorted(detections, key=lambda detection: -detection[1])
         metrics.add(table([[*b, s, c] for b, s, c in detections], 6), table([[c, *b] for c, b in truth], 5))
     return metrics
+
+
+def matched(detections, truth, iou_thres=0.5):
+    """Which detections of one picture are right, (D, 11)."""
+    metrics = DetectionMetrics(["a", "b", "c"], iou_thres)
+    metrics.add(detections, truth)
+    return metrics.matches()
 
 
 def random_pictures(seed, images=30, classes=3, truths=6, extra=5):
@@ -144,8 +151,8 @@ def test_a_missed_box_limits_recall():
 def test_a_box_is_matched_once_and_by_the_highest_score():
     near = (0, 0, 10, 9)
     detections = table([[*near, 0.9, 0], [*A, 0.8, 0]], 6)  # the better score has the worse box
-    right = match(detections, table([[0, *A]], 5), np.array([0.5, 0.95]))
-    assert right.tolist() == [[True, False], [False, True]]
+    right = matched(detections, table([[0, *A]], 5))
+    assert right[:, [0, 9]].tolist() == [[True, False], [False, True]]
 
 
 def test_duplicates_are_false_positives():
@@ -156,7 +163,7 @@ def test_duplicates_are_false_positives():
 def test_a_detection_takes_the_free_box_with_the_highest_overlap():
     truth = table([[0, 0, 0, 10, 10], [0, 0, 0, 10, 8]], 5)
     detections = table([[0, 0, 10, 8, 0.9, 0], [0, 0, 10, 8, 0.8, 0], [0, 0, 10, 8, 0.7, 0]], 6)
-    assert match(detections, truth, np.array([0.75])).ravel().tolist() == [True, True, False]
+    assert matched(detections, truth, 0.75)[:, -1].tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -166,11 +173,10 @@ def test_matching_agrees_with_a_plain_loop_in_a_crowd_with_ties(seed):
     boxes = np.concatenate([corners, corners + random.integers(3, 6, (60, 2))], 1)
     truth = torch.tensor(np.c_[random.integers(0, 2, 20), boxes[:20]]).float()
     detections = torch.tensor(np.c_[boxes[20:], np.linspace(1, 0.1, 40), random.integers(0, 2, 40)]).float()
-    thresholds = np.array([0, 0.3, 0.5, 0.75])
-    right = match(detections, truth, thresholds)
-    assert 0 < right[:, 2].sum() < right[:, 0].sum() < 40
-    for column, threshold in enumerate(thresholds.tolist()):
-        assert right[:, column].tolist() == plain_match(detections, truth, threshold)
+    right = {threshold: matched(detections, truth, threshold)[:, -1] for threshold in (0, 0.3, 0.5, 0.75)}
+    assert 0 < right[0.5].sum() < right[0].sum() < 40
+    for threshold, found in right.items():
+        assert found.tolist() == plain_match(detections, truth, threshold)
 
 
 def test_average_precision_of_many_pictures_is_that_of_a_plain_loop():
@@ -230,7 +236,7 @@ def test_best_f1_is_where_it_was_found():
     for detections, truth in pictures:
         detections = sorted(detections, key=lambda detection: -detection[1])
         rows = table([[*b, s, c] for b, s, c in detections], 6)
-        hits = match(rows, table([[c, *b] for c, b in truth], 5), np.array([0.5]))[:, 0]
+        hits = matched(rows, table([[c, *b] for c, b in truth], 5))[:, -1]
         right += [(score, hit) for (_, score, _), hit in zip(detections, hits, strict=True)]
     boxes = sum(len(truth) for _, truth in pictures)
 
@@ -275,8 +281,7 @@ def test_a_false_positive_of_the_lowest_score_never_raises_average_precision(see
 def test_a_lower_iou_threshold_never_lowers_recall(seed):
     pictures = random_pictures(seed, images=8)
     for detections, truth in pictures:
-        rows = sorted(detections, key=lambda detection: -detection[1])
-        hits = match(table([[*b, s, c] for b, s, c in rows], 6), table([[c, *b] for c, b in truth], 5), COCO_IOU).sum(0)
+        hits = gather([(detections, truth)], "abc").matches()[:, : len(COCO_IOU)].sum(0)
         assert (hits <= len(truth)).all()
         assert (np.diff(hits) <= 1e-9).all()
 

@@ -42,20 +42,6 @@ class Metrics:
         return {name: getattr(self, name) for name in QUALITY}
 
 
-def match(detections: Tensor, truth: Tensor, thresholds: np.ndarray) -> np.ndarray:
-    """Which detections are right: (D, T) bool, for T IoU thresholds.
-
-    Detections choose in the order of their scores; each takes the box of its class with the highest IoU that is at
-    least the threshold and that no other has taken, as in COCO's evaluation.
-
-    Args:
-        detections: (D, 6) x1, y1, x2, y2, score, class, by falling score.
-        truth: (G, 5) class, x1, y1, x2, y2 in the same pixels.
-        thresholds: (T,).
-    """
-    return _assign(_pairs(detections, truth), thresholds, len(detections), len(truth))
-
-
 @dataclass(frozen=True)
 class Pairs:
     """Detections and boxes of one class that overlap: their numbers and IoU, arrays (K,)."""
@@ -156,7 +142,7 @@ class DetectionMetrics:
         """The metrics of all pictures so far."""
         scores, labels, truth = map(_joined, (self._scores, self._labels, self._truth))
         order = np.argsort(-scores, kind="stable")
-        scores, labels, right = scores[order], labels[order], self._matches()[order]
+        scores, labels, right = scores[order], labels[order], self.matches()[order]
 
         counts = {c: int((truth == c).sum()) for c in range(len(self.names))}
         present = [c for c, count in counts.items() if count]
@@ -173,8 +159,15 @@ class DetectionMetrics:
             boxes=len(truth),
         )
 
-    def _matches(self) -> np.ndarray:
-        """(D, T) bool, whether each detection is right, over COCO_IOU and ``iou_thres``; all pictures in one go."""
+    def matches(self) -> np.ndarray:
+        """Which detections are right, in the order in which they were added.
+
+        Detections choose in the order of their scores; each takes the box of its class with the highest IoU that is at
+        least the threshold and that no other has taken, as in COCO's evaluation.
+
+        Returns:
+            (D, 11) bool, at the IoU thresholds of COCO_IOU, then at ``iou_thres``.
+        """
         detections, boxes = (np.cumsum([0, *map(len, lists)]) for lists in (self._scores, self._truth))
         pairs = Pairs(
             _joined([own.detection + offset for own, offset in zip(self._pairs, detections, strict=False)]).astype(int),

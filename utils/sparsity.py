@@ -71,10 +71,9 @@ class GammaPenalty:
         self.s = state["s"]
         self.weights = {index: weight.to(self.weights[index].device) for index, weight in state["weights"].items()}
 
-    def gammas(self, model: Darknet | None = None) -> np.ndarray:
-        """|gamma| of all channels under the penalty, in one array; of another model with the same cfg, if given."""
-        model = model or self.model
-        values = [model.batch_norm(index).weight.detach()[mask].abs() for index, mask in self._masks.items()]
+    def gammas(self) -> np.ndarray:
+        """|gamma| of all channels under the penalty, in one array."""
+        values = [self.model.batch_norm(index).weight.detach()[mask].abs() for index, mask in self._masks.items()]
         return torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
 
     def before_step(self) -> None:
