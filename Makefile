@@ -51,7 +51,7 @@ fuzz: $(VENV)/.requirements-dev
 	OMP_NUM_THREADS=1 $(PY) tests/fuzz.py
 
 test-kill: $(VENV)/.requirements-dev
-	OMP_NUM_THREADS=1 $(PY) tests/kill.py
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(PY) tests/kill.py
 
 lint: $(VENV)/.requirements-dev
 	$(PY) -m ruff check .

@@ -69,7 +69,7 @@ def evaluate(
     gathered = DetectionMetrics(names, iou_thres)
     start = time.perf_counter()
     for images, targets in tqdm(batches, "evaluating", leave=False, unit="batch", disable=not distributed.is_main()):
-        with memory_advice(smaller_batch(len(images), images.shape[-1])):
+        with memory_advice(smaller_batch(len(images), images.shape[-1], processes=distributed.world())):
             images = to_device(images, device)
             with forward:
                 output = model(images)

@@ -15,7 +15,7 @@ from utils.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data, summary
 from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
-from utils.devices import PRECISIONS, computes_bf16, default_precision, pick_device
+from utils.devices import PRECISIONS, computes_bf16, default_precision, describe_device, pick_device
 from utils.epoch_report import gamma_row, loss_row, print_epoch
 from utils.errors import InputError
 from utils.files import remove_leftovers, write_text
@@ -87,7 +87,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--prune_every", type=number(int, 0), default=0, help="epochs between cuts of dead channels (-sr); 0: no cuts"
     )
     parser.add_argument("--cache", action="store_true", help="keep the decoded pictures in memory, as far as they fit")
-    parser.add_argument("--channels_last", action="store_true", help="the memory layout that GPUs prefer")
+    parser.add_argument(
+        "--channels_last", action=argparse.BooleanOptionalAction, help="the memory layout; default: on with a GPU"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
     parser.add_argument("--sync_bn", action="store_true", help="BatchNorm over the batch of all processes; GPUs only")
     parser.add_argument(
@@ -136,8 +138,12 @@ def train_network(args: argparse.Namespace) -> None:
     batches, valid_batches = make_loaders(args, data)
     device = pick_device()
     args.precision = args.precision or default_precision(device)
+    if args.channels_last is None:
+        args.channels_last = device.type == "cuda"
     if args.precision == "mixed" and device.type == "cpu" and not computes_bf16(device):
         print("warning: --precision mixed: this CPU has no bfloat16 instructions; full is many times faster here")
+    if distributed.is_main():
+        print(describe_device(device, args.precision, distributed.world()))
     torch.backends.cudnn.benchmark = not args.multiscale_training
     training = Training(args, model.to(device), survivors, device, -(-len(batches) // args.accumulate))
     if args.sr and args.s_schedule != "target":

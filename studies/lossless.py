@@ -73,7 +73,9 @@ def detect(model: Darknet, batches: DataLoader, conf_thres: float, nms_thres: fl
     device = device_of(model)
     found = []
     for images, _ in tqdm(batches, name, leave=False, unit="batch"):
-        found += non_max_suppression(model(to_device(images, device)), conf_thres, nms_thres)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose 10 bits would hide what is looked for
+            predictions = model(to_device(images, device))
+        found += non_max_suppression(predictions, conf_thres, nms_thres)
     return [detections.cpu() for detections in found]
 
 

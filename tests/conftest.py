@@ -1,6 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
+
+# What the tests compare is exact on a CPU only: to the bit, in float32, and in as many processes as they like.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
 import torch
 
 DARKNET_CFGS = Path(__file__).resolve().parents[2] / "shared" / "darknet_cfg"

@@ -124,6 +124,12 @@ def test_one_picture_that_is_too_large_is_not_halved():
     assert smaller_batch(1, 416, 4) == "a lower --img_size than 416, or a narrower cfg"
 
 
+def test_a_smaller_batch_is_that_of_all_processes():
+    assert smaller_batch(8, 416, 1, processes=4).startswith(
+        "try --batch_size 16 --accumulate 2, which takes the same steps"
+    )
+
+
 def test_the_memory_of_the_cpu_counts_too_and_other_errors_are_left_alone():
     with pytest.raises(InputError, match="the memory is too small: less"), memory_advice("less"):
         torch.empty(2**60)
@@ -201,6 +207,6 @@ def test_no_two_drawn_pictures_have_one_name():
 def test_a_picture_is_not_drawn_over_itself(project):
     save_checkpoint("checkpoints/yolov3_ckpt.pth", Darknet("config/yolov3-hand.cfg"))
     before = {path: path.read_bytes() for path in (project / "data/images").iterdir()}
-    with pytest.raises(InputError, match=r"would overwrite the picture data/images/train_0\.png itself"):
+    with pytest.raises(InputError, match=r"would overwrite data/images/train_\d\.png, which is an input"):
         run("--image_folder", "data/images", "--output", "data/images", program=detect)
     assert {path: path.read_bytes() for path in (project / "data/images").iterdir()} == before

@@ -167,8 +167,9 @@ def test_each_method_acts_in_its_own_place():
 
 
 def test_soft_threshold_by_hand():
-    found = soft_threshold(torch.tensor([3.0, -3, 1, -1, 0.5, 0, -0.0]), 1.0)
-    assert found.tolist() == [2, -2, 0, 0, 0, 0, 0]
+    values = [torch.tensor([3.0, -3, 1, -1, 0.5, 0, -0.0]), torch.tensor([5.0, 5, -5])]
+    soft_threshold(values, [torch.ones(7), torch.tensor([0, 2, float("inf")])])
+    assert [found.tolist() for found in values] == [[2, -2, 0, 0, 0, 0, 0], [5, 3, 0]]
 
 
 def travel(method, steps, lr, s):

@@ -23,6 +23,13 @@ def default_precision(device: torch.device) -> str:
     return "mixed" if device.type == "cuda" else "full"
 
 
+def describe_device(device: torch.device, precision: str, processes: int) -> str:
+    """What a run computes on, and how, in one line."""
+    what = f"{torch.cuda.get_device_name(device)}" if device.type == "cuda" else "no GPU: on the CPU"
+    how = f"mixed precision ({str(amp_dtype(device)).removeprefix('torch.')})" if precision == "mixed" else "float32"
+    return f"{what}, {how}" + (f", {processes} processes" if processes > 1 else "")
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """A context in which layers compute in :func:`amp_dtype` (``precision`` mixed) or in float32 (full)."""
     return torch.autocast(device.type, amp_dtype(device), enabled=precision == "mixed")
@@ -30,12 +37,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 def amp_dtype(device: torch.device) -> torch.dtype:
     """The type of mixed precision: bfloat16, or float16 on a GPU that lacks it."""
-    return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    return torch.float16 if device.type == "cuda" and not computes_bf16(device) else torch.bfloat16
 
 
 def computes_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16; a CPU without them is many times slower in it than in float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # which older PyTorch lacks
     return any(has for name, has in capabilities.items() if name.endswith("bf16"))

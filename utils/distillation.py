@@ -103,13 +103,13 @@ def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_
     logits, scores = yolo.logits(raw), teacher_yolo.logits(teacher_raw).sigmoid()
     objectness = F.binary_cross_entropy_with_logits(logits[..., 0], scores[..., 0], reduction="sum")
 
-    seen = scores[..., 0] > LEAST_OBJECTNESS
+    seen = (scores[..., 0] > LEAST_OBJECTNESS).nonzero(as_tuple=True)
     weight = scores[seen][:, 0]
     classes = F.binary_cross_entropy_with_logits(logits[seen][:, 1:], scores[seen][:, 1:], reduction="none")
     label = (weight[:, None] * classes).sum()
 
     cell = raw.new_tensor([img_size / raw.shape[3], img_size / raw.shape[2]])
-    anchor = yolo.anchors[seen.nonzero()[:, 1]]
+    anchor = yolo.anchors[seen[1]]
     predicted = _boxes(yolo, raw[seen], anchor, cell)
     wanted = _boxes(teacher_yolo, teacher_raw[seen], anchor, cell)
     box = (weight * complete_box_iou_loss(predicted, wanted)).sum()

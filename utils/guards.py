@@ -85,9 +85,12 @@ def memory_advice(advice: str) -> Iterator[None]:
         raise InputError(f"{where} is too small: {advice}") from error
 
 
-def smaller_batch(batch_size: int, img_size: int, accumulate: int | None = None) -> str:
-    """What to change where a batch is too large; with the number of batches a step, to the same steps."""
-    smaller = batch_size // 2
+def smaller_batch(batch_size: int, img_size: int, accumulate: int | None = None, processes: int = 1) -> str:
+    """What to change where a process's batch is too large; with the number of batches a step, to the same steps.
+
+    ``--batch_size`` is that of all processes.
+    """
+    smaller = batch_size // 2 * processes
     if not smaller:
         return f"a lower --img_size than {img_size}, or a narrower cfg"
     steps = "" if accumulate is None else f" --accumulate {2 * accumulate}, which takes the same steps"

@@ -40,7 +40,7 @@ class Inference(nn.Module):
         try:
             return self.model(images.to(self.dtype, memory_format=torch.channels_last))
         except RuntimeError as error:
-            if not self.compiled:
+            if not self.compiled or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise InputError(f"--compile: {str(error).splitlines()[0]}: leave it out") from error
 

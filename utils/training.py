@@ -101,7 +101,7 @@ class Training:
         self.teacher = None
         if self.args.teacher_cfg:
             files = self.args.teacher_cfg, self.args.teacher_weights
-            self.teacher = load_teacher(*files, self.model, self.args.img_size, self.device)
+            self.teacher = self._laid_out(load_teacher(*files, self.model, self.args.img_size, self.device))
         self.plan = Plan(self.learning_rates(), self.args.target_percent, self.steps_per_epoch)
         self._attach(self._laid_out(self.model))
         scaled = self.args.precision == "mixed" and amp_dtype(self.device) == torch.float16
@@ -199,7 +199,8 @@ class Training:
             InputError: the batch does not fit into the memory.
         """
         args = self.args
-        advice = smaller_batch(args.batch_size // distributed.world(), args.img_size, args.accumulate)
+        world = distributed.world()
+        advice = smaller_batch(args.batch_size // world, args.img_size, args.accumulate, world)
         self.model.train()
         bar = tqdm(
             batches,
@@ -232,7 +233,7 @@ class Training:
         distributed.average_((*self.model.buffers(), *self.ema.model.buffers()))
         progress = self.progress
         heads = len(self.model.yolo_layers)
-        sums = torch.zeros(heads, len(HeadSum)) if progress.sums is None else progress.sums
+        sums = torch.zeros(heads, len(HeadSum), device=self.device) if progress.sums is None else progress.sums
         everything = distributed.total([*sums.flatten().tolist(), *progress.cells])
         is_main = distributed.is_main()
         progress.sums = sums.new_tensor(everything[:-heads]).view(heads, -1) * is_main
@@ -326,7 +327,8 @@ class Training:
         self.optimizer.zero_grad()
         self.penalty.after_step(lr)
         self.ema.update(self.model)
-        self.penalty.copy_zeros(self.ema.model)
+        if self.args.sr:
+            self.penalty.copy_zeros(self.ema.model)
         self.step += 1
 
 
