@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from studies.plan import DATA_SETS, DataSet, pruned_cfg_of, weights_of
+from studies.plan import DataSet, add_data_option, data_sets, pruned_cfg_of, weights_of
 from utils.cli import ArgumentParser, number, run
 from utils.datasets import read_data_config
 from utils.detector import Detector, load_model
@@ -46,6 +46,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=Path("studies/results.csv"), help="the CSV of study.py")
     parser.add_argument("--output", type=Path, default=Path("docs/study"), help="folder to write to")
     parser.add_argument("--run", help="id of a finetuned or distilled run of the CSV whose detections are drawn")
+    add_data_option(parser)
     parser.add_argument("--pictures", type=number(int, 1), default=4, help="how many of them")
     return parser
 
@@ -68,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
     write_text(args.output / "results.md", "\n".join(text))
     print("\n".join(text))
     if args.run:
-        draw_run(rows, args.run, args.pictures, args.output)
+        draw_run(rows, args.run, data_sets(args.data), args.pictures, args.output)
     print(f"{args.output}: pictures and results.md")
 
 
@@ -193,12 +194,12 @@ def ratio_figure(data: str, sweeps: dict[str, list[Curve]]) -> Figure:
     return figure
 
 
-def draw_run(rows: Sequence[Row], run_id: str, count: int, output: Path) -> None:
+def draw_run(rows: Sequence[Row], run_id: str, known: Sequence[DataSet], count: int, output: Path) -> None:
     """Draw what the baseline and a fine-tuned run find on the same validation pictures, side by side."""
     row = next((row for row in rows if row["id"] == run_id), None)
     if row is None or row["stage"] not in ("finetuned", "distilled"):
         raise InputError(f"--run {run_id}: the CSV has no finetuned or distilled run of this id")
-    data = next(data for data in DATA_SETS if data.name == row["data"])
+    data = next(data for data in known if data.name == row["data"])
     config = read_data_config(data.data_config)
     baseline = f"{data.name}/baseline/seed{row['seed']}"
     sides = [

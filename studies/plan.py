@@ -3,10 +3,13 @@
 An experiment is a table row below; :func:`jobs` makes the runs of our programs out of it, each after those it needs.
 """
 
+import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,29 @@ def weights_of(job_id: str) -> str:
 def pruned_cfg_of(job_id: str) -> str:
     """The cfg that a job of the stage "pruned" writes; its name tells train.py to fine-tune."""
     return str(Path("checkpoints") / f"prune_{run_name(job_id)}.cfg")
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """The option --data, for :func:`data_sets`."""
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME=FILE", help="where the .data file of a data set of the plan is"
+    )
+
+
+def data_sets(changes: list[str]) -> list[DataSet]:
+    """The data sets of the plan, with the .data files of ``NAME=FILE``.
+
+    Raises:
+        InputError: an entry of ``changes`` is something else.
+    """
+    names = [data.name for data in DATA_SETS]
+    files = {}
+    for change in changes:
+        name, equals, file = change.partition("=")
+        if not equals or name not in names:
+            raise InputError(f"--data {change}: it must be NAME=FILE, with a NAME out of {', '.join(names)}")
+        files[name] = file
+    return [replace(data, data_config=files.get(data.name, data.data_config)) for data in DATA_SETS]
 
 
 def jobs(experiments: Sequence[Experiment], data_sets: Sequence[DataSet] = DATA_SETS) -> list[Job]:

@@ -10,7 +10,6 @@ same command again after whatever happened.
 
 import argparse
 import csv
-import dataclasses
 import json
 import re
 import subprocess
@@ -25,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from terminaltables import AsciiTable
 
-from studies.plan import DATA_SETS, PLAN, DataSet, Job, jobs, pruned_cfg_of, run_name, weights_of
+from studies.plan import PLAN, Job, add_data_option, data_sets, jobs, pruned_cfg_of, run_name, weights_of
 from utils.checkpoints import git_revision, read_checkpoint
 from utils.cli import ArgumentParser, run
 from utils.errors import InputError
@@ -41,9 +40,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=re.compile, help="only runs whose id this regular expression finds")
     parser.add_argument("--list", action="store_true", help="only list the runs and the hours")
     parser.add_argument("--results", type=Path, default=Path("studies/results.csv"), help="the CSV to add to")
-    parser.add_argument(
-        "--data", nargs="+", default=[], metavar="NAME=FILE", help="where the .data file of a data set of the plan is"
-    )
+    add_data_option(parser)
     return parser
 
 
@@ -94,18 +91,6 @@ def main(args: argparse.Namespace) -> None:
         first = next(iter(failed))
         raise InputError(f"{len(failed)} of {len(chosen)} runs are not done; the first: {first}: {failed[first]}")
     print(f"{args.results}: all {len(chosen)} runs are done")
-
-
-def data_sets(changes: list[str]) -> list[DataSet]:
-    """The data sets of the plan, with the .data files of ``NAME=FILE``."""
-    names = [data.name for data in DATA_SETS]
-    files = {}
-    for change in changes:
-        name, equals, file = change.partition("=")
-        if not equals or name not in names:
-            raise InputError(f"--data {change}: it must be NAME=FILE, with a NAME out of {', '.join(names)}")
-        files[name] = file
-    return [dataclasses.replace(data, data_config=files.get(data.name, data.data_config)) for data in DATA_SETS]
 
 
 def selected(everything: list[Job], only: re.Pattern | None) -> list[Job]:

@@ -23,8 +23,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(make_project(tmp_path))
     for module in (study, plan):
         monkeypatch.setattr(module, "PLAN", SMALL)
-    for module in (study, draw):
-        monkeypatch.setattr(module, "DATA_SETS", (TINY,))
+    monkeypatch.setattr(plan, "DATA_SETS", (TINY,))
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
     calls = []
 
@@ -108,7 +107,7 @@ def test_an_interrupted_training_goes_on(project, monkeypatch):
         return evaluate(*args, **kwargs)
 
     frequent = DataSet(**{**vars(TINY), "checkpoint_interval": 1, "evaluation_interval": 1})
-    monkeypatch.setattr(study, "DATA_SETS", (frequent,))
+    monkeypatch.setattr(plan, "DATA_SETS", (frequent,))
     monkeypatch.setattr(train, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         go("--only", "baseline")
