@@ -11,9 +11,7 @@ export MALLOC_TOP_PAD_ := 268435456
 
 # A quarter of YOLOv3's width and pictures of 160 pixels, so that two cores do it in minutes.
 DEMO := --model_def config/yolov3-small-hand.cfg --data_config config/demo.data --n_cpu 2
-# bfloat16 where the CPU computes in it; without a GPU float32 is train.py's choice.
-PRECISION := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --precision mixed)
-DEMO_TRAIN := $(DEMO) $(PRECISION) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_interval 30 --evaluation_interval 3 --overwrite
+DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_interval 30 --evaluation_interval 3 --overwrite
 
 .PHONY: demo test test-zoo test-kill fuzz bench lint clean
 
