@@ -59,7 +59,7 @@ lint: $(VENV)/.requirements-dev
 
 # What the demo and the tests leave; no trained network but the demo's.
 clean:
-	rm -rf checkpoints/demo_* checkpoints/prune_demo* checkpoints/finetune_demo* config/prune_demo.cfg
+	rm -rf checkpoints/demo_* checkpoints/prune_demo* config/prune_demo.cfg
 	rm -rf runs/demo_* runs/prune_demo output/demo data/demo .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -15,13 +15,13 @@ from utils.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data, summary
 from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
-from utils.devices import PRECISIONS, computes_bf16, default_precision, describe_device, pick_device
+from utils.devices import computes_bf16, default_precision, describe_device, pick_device
 from utils.epoch_report import gamma_row, loss_row, print_epoch
 from utils.errors import InputError
 from utils.files import remove_leftovers, write_text
 from utils.guards import NotFinite, write_batches
 from utils.interrupts import Stopped, StopRequest
-from utils.options import add_skip_bad_option, check_classes, network_size
+from utils.options import add_precision_option, add_skip_bad_option, check_classes, network_size
 from utils.penalty_advice import check_reach, warn_of_penalty
 from utils.penalty_schedules import SCHEDULES, check_schedule
 from utils.picture_cache import budget
@@ -90,7 +90,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channels_last", action=argparse.BooleanOptionalAction, help="the memory layout; default: on with a GPU"
     )
-    parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
+    add_precision_option(parser)
     parser.add_argument("--sync_bn", action="store_true", help="BatchNorm over the batch of all processes; GPUs only")
     parser.add_argument(
         "--mosaic",
@@ -137,13 +137,7 @@ def train_network(args: argparse.Namespace) -> None:
         load_pretrained(model, args.pretrained_weights)
     batches, valid_batches = make_loaders(args, data)
     device = pick_device()
-    args.precision = args.precision or default_precision(device)
-    if args.channels_last is None:
-        args.channels_last = device.type == "cuda"
-    if args.precision == "mixed" and device.type == "cpu" and not computes_bf16(device):
-        print("warning: --precision mixed: this CPU has no bfloat16 instructions; full is many times faster here")
-    if distributed.is_main():
-        print(describe_device(device, args.precision, distributed.world()))
+    resolve_computing(args, device)
     torch.backends.cudnn.benchmark = not args.multiscale_training
     training = Training(args, model.to(device), survivors, device, -(-len(batches) // args.accumulate))
     if args.sr and args.s_schedule != "target":
@@ -205,6 +199,17 @@ def resolve_schedule(args: argparse.Namespace) -> None:
     args.s_schedule = args.s_schedule or ("target" if args.target_percent else "constant")
     args.target_percent = args.target_percent or DEFAULT_PERCENT
     check_schedule(args.s_schedule, args.sr_method)
+
+
+def resolve_computing(args: argparse.Namespace, device: torch.device) -> None:
+    """The precision and memory layout that suit the device where none is asked for; say what it will be."""
+    args.precision = args.precision or default_precision(device)
+    if args.channels_last is None:
+        args.channels_last = device.type == "cuda"
+    if args.precision == "mixed" and device.type == "cpu" and not computes_bf16(device):
+        print("warning: --precision mixed: this CPU has no bfloat16 instructions; full is many times faster here")
+    if distributed.is_main():
+        print(describe_device(device, args.precision, distributed.world()))
 
 
 def run_epochs(

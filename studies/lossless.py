@@ -21,7 +21,7 @@ from utils.checkpoints import load_weights
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data
 from utils.datasets import DetectionDataset, loader, read_data_config
-from utils.devices import device_of, pick_device
+from utils.devices import device_of, pick_device, without_tf32
 from utils.metrics import DetectionMetrics
 from utils.options import add_threshold_options, check_classes, network_size
 from utils.pictures import to_device
@@ -73,7 +73,7 @@ def detect(model: Darknet, batches: DataLoader, conf_thres: float, nms_thres: fl
     device = device_of(model)
     found = []
     for images, _ in tqdm(batches, name, leave=False, unit="batch"):
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose 10 bits would hide what is looked for
+        with without_tf32():
             predictions = model(to_device(images, device))
         found += non_max_suppression(predictions, conf_thres, nms_thres)
     return [detections.cpu() for detections in found]

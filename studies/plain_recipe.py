@@ -26,9 +26,9 @@ from utils.checkpoints import load_state, save_checkpoint
 from utils.cli import ArgumentParser, number, run
 from utils.data_check import check_data, summary
 from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
-from utils.devices import PRECISIONS, autocast, default_precision, device_of, pick_device
+from utils.devices import autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
-from utils.options import check_classes, network_size
+from utils.options import add_precision_option, check_classes, network_size
 from utils.pictures import to_device
 from utils.run_log import RunLog
 from utils.runs import Run
@@ -49,7 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
     parser.add_argument("--learning_rate", "-lr", type=number(float, above=0), default=1e-3, help="of Adam")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
+    add_precision_option(parser)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order and flips")
     parser.add_argument("--name", default="plain_yolov3", help="of the run's files")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run of this name")

@@ -18,7 +18,7 @@ class DataSet:
 
     Attributes:
         name: in the ids of runs.
-        data_config: where its .data file is, unless study.py is told another place.
+        data_config: where its .data file is, unless --data names another place.
         model_def: the network's cfg.
         img_size: pixels.
         baseline, sparse, tune: epochs of the three stages.
@@ -77,10 +77,7 @@ HANDS, BCCD = "data/hands/hands.data", "data/bccd/bccd.data"
 DATA_SETS = (
     DataSet("hands", HANDS, "config/yolov3-small-hand.cfg", 224, 60, 50, 12, s=0.016, seconds=15),
     DataSet("bccd", BCCD, "config/yolov3-small-bccd.cfg", 416, 40, 30, 8, s=0.06, seconds=25),
-    DataSet(
-        *("full", HANDS, "config/yolov3-hand.cfg", 224, 12, 12, 4),
-        **{"s": 0.03, "seconds": 140, "batch_size": 8, "checkpoint_interval": 1},
-    ),
+    DataSet("full", HANDS, "config/yolov3-hand.cfg", 224, 12, 12, 4, 0.03, 140, batch_size=8, checkpoint_interval=1),
 )
 
 SPARSITY = (
@@ -192,9 +189,9 @@ def data_sets(changes: list[str]) -> list[DataSet]:
     return [replace(data, data_config=files.get(data.name, data.data_config)) for data in DATA_SETS]
 
 
-def jobs(experiments: Sequence[Experiment], data_sets: Sequence[DataSet] = DATA_SETS) -> list[Job]:
+def jobs(experiments: Sequence[Experiment], known: Sequence[DataSet] = DATA_SETS) -> list[Job]:
     """The runs of some experiments, each once, those that others need first."""
-    by_name = {data.name: data for data in data_sets}
+    by_name = {data.name: data for data in known}
     sparsities = {sparsity.name: sparsity for sparsity in SPARSITY}
     found: dict[str, Job] = {}
     for experiment in experiments:

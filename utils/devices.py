@@ -25,7 +25,7 @@ def default_precision(device: torch.device) -> str:
 
 def describe_device(device: torch.device, precision: str, processes: int) -> str:
     """What a run computes on, and how, in one line."""
-    what = f"{torch.cuda.get_device_name(device)}" if device.type == "cuda" else "no GPU: on the CPU"
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU: on the CPU"
     how = f"mixed precision ({str(amp_dtype(device)).removeprefix('torch.')})" if precision == "mixed" else "float32"
     return f"{what}, {how}" + (f", {processes} processes" if processes > 1 else "")
 
@@ -33,6 +33,11 @@ def describe_device(device: torch.device, precision: str, processes: int) -> str
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """A context in which layers compute in :func:`amp_dtype` (``precision`` mixed) or in float32 (full)."""
     return torch.autocast(device.type, amp_dtype(device), enabled=precision == "mixed")
+
+
+def without_tf32() -> AbstractContextManager:
+    """Convolve in float32 proper on a GPU, too, for comparisons: TF32's 10 bits would hide what is looked for."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def amp_dtype(device: torch.device) -> torch.dtype:

@@ -88,7 +88,7 @@ class YoloLoss(nn.Module):
     The divisor is at least the number of pictures: a batch with few targets, or none, is no louder than others.
 
     Which prediction learns which target depends on the targets alone, and is found where they are: leave them on the
-    CPU, and a GPU never waits.
+    CPU, so that no GPU waits for it.
     """
 
     def __init__(self, model: Darknet):

@@ -5,6 +5,7 @@ import argparse
 from models import Darknet
 from utils.cli import number
 from utils.datasets import DataConfig
+from utils.devices import PRECISIONS
 from utils.errors import InputError
 from utils.files import read_names
 
@@ -35,6 +36,11 @@ def add_skip_bad_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip_bad", action="store_true", help="leave out pictures that are missing, unreadable or wrongly labelled"
     )
+
+
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--precision``, for :func:`utils.devices.autocast`."""
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
 
 
 def network_size(model: Darknet, img_size: int | None) -> int:

@@ -32,7 +32,7 @@ def warn_of_penalty(training: Training, log: RunLog, gammas: GammaHistory) -> No
     args = training.args
     if args.sr:
         mean_aps = [float(row["mAP"]) for row in log.rows if row.get("mAP")]
-        left = reach(training.learning_rates()[training.step :], args.s, MOMENTUM)
+        left = reach(training.plan.rates[training.step :], args.s, MOMENTUM)
         for warning in penalty_warnings(args.s, training.epoch / args.epochs, gammas, left, mean_aps):
             print(f"warning: {warning}")
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from models import ACTIVATIONS, Darknet
 from utils import graph
 from utils.coupling import Coupling
-from utils.devices import device_of
+from utils.devices import device_of, without_tf32
 from utils.graph import IMAGE
 from utils.resolve import resolve
 from utils.strategies import round_up
@@ -307,7 +307,7 @@ def head_difference(reference: Darknet, other: Darknet, img_size: int) -> float:
     device = device_of(reference)
     worst = 0.0
     for pictures in proof_pictures(img_size, reference.network.stride):
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # whose 10 bits would hide what is looked for
+        with without_tf32():
             wanted, got = reference.eval().heads(pictures.to(device)), other.eval().heads(pictures.to(device))
         scale = max(float(head.abs().max()) for head in wanted)
         gap = max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))

@@ -91,9 +91,7 @@ class GammaPenalty:
         if self.method != "proximal":
             return
         step = lr * self.s / (1 - self.momentum)
-        if not step:
-            return
-        if self.weights:
+        if step and self.weights:
             soft_threshold(self._gammas_of(self.model), torch._foreach_mul(list(self.weights.values()), step))
 
     @torch.no_grad()
