@@ -88,7 +88,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cache", action="store_true", help="keep the decoded pictures in memory, as far as they fit")
     parser.add_argument(
-        "--channels_last", action=argparse.BooleanOptionalAction, help="the memory layout; default: on with a GPU"
+        "--channels_last", action=argparse.BooleanOptionalAction, help="the memory layout; default: on a GPU and in mixed precision"
     )
     add_precision_option(parser)
     parser.add_argument("--sync_bn", action="store_true", help="BatchNorm over the batch of all processes; GPUs only")
@@ -205,7 +205,7 @@ def resolve_computing(args: argparse.Namespace, device: torch.device) -> None:
     """The precision and memory layout that suit the device where none is asked for; say what it will be."""
     args.precision = args.precision or default_precision(device)
     if args.channels_last is None:
-        args.channels_last = device.type == "cuda"
+        args.channels_last = device.type == "cuda" or args.precision == "mixed"
     if args.precision == "mixed" and device.type == "cpu" and not computes_bf16(device):
         print("warning: --precision mixed: this CPU has no bfloat16 instructions; full is many times faster here")
     if distributed.is_main():
