@@ -87,9 +87,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--prune_every", type=number(int, 0), default=0, help="epochs between cuts of dead channels (-sr); 0: no cuts"
     )
     parser.add_argument("--cache", action="store_true", help="keep the decoded pictures in memory, as far as they fit")
-    parser.add_argument(
-        "--channels_last", action=argparse.BooleanOptionalAction, help="the memory layout; default: on a GPU and in mixed precision"
-    )
+    parser.add_argument("--channels_last", action=argparse.BooleanOptionalAction, default=True, help="memory layout")
     add_precision_option(parser)
     parser.add_argument("--sync_bn", action="store_true", help="BatchNorm over the batch of all processes; GPUs only")
     parser.add_argument(
@@ -202,10 +200,8 @@ def resolve_schedule(args: argparse.Namespace) -> None:
 
 
 def resolve_computing(args: argparse.Namespace, device: torch.device) -> None:
-    """The precision and memory layout that suit the device where none is asked for; say what it will be."""
+    """The precision that suits the device where none is asked for; say what it will be."""
     args.precision = args.precision or default_precision(device)
-    if args.channels_last is None:
-        args.channels_last = device.type == "cuda" or args.precision == "mixed"
     if args.precision == "mixed" and device.type == "cpu" and not computes_bf16(device):
         print("warning: --precision mixed: this CPU has no bfloat16 instructions; full is many times faster here")
     if distributed.is_main():

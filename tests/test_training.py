@@ -53,7 +53,7 @@ def joined(first, second):
     return torch.cat([first[0], second[0]]), torch.cat([first[1], moved])
 
 
-@pytest.mark.parametrize("extra", [[], ["--multiscale_training"], ["--channels_last"]])
+@pytest.mark.parametrize("extra", [[], ["--multiscale_training"], ["--no-channels_last"]])
 @pytest.mark.parametrize("counts", [((5, 0), (1, 0)), ((0, 0), (0, 0)), ((0, 0, 0), (9,))])
 def test_an_accumulated_batch_is_one_large_batch(counts, extra):
     # The network has no BatchNorm, which would see the parts by themselves.

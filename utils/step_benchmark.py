@@ -56,6 +56,8 @@ def _stage(layer: graph.Convolution) -> nn.Sequential:
 def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.device, rounds: int) -> list[Timing]:
     """Times of our sparse training step and of the bare stack, in turns, on random pictures with a few boxes each.
 
+    Both in channels_last, as train.py trains.
+
     Args:
         blocks: the network's cfg; the size of the pictures is its own.
         batch_size: pictures a step.
@@ -64,11 +66,11 @@ def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.devi
     """
     model = Darknet(blocks)
     size, classes = model.network.height, model.network.heads[0].classes
-    bare = BareStack(model.network).to(device)
+    bare = BareStack(model.network).to(device, memory_format=torch.channels_last)
     model.to(device).train()
     training = Training(step_options(batch_size, size), model, Survivors(model.network), device, steps_per_epoch=1)
     batch = random_batch(batch_size, size, classes)
-    images = to_device(batch[0], device)
+    images = to_device(batch[0], device, channels_last=True)
 
     def bare_step() -> None:
         bare.zero_grad()
@@ -93,7 +95,7 @@ def step_options(batch_size: int, img_size: int) -> argparse.Namespace:
         sr_method="proximal",
         strategy="normal",
         teacher_cfg=None,
-        channels_last=False,
+        channels_last=True,
         precision="full",
         sync_bn=False,
     )
