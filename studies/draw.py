@@ -31,8 +31,9 @@ from utils.pictures import read_image, to_square
 from utils.plots import save_figure
 
 DROP = 0.01  # of mAP@0.5
-SHARES = (0.4, 0.3, 0.2, 0.1)  # of the parameters, at which the ways to train sparse are compared
+SHARES = (0.3, 0.2, 0.15, 0.1)  # of the parameters, at which the ways to train sparse are compared
 STAGES = ("plain", "baseline", "continued", "sparse", "pruned", "finetuned", "distilled")
+TICKS = (100, 70, 50, 40, 30, 20, 15, 10, 7, 5, 3, 2)  # per cent
 CONFIDENCE = 0.25  # of the boxes that are drawn
 SIDE = 320  # pixels of a drawn picture's longer side
 
@@ -112,12 +113,12 @@ def mean_ap_at(curve: Curve, share: float) -> float:
 
 
 def spread(values: Iterable[float], digits: int = 4) -> str:
-    """Mean, and with several values their standard deviation and number; nothing where nothing was measured."""
+    """Mean, and where values differ their standard deviation and number; nothing where nothing was measured."""
     values = [value for value in values if not np.isnan(value)]
     if not values:
         return ""
     text = f"{np.mean(values):.{digits}f}"
-    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.{digits}f} ({len(values)})"
+    return text if min(values) == max(values) else f"{text} ± {np.std(values, ddof=1):.{digits}f} ({len(values)})"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -134,7 +135,7 @@ def stage_table(rows: Sequence[Row]) -> str:
             ratio = f", {float(row['percent']):.0%} cut" if row.get("percent") else ""
             about = f" ({label_of(row)}{ratio})" if row.get("sparsity") else ""
             groups[STAGES.index(row["stage"]), row["stage"] + about].append(row)
-    head = ("", "epochs", "mAP@0.5", "last epoch", "mAP@0.5:0.95", "last epoch", "parameters", "MACs", "forward, ms")
+    head = ("", "epochs", "mAP@0.5", "last epoch", "mAP@0.5:0.95", "last epoch", "parameters", "MACs", "forward")
     lines = []
     for (_, label), group in sorted(groups.items()):
 
@@ -142,7 +143,16 @@ def stage_table(rows: Sequence[Row]) -> str:
             return spread([float(row[name]) / scale for row in group if row.get(name)], digits)
 
         quality = [mean(name) for name in ("mAP", "mAP_last", "mAP_50_95", "mAP_50_95_last")]
-        size = [f"{mean('parameters', 3, 1e6)} M", f"{mean('macs', 1, 1e6)} M", mean("forward_ms_after", 2)]
+        faster = [
+            float(row["forward_ms_before"]) / float(row["forward_ms_after"])
+            for row in group
+            if row.get("forward_ms_after")
+        ]
+        size = [
+            f"{mean('parameters', 3, 1e6)} M",
+            f"{mean('macs', 1, 1e6)} M",
+            f"{spread(faster, 1)}x" if faster else "",
+        ]
         lines.append([label, group[0]["epochs"], *quality, *size])
     return markdown(head, lines)
 
@@ -170,8 +180,10 @@ def size_figure(data: str, sweeps: dict[str, list[Curve]]) -> Figure:
             (line,) = axes.plot(left, quality.mean(axis=0), marker="o", ms=3, label=f"{label} ({len(group)})")
             axes.fill_between(left, quality.min(axis=0), quality.max(axis=0), color=line.get_color(), alpha=0.15, lw=0)
         axes.set(xlabel=f"% of the {title} left", xscale="log", ylim=(0, 1.02))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.invert_xaxis()
+        least = min(curve[name][-1] / curve[name][0] for group in sweeps.values() for curve in group)
+        axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axes.minorticks_off()
+        axes.set_xlim(110, 90 * least)
         axes.grid(alpha=0.3, which="both")
     figure.axes[0].set(ylabel="mAP@0.5, not fine-tuned")
     figure.axes[1].legend(frameon=False, fontsize=8, title="seeds in brackets")
