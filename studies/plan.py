@@ -100,7 +100,7 @@ PLAN: dict[str, tuple[Experiment, ...]] = {
     "hands": (
         Experiment("hands", ("target",), seeds=(0, 1, 2), percent=0.8, stages=ROWS),
         Experiment("hands", ("target",), percent=0.8, stages=CONTROLS),
-        Experiment("hands", ("constant",), seeds=(1, 2), percent=0.8),
+        Experiment("hands", ("local", "constant"), seeds=(1, 2), percent=0.8),
     ),
     "bccd": (
         Experiment("bccd", ("target",), seeds=(0, 1, 2), percent=0.8, stages=ROWS),
