@@ -32,6 +32,7 @@ from utils.plots import save_figure
 
 DROP = 0.01  # of mAP@0.5
 SHARES = (0.3, 0.2, 0.15, 0.1)  # of the parameters, at which the ways to train sparse are compared
+SIZES = {"parameters, M": ("parameters", 1e6), "MACs, G": ("macs", 1e9)}
 STAGES = ("plain", "baseline", "continued", "sparse", "pruned", "finetuned", "distilled")
 TICKS = (100, 70, 50, 40, 30, 20, 15, 10, 7, 5, 3, 2)  # per cent
 CONFIDENCE = 0.25  # of the boxes that are drawn
@@ -113,12 +114,12 @@ def mean_ap_at(curve: Curve, share: float) -> float:
 
 
 def spread(values: Iterable[float], digits: int = 4) -> str:
-    """Mean, and where values differ their standard deviation and number; nothing where nothing was measured."""
+    """Mean, and where values differ their standard deviation; nothing where nothing was measured."""
     values = [value for value in values if not np.isnan(value)]
     if not values:
         return ""
     text = f"{np.mean(values):.{digits}f}"
-    return text if min(values) == max(values) else f"{text} ± {np.std(values, ddof=1):.{digits}f} ({len(values)})"
+    return text if min(values) == max(values) else f"{text} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -135,35 +136,34 @@ def stage_table(rows: Sequence[Row]) -> str:
             ratio = f", {float(row['percent']):.0%} cut" if row.get("percent") else ""
             about = f" ({label_of(row)}{ratio})" if row.get("sparsity") else ""
             groups[STAGES.index(row["stage"]), row["stage"] + about].append(row)
-    head = ("", "epochs", "mAP@0.5", "last epoch", "mAP@0.5:0.95", "last epoch", "parameters", "MACs", "forward")
+    head = ("", "seeds", "epochs", "mAP@0.5", "mAP@0.5:0.95", "mAP@0.5, best epoch", *SIZES, "forward, times as fast")
     lines = []
     for (_, label), group in sorted(groups.items()):
-
-        def mean(name: str, digits: int = 4, scale: float = 1, group: list[Row] = group) -> str:
-            return spread([float(row[name]) / scale for row in group if row.get(name)], digits)
-
-        quality = [mean(name) for name in ("mAP", "mAP_last", "mAP_50_95", "mAP_50_95_last")]
-        faster = [
-            float(row["forward_ms_before"]) / float(row["forward_ms_after"])
-            for row in group
-            if row.get("forward_ms_after")
-        ]
-        size = [
-            f"{mean('parameters', 3, 1e6)} M",
-            f"{mean('macs', 1, 1e6)} M",
-            f"{spread(faster, 1)}x" if faster else "",
-        ]
-        lines.append([label, group[0]["epochs"], *quality, *size])
+        last = [spread(last_epoch(row, name) for row in group) for name in ("mAP", "mAP_50_95")]
+        best = spread(float(row["mAP"]) for row in group) if group[0]["epochs"] else ""
+        size = [spread((float(row[name]) / unit for row in group), 3) for name, unit in SIZES.values()]
+        faster = spread((speed_up(row) for row in group if row.get("forward_ms_after")), 1)
+        lines.append([label, str(len(group)), group[0]["epochs"], *last, best, *size, faster])
     return markdown(head, lines)
+
+
+def last_epoch(row: Row, metric: str) -> float:
+    """A metric after the last epoch of a run; of what no epoch changed, the only one."""
+    return float(row.get(f"{metric}_last") or row[metric])
+
+
+def speed_up(row: Row) -> float:
+    """How many times as fast as the full network a pruned one is."""
+    return float(row["forward_ms_before"]) / float(row["forward_ms_after"])
 
 
 def sweep_table(sweeps: dict[str, list[Curve]]) -> str:
     """For each way to train sparse the ratio at which mAP falls, and mAP at equal parameters, not fine-tuned."""
-    head = ["", f"ratio at -{DROP:g} mAP", *(f"mAP@0.5 at {share:.0%} of the parameters" for share in SHARES)]
+    head = ["", "seeds", f"ratio at -{DROP:g} mAP", *(f"mAP@0.5 at {share:.0%} of the parameters" for share in SHARES)]
     lines = []
     for label, group in sweeps.items():
         at = [spread(mean_ap_at(curve, share) for curve in group) for share in SHARES]
-        lines.append([label, spread((ratio_at_drop(curve) for curve in group), 3), *at])
+        lines.append([label, str(len(group)), spread((ratio_at_drop(curve) for curve in group), 3), *at])
     return markdown(head, lines)
 
 

@@ -173,7 +173,7 @@ def test_map_at_equal_parameters():
 
 def test_a_spread_needs_several_seeds():
     assert draw.spread([0.5]) == "0.5000"
-    assert draw.spread([0.5, 0.7, np.nan], 2) == "0.60 ± 0.14 (2)"
+    assert draw.spread([0.5, 0.7, np.nan], 2) == "0.60 ± 0.14"
     assert draw.spread([np.nan]) == ""
 
 
