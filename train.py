@@ -87,7 +87,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--prune_every", type=number(int, 0), default=0, help="epochs between cuts of dead channels (-sr); 0: no cuts"
     )
     parser.add_argument("--cache", action="store_true", help="keep the decoded pictures in memory, as far as they fit")
-    parser.add_argument("--channels_last", action=argparse.BooleanOptionalAction, default=True, help="memory layout")
+    parser.add_argument(
+        "--channels_last",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the memory layout of pictures and maps",
+    )
     add_precision_option(parser)
     parser.add_argument("--sync_bn", action="store_true", help="BatchNorm over the batch of all processes; GPUs only")
     parser.add_argument(

@@ -14,7 +14,7 @@ from utils.errors import InputError
 from utils.files import write_csv
 
 TINY = DataSet("tiny", "config/oxfordhand.data", "config/yolov3-hand.cfg", 64, 2, 2, 1, s=1.0, seconds=1, batch_size=4)
-STAGES = tuple({*plan.ROWS, *plan.CONTROLS})
+STAGES = (*plan.ROWS, *plan.CONTROLS)
 SMALL = {"tiny": (Experiment("tiny", ("constant", "target"), ("slim",), (0,), 0.5, STAGES),)}
 
 
