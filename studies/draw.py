@@ -2,7 +2,7 @@
 
 - {data}_size.png: mAP against parameters and MACs, each way to train sparse a line, with its spread over seeds;
 - {data}_ratio.png: the ratio at which mAP has fallen by 0.01;
-- results.md: the rows from baseline to fine-tuned, those ratios, and mAP at equal parameters;
+- results.md: the rows from baseline to fine-tuned; of each way to train sparse mAP at equal parameters and that ratio;
 - {data}_detections.jpg, with --run: pictures before and after.
 """
 
@@ -32,8 +32,16 @@ from utils.plots import save_figure
 
 DROP = 0.01  # of mAP@0.5
 SHARES = (0.3, 0.2, 0.15, 0.1)  # of the parameters, at which the ways to train sparse are compared
-SIZES = {"parameters, M": ("parameters", 1e6), "MACs, G": ("macs", 1e9)}
-STAGES = ("plain", "baseline", "continued", "sparse", "pruned", "finetuned", "distilled")
+SIZES = {"parameters": (1e6, 2, "M"), "macs": (1e9, 3, "G")}  # a unit, its digits and its name
+STAGES = {
+    "plain": "the older tools' recipe",
+    "baseline": "baseline",
+    "continued": "baseline, trained on",
+    "sparse": "sparse, from the baseline",
+    "pruned": "pruned",
+    "finetuned": "fine-tuned",
+    "distilled": "fine-tuned with a teacher",
+}
 TICKS = (100, 50, 30, 20, 10, 5, 3, 2, 1)  # per cent
 CONFIDENCE = 0.25  # of the boxes that are drawn
 SIDE = 320  # pixels of a drawn picture's longer side
@@ -67,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
         if sweeps:
             save_figure(size_figure(data, sweeps), args.output / f"{data}_size.png")
             save_figure(ratio_figure(data, sweeps), args.output / f"{data}_ratio.png")
-            text += [sweep_table(sweeps), ""]
+            text += [sweep_table(own, sweeps), ""]
     write_text(args.output / "results.md", "\n".join(text))
     print("\n".join(text))
     if args.run:
@@ -129,22 +137,47 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def stage_table(rows: Sequence[Row]) -> str:
-    """From plain and baseline to fine-tuned, mean and spread over the seeds."""
-    groups: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    """From plain and baseline to fine-tuned, mean and spread over the seeds; sparse networks that were pruned only."""
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row["stage"] in STAGES:
-            ratio = f", {float(row['percent']):.0%} cut" if row.get("percent") else ""
-            about = f" ({label_of(row)}{ratio})" if row.get("sparsity") else ""
-            groups[STAGES.index(row["stage"]), row["stage"] + about].append(row)
-    head = ("", "seeds", "epochs", "mAP@0.5", "mAP@0.5:0.95", "mAP@0.5, best epoch", *SIZES, "forward, times as fast")
+            groups[label_of(row) if row.get("sparsity") else "", row["stage"], row.get("percent", "")].append(row)
+    used = {"", *(way for way, stage, _ in groups if stage == "pruned")}
+    ways, stages = list(dict.fromkeys(way for way, _, _ in groups)), list(STAGES)
+    order = sorted(
+        (key for key in groups if key[0] in used), key=lambda key: (ways.index(key[0]), stages.index(key[1]))
+    )
     lines = []
-    for (_, label), group in sorted(groups.items()):
-        last = [spread(last_epoch(row, name) for row in group) for name in ("mAP", "mAP_50_95")]
-        best = spread(float(row["mAP"]) for row in group) if group[0]["epochs"] else ""
-        size = [spread((float(row[name]) / unit for row in group), 3) for name, unit in SIZES.values()]
+    for way, stage, percent in order:
+        group = groups[way, stage, percent]
+        about = {"sparse": f" ({way})", "pruned": f", {float(percent or 0):.0%} of the channels"}.get(stage, "")
+        quality = [spread(last_epoch(row, name) for row in group) for name in ("mAP", "mAP_50_95")]
+        best = spread(float(row["mAP_50_95"]) for row in group) if group[0]["epochs"] else ""
         faster = spread((speed_up(row) for row in group if row.get("forward_ms_after")), 1)
-        lines.append([label, str(len(group)), group[0]["epochs"], *last, best, *size, faster])
+        size = [size_of(group, rows, name) for name in SIZES]
+        lines.append([STAGES[stage] + about, str(len(group)), group[0]["epochs"], *quality, best, *size, faster])
+    head = (
+        "",
+        "seeds",
+        "epochs",
+        "mAP@0.5",
+        "mAP@0.5:0.95",
+        "of the best epoch",
+        "parameters",
+        "MACs",
+        "times as fast",
+    )
     return markdown(head, lines)
+
+
+def size_of(group: Sequence[Row], rows: Sequence[Row], name: str) -> str:
+    """The parameters or MACs of a group of networks: of the full one, the largest, a number, of others its share."""
+    full = max(float(row[name]) for row in rows)
+    sizes = [float(row[name]) for row in group]
+    unit, digits, unit_name = SIZES[name]
+    if min(sizes) == full:
+        return f"{full / unit:.{digits}f} {unit_name}"
+    return f"{spread((100 * size / full for size in sizes), 1)} %"
 
 
 def last_epoch(row: Row, metric: str) -> float:
@@ -157,14 +190,17 @@ def speed_up(row: Row) -> float:
     return float(row["forward_ms_before"]) / float(row["forward_ms_after"])
 
 
-def sweep_table(sweeps: dict[str, list[Curve]]) -> str:
-    """For each way to train sparse the ratio at which mAP falls, and mAP at equal parameters, not fine-tuned."""
-    head = ["", "seeds", f"ratio at -{DROP:g} mAP", *(f"mAP@0.5 at {share:.0%} of the parameters" for share in SHARES)]
+def sweep_table(rows: Sequence[Row], sweeps: dict[str, list[Curve]]) -> str:
+    """What each way to train sparse makes of the network, and of that what pruning leaves without fine-tuning."""
     lines = []
     for label, group in sweeps.items():
+        sparse = [row for row in rows if row["stage"] == "sparse" and label_of(row) == label]
+        quality = [spread(last_epoch(row, name) for row in sparse) for name in ("mAP_50_95", "mAP")]
         at = [spread(mean_ap_at(curve, share) for curve in group) for share in SHARES]
-        lines.append([label, str(len(group)), spread((ratio_at_drop(curve) for curve in group), 3), *at])
-    return markdown(head, lines)
+        ratio = spread((ratio_at_drop(curve) for curve in group), 3)
+        lines.append([label, str(len(group)), *quality, *at, ratio])
+    at = [f"at {SHARES[0]:.0%} of the parameters", *(f"{share:.0%}" for share in SHARES[1:])]
+    return markdown(("", "seeds", "mAP@0.5:0.95", "mAP@0.5", *at, f"ratio at -{DROP:g}"), lines)
 
 
 def size_figure(data: str, sweeps: dict[str, list[Curve]]) -> Figure:

@@ -97,12 +97,12 @@ PLAN: dict[str, tuple[Experiment, ...]] = {
     ),
     # Three seeds for the finalists: the rows of the README, and the comparison with the plain recipe.
     "hands": (
-        Experiment("hands", ("target",), seeds=(0, 1, 2), percent=0.8, stages=ROWS),
+        Experiment("hands", ("target", "local"), seeds=(0, 1, 2), percent=0.8, stages=ROWS),
         Experiment("hands", ("target",), percent=0.8, stages=CONTROLS),
-        Experiment("hands", ("local", "constant"), seeds=(1, 2), percent=0.8),
+        Experiment("hands", ("constant",), seeds=(1, 2), percent=0.8),
     ),
     "bccd": (
-        Experiment("bccd", ("target",), seeds=(0, 1, 2), percent=0.8, stages=ROWS),
+        Experiment("bccd", ("target", "local"), seeds=(0, 1, 2), percent=0.8, stages=ROWS),
         Experiment("bccd", ("target",), percent=0.8, stages=CONTROLS),
     ),
     # Where distillation should pay: so much cut that the pruned network needs to learn again.

@@ -79,7 +79,9 @@ def test_the_study_measures_everything_once_and_is_drawn(project, capsys):
     names = {path.name for path in Path("figures").iterdir()}
     assert names == {"tiny_size.png", "tiny_ratio.png", "tiny_detections.jpg", "results.md"}
     table = Path("figures/results.md").read_text()
-    assert "finetuned (target 0.5, slim, 50% cut)" in table
+    assert "| sparse, from the baseline (target 0.5, slim) | 1 | 2 |" in table
+    assert "| pruned, 50% of the channels | 1 |  |" in table
+    assert table.count("| fine-tuned with a teacher | 1 | 1 |") == 2
 
 
 def test_what_is_measured_is_run_again_only_where_its_files_are_gone_and_needed(project):
