@@ -19,7 +19,8 @@ demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
 	$(PY) train.py $(DEMO_TRAIN) --name demo_baseline --epochs 15
 	@echo "== 2. sparse: the gammas of channels that are not needed go to 0"
-	$(PY) train.py $(DEMO_TRAIN) --name demo_sparse --epochs 18 -sr --s 0.015 -pre checkpoints/demo_baseline_ckpt.pth
+	$(PY) train.py $(DEMO_TRAIN) --name demo_sparse --epochs 18 -sr --s 0.015 --target_percent 0.6 \
+		-pre checkpoints/demo_baseline_ckpt.pth
 	@echo "== 3. prune: the same network, without its dead channels"
 	$(PY) test_prune.py $(DEMO) --weights_path checkpoints/demo_sparse_ckpt.pth --percent 0.6 \
 		--out_cfg config/prune_demo.cfg --out_weights checkpoints/prune_demo_ckpt.pth

@@ -73,13 +73,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--s_schedule",
         choices=SCHEDULES,
         help="global: s decays at half-way; local: only where channels will be kept; target: s is found; "
-        "default: constant, target with --target_percent",
+        "default: local; target with --target_percent and no --s; constant with --prune_every",
     )
     parser.add_argument(
         "--target_percent",
         type=number(float, high=LARGEST_PERCENT, above=0),
         help="share of the prunable channels that should be dead at the end, the same as test_prune.py's --percent; "
-        f"alone it finds s. Default where it is needed: {DEFAULT_PERCENT:g}",
+        f"without --s it finds s. Default where it is needed: {DEFAULT_PERCENT:g}",
     )
     parser.add_argument("--sr_method", choices=METHODS, default="proximal", help="proximal gives gammas of exactly 0")
     parser.add_argument("--strategy", choices=STRATEGIES, default="normal", help="which gammas to penalise")
@@ -199,9 +199,18 @@ def resolve_schedule(args: argparse.Namespace) -> None:
         raise InputError("--s_schedule and --target_percent are about sparse training: add -sr")
     if args.target_percent and args.s_schedule in ("constant", "global"):
         raise InputError(f"--target_percent has no use under --s_schedule {args.s_schedule}")
-    args.s_schedule = args.s_schedule or ("target" if args.target_percent else "constant")
+    if "s" in args.given and args.s_schedule == "target":
+        raise InputError("--s has no use under --s_schedule target, which finds it: leave one of them out")
+    args.s_schedule = args.s_schedule or default_schedule(args)
     args.target_percent = args.target_percent or DEFAULT_PERCENT
     check_schedule(args.s_schedule, args.sr_method)
+
+
+def default_schedule(args: argparse.Namespace) -> str:
+    """The schedule where none is asked for; --prune_every does without those that count what it cuts."""
+    if args.target_percent:
+        return "local" if "s" in args.given else "target"
+    return "constant" if args.prune_every else "local"
 
 
 def resolve_computing(args: argparse.Namespace, device: torch.device) -> None:

@@ -97,9 +97,8 @@ PLAN: dict[str, tuple[Experiment, ...]] = {
     ),
     # Three seeds for the finalists: the rows of the README, and the comparison with the plain recipe.
     "hands": (
-        Experiment("hands", ("target", "local"), seeds=(0, 1, 2), percent=0.8, stages=ROWS),
+        Experiment("hands", ("target", "local", "constant"), seeds=(0, 1, 2), percent=0.8, stages=ROWS),
         Experiment("hands", ("target",), percent=0.8, stages=CONTROLS),
-        Experiment("hands", ("constant",), seeds=(1, 2), percent=0.8),
     ),
     "bccd": (
         Experiment("bccd", ("target", "local"), seeds=(0, 1, 2), percent=0.8, stages=ROWS),

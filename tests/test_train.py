@@ -198,12 +198,29 @@ def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(proje
     [
         (["--target_percent", "0.5"], "add -sr"),
         (["-sr", "--s_schedule", "global", "--target_percent", "0.5"], "no use under --s_schedule global"),
+        (["-sr", "--s_schedule", "target", "--s", "0.01"], "--s has no use under --s_schedule target"),
+        (["-sr", "--prune_every", "1", "--s", "1", "--target_percent", "0.5"], "use it with constant or global"),
         (["-sr", "--target_percent", "0.5", "--sr_method", "subgradient"], "use --sr_method proximal"),
     ],
 )
 def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, options, words):
     with pytest.raises(InputError, match=words):
         run(train, *options, *FAST)
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule"),
+    [
+        ([], "local"),
+        (["--s", "0.1", "--target_percent", "0.5"], "local"),
+        (["--target_percent", "0.5"], "target"),
+        (["--prune_every", "1"], "constant"),
+    ],
+)
+def test_the_schedule_follows_from_what_is_known(options, schedule):
+    args = train.get_args_parser().parse_args(["-sr", *options])
+    train.resolve_schedule(args)
+    assert args.s_schedule == schedule
 
 
 def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_pictures):

@@ -121,7 +121,7 @@ def check_schedule(schedule: str, method: str) -> None:
         InputError: ``target`` waits for gammas of exactly 0, which the subgradient never gives.
     """
     if schedule == "target" and method != "proximal":
-        raise InputError(f"--target_percent waits for gammas of exactly 0: use --sr_method proximal, not {method}")
+        raise InputError(f"--target_percent without --s waits for gammas of 0: use --sr_method proximal, not {method}")
 
 
 def shares(schedule: str, steps: int) -> np.ndarray:
