@@ -32,7 +32,8 @@ from utils.plots import save_figure
 
 DROP = 0.01  # of mAP@0.5
 SHARES = (0.3, 0.2, 0.15, 0.1)  # of the parameters, at which the ways to train sparse are compared
-SIZES = {"parameters": (1e6, 2, "M"), "macs": (1e9, 3, "G")}  # a unit, its digits and its name
+SIZES = {"parameters": "parameters", "macs": "MACs"}
+UNITS = {"parameters": (1e6, 2, "M"), "macs": (1e9, 3, "G")}  # in tables, with the digits behind the point
 STAGES = {
     "plain": "the older tools' recipe",
     "baseline": "baseline",
@@ -141,41 +142,36 @@ def stage_table(rows: Sequence[Row]) -> str:
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row["stage"] in STAGES:
-            groups[label_of(row) if row.get("sparsity") else "", row["stage"], row.get("percent", "")].append(row)
-    used = {"", *(way for way, stage, _ in groups if stage == "pruned")}
-    ways, stages = list(dict.fromkeys(way for way, _, _ in groups)), list(STAGES)
-    order = sorted(
-        (key for key in groups if key[0] in used), key=lambda key: (ways.index(key[0]), stages.index(key[1]))
-    )
-    lines = []
-    for way, stage, percent in order:
-        group = groups[way, stage, percent]
-        about = {"sparse": f" ({way})", "pruned": f", {float(percent or 0):.0%} of the channels"}.get(stage, "")
-        quality = [spread(last_epoch(row, name) for row in group) for name in ("mAP", "mAP_50_95")]
-        best = spread(float(row["mAP_50_95"]) for row in group) if group[0]["epochs"] else ""
-        faster = spread((speed_up(row) for row in group if row.get("forward_ms_after")), 1)
-        size = [size_of(group, rows, name) for name in SIZES]
-        lines.append([STAGES[stage] + about, str(len(group)), group[0]["epochs"], *quality, best, *size, faster])
-    head = (
-        "",
-        "seeds",
-        "epochs",
-        "mAP@0.5",
-        "mAP@0.5:0.95",
-        "of the best epoch",
-        "parameters",
-        "MACs",
-        "times as fast",
-    )
-    return markdown(head, lines)
+            way = label_of(row) if row.get("sparsity") else ""
+            groups[way, row.get("percent", ""), row["stage"]].append(row)
+    used = {"", *(way for way, percent, _ in groups if percent)}
+    stages, ways = list(STAGES), list(dict.fromkeys(["", *(way for way, _, _ in groups)]))
+    keys = [key for key in groups if key[0] in used]
+    keys.sort(key=lambda key: (ways.index(key[0]), key[1], stages.index(key[2])))
+    head = ("", "seeds", "epochs", "mAP@0.5", "mAP@0.5:0.95", "of the best epoch", *SIZES.values(), "times as fast")
+    return markdown(head, [stage_line(groups[key], rows) for key in keys])
+
+
+def stage_line(group: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+    """A line of :func:`stage_table`: one stage on several seeds."""
+    stage, about = group[0]["stage"], ""
+    if stage == "sparse":
+        about = f" ({label_of(group[0])})"
+    elif stage == "pruned":
+        about = f", {float(group[0]['percent']):.0%} of the channels"
+    quality = [spread(last_epoch(row, name) for row in group) for name in ("mAP", "mAP_50_95")]
+    best = spread(float(row["mAP_50_95"]) for row in group) if group[0]["epochs"] else ""
+    faster = spread((speed_up(row) for row in group if row.get("forward_ms_after")), 1)
+    sizes = [size_of(group, rows, name) for name in SIZES]
+    return [STAGES[stage] + about, str(len(group)), group[0]["epochs"], *quality, best, *sizes, faster]
 
 
 def size_of(group: Sequence[Row], rows: Sequence[Row], name: str) -> str:
     """The parameters or MACs of a group of networks: of the full one, the largest, a number, of others its share."""
     full = max(float(row[name]) for row in rows)
     sizes = [float(row[name]) for row in group]
-    unit, digits, unit_name = SIZES[name]
     if min(sizes) == full:
+        unit, digits, unit_name = UNITS[name]
         return f"{full / unit:.{digits}f} {unit_name}"
     return f"{spread((100 * size / full for size in sizes), 1)} %"
 
@@ -206,9 +202,7 @@ def sweep_table(rows: Sequence[Row], sweeps: dict[str, list[Curve]]) -> str:
 def size_figure(data: str, sweeps: dict[str, list[Curve]]) -> Figure:
     """mAP@0.5 against the share of parameters and of MACs that is left; bands reach from the worst to the best seed."""
     figure = Figure(figsize=(13, 4.4), layout="constrained")
-    for axes, name, title in zip(
-        figure.subplots(1, 2, sharey=True), ("parameters", "macs"), ("parameters", "MACs"), strict=True
-    ):
+    for axes, (name, title) in zip(figure.subplots(1, 2, sharey=True), SIZES.items(), strict=True):
         for label, group in sweeps.items():
             # Every sweep measures the same ratios, so seeds are averaged ratio by ratio.
             left = np.mean([100 * curve[name] / curve[name][0] for curve in group], axis=0)
