@@ -98,7 +98,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
     parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
     add_skip_bad_option(parser)
-    parser.add_argument("--img_size", type=number(int, 32), default=None, help="side in pixels; the cfg's if not given")
+    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
     add_compile_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write the results there, too")
     return parser
@@ -106,8 +106,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Evaluate a model on the validation pictures of a data set and print the table."""
-    model, _ = load_model(args.model_def, args.weights_path, (args.conf_thres, args.nms_thres))
-    img_size = network_size(model, args.img_size)
+    model, about = load_model(args.model_def, args.weights_path, (args.conf_thres, args.nms_thres))
+    img_size = network_size(model, args.img_size or about.get("img_size"))
     data = read_data_config(args.data_config)
     check_classes(model, data)
     checked = check_data(data, "valid", args.skip_bad)

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -143,7 +144,7 @@ def train_network(args: argparse.Namespace) -> None:
     resolve_computing(args, device)
     torch.backends.cudnn.benchmark = not args.multiscale_training
     training = Training(args, model.to(device), survivors, device, -(-len(batches) // args.accumulate))
-    if args.sr and args.s_schedule != "target":
+    if args.sr and not checkpoint:
         check_reach(training)
     if args.pretrained_weights and not checkpoint:
         print(f"before the first step: mAP@0.5 {evaluate(model, valid_batches, data.names)[0].mAP:.4f}")
@@ -163,6 +164,9 @@ def check_options(args: argparse.Namespace) -> None:
     """Refuse options that do not go together, or not with this machine."""
     if bool(args.teacher_cfg) != bool(args.teacher_weights):
         raise InputError("--teacher_cfg and --teacher_weights belong together: give both")
+    own = Run(args.name)
+    if args.teacher_weights and Path(args.teacher_weights).resolve() in (own.best.resolve(), own.last.resolve()):
+        raise InputError(f"--teacher_weights {args.teacher_weights}: this run writes that file: give it another --name")
     if args.batch_size % distributed.world():
         raise InputError(
             f"--batch_size {args.batch_size} is shared by {distributed.world()} processes: give a multiple of that"
@@ -195,8 +199,9 @@ def resolve_schedule(args: argparse.Namespace) -> None:
     Raises:
         InputError: they contradict each other.
     """
-    if not args.sr and (args.s_schedule or args.target_percent):
-        raise InputError("--s_schedule and --target_percent are about sparse training: add -sr")
+    sparse_only = {"s", "s_schedule", "target_percent", "sr_method"}
+    if not args.sr and (given := sorted(sparse_only & args.given)):
+        raise InputError(f"{', '.join(f'--{name}' for name in given)}: about sparse training: add -sr")
     if args.target_percent and args.s_schedule in ("constant", "global"):
         raise InputError(f"--target_percent has no use under --s_schedule {args.s_schedule}")
     if "s" in args.given and args.s_schedule == "target":
@@ -233,7 +238,8 @@ def run_epochs(
     """
     history = files.folder / "gammas.npz"
     gammas = GammaHistory.load(history, before=training.epoch) if log else GammaHistory()
-    with StopRequest("finishing this step, then a checkpoint; once more to quit at once") as stop:
+    notice = "finishing this step, then a checkpoint; once more to quit at once"
+    with StopRequest(notice if distributed.is_main() else "") as stop:
         try:
             while training.epoch < training.args.epochs:
                 row = run_epoch(training, batches, valid_batches, data, files, gammas, stop)
@@ -275,7 +281,7 @@ def restore_or_set_aside(training: Training, files: Run, checkpoint: dict | None
         print(f"resuming {files.name} at epoch {training.epoch + 1}{within}")
     elif not distributed.is_main():
         return
-    elif training.args.overwrite and files.unfinished():
+    elif training.args.overwrite and not files.is_finished():
         files.delete()
     elif kept := files.set_aside():
         print(f"the earlier run {files.name} is kept as {kept.name}")
@@ -381,7 +387,7 @@ def description(training: Training, data: DataConfig) -> dict:
 def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader, DataLoader]:
     """Batches of the training and of the validation pictures."""
     closing = max(1, round(WITHOUT_MOSAIC * args.epochs))
-    augmentation = Augmentation(mosaic=args.mosaic, last_mosaic_epoch=args.epochs - closing)
+    augmentation = Augmentation(mosaic=args.mosaic, first_plain_epoch=args.epochs - closing)
     checked = {split: check_data(data, split, args.skip_bad) for split in ("train", "valid")}
     print(summary(checked))
     train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, augmentation, args.seed)

@@ -160,7 +160,7 @@ def stage_line(group: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     elif stage == "pruned":
         about = f", {float(group[0]['percent']):.0%} of the channels"
     quality = [spread(last_epoch(row, name) for row in group) for name in ("mAP", "mAP_50_95")]
-    best = spread(float(row["mAP_50_95"]) for row in group) if group[0]["epochs"] else ""
+    best = spread(float(row["mAP_50_95"]) for row in group) if group[0]["epochs"] and stage != "sparse" else ""
     faster = spread((speed_up(row) for row in group if row.get("forward_ms_after")), 1)
     sizes = [size_of(group, rows, name) for name in SIZES]
     return [STAGES[stage] + about, str(len(group)), group[0]["epochs"], *quality, best, *sizes, faster]

@@ -90,10 +90,11 @@ SPARSITY = (
 ROWS = ("plain", "baseline", "sparse", "sweep", "pruned", "finetuned")
 CONTROLS = ("baseline", "continued", "sparse", "pruned", "distilled")
 PLAN: dict[str, tuple[Experiment, ...]] = {
-    # One seed finds the finalists: every way to train sparse, and over every strategy the one that finds its s.
+    # One seed finds the finalists: every way to train sparse, and over the strategies those that aim at a ratio.
     "methods": (
         Experiment("hands", ("target", "constant", "subgradient", "global", "local"), percent=0.8),
         Experiment("hands", ("target",), ("shortcut", "slim"), percent=0.8),
+        Experiment("hands", ("local",), ("slim",), percent=0.8, stages=ROWS[1:]),
     ),
     # Three seeds for the finalists: the rows of the README, and the comparison with the plain recipe.
     "hands": (

@@ -132,7 +132,7 @@ def test_mosaic_ends_at_its_last_epoch():
         return len(asked)
 
     for seed in range(10):
-        assert [loads(epoch, seed, mosaic=1.0, last_mosaic_epoch=3) for epoch in (0, 2, 3, 7)] == [4, 4, 1, 1]
+        assert [loads(epoch, seed, mosaic=1.0, first_plain_epoch=3) for epoch in (0, 2, 3, 7)] == [4, 4, 1, 1]
         assert loads(1000, seed, mosaic=1.0) == 4
         assert loads(0, seed, mosaic=0.0) == 1
     share = np.mean([loads(0, seed, mosaic=0.5) == 4 for seed in range(200)])

@@ -95,6 +95,7 @@ def test_an_error_in_one_process_ends_all(project):
     assert "[InputError: process 0 says no]" in outcome.stderr
     assert "[SystemExit: 2]" in outcome.stderr
     assert "process 1 cannot go on" in outcome.stderr
+    assert "by peer" not in outcome.stderr  # what the other process only notices is no news
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,5 +1,6 @@
 """What goes wrong while a run runs: it is said in a line, and what was saved stays."""
 
+import faulthandler
 import os
 import signal
 from pathlib import Path
@@ -151,9 +152,7 @@ class Deadly(Dataset):
         return 2
 
     def __getitem__(self, index):
-        if index == 1:
-            self.end()
-        return index
+        return self.end() if index == 1 else index
 
 
 def kill():
@@ -168,12 +167,33 @@ def refuse():
     raise InputError("a.png: cannot be read as a picture")
 
 
+class Stuck:
+    """A batch that cannot be handed over, for this reason."""
+
+    def __init__(self, reason):
+        self.reason = reason
+
+    def __reduce__(self):
+        faulthandler.disable()  # it is pytest's, and would show where the worker was
+        raise RuntimeError(self.reason)
+
+
+def fill_shared_memory():
+    return Stuck("unable to allocate shared memory(shm) for file </torch_7_8>: No space left on device (28)")
+
+
+def return_what_cannot_be_sent():
+    return Stuck("cannot pickle it")
+
+
 @pytest.mark.parametrize(
     ("end", "message"),
     [
         (kill, r"a process that reads pictures was killed \(Killed\): .*memory was full: lower --n_cpu"),
         (leave, r"a process that reads pictures ended: run it with --n_cpu 0"),
         (refuse, r"^a\.png: cannot be read as a picture$"),
+        (fill_shared_memory, r"was killed \(Bus error\): the shared memory is full: .*--shm-size"),
+        (return_what_cannot_be_sent, r"ended: run it with --n_cpu 0"),
     ],
 )
 def test_the_end_of_a_worker_gives_its_cause_in_a_line(end, message):

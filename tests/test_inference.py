@@ -68,6 +68,14 @@ def test_where_torch_cannot_compile_the_error_is_one_line(monkeypatch):
         ready(torch.rand(1, 3, 64, 64))
 
 
+def test_the_program_measures_at_the_size_that_the_model_was_trained_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(make_project(tmp_path))
+    save_checkpoint("small.pth", Darknet("config/yolov3-hand.cfg"), names=["hand"], img_size=96)
+    for words, size in (([], 96), (["--img_size", "128"], 128)):
+        program.main(program.get_args_parser().parse_args(["--n_cpu", "0", "--weights_path", "small.pth", *words]))
+        assert f"G MACs at {size}\n" in capsys.readouterr().out
+
+
 def test_the_program_takes_compile_only_for_networks_of_pytorch(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     from utils.files import atomic_writer

@@ -162,6 +162,16 @@ def test_another_cfg_or_data_set_is_no_continuation(project, monkeypatch):
         run("--name", "mine", "--resume")
 
 
+def test_a_damaged_checkpoint_can_be_given_up(project):
+    last = project / "checkpoints/mine_last.pth"
+    last.parent.mkdir(exist_ok=True)
+    last.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"mine_last\.pth"):
+        run("--epochs", "1", "--name", "mine")
+    run("--epochs", "1", "--name", "mine", "--overwrite")
+    assert read_checkpoint(last)["epoch"] == 1
+
+
 def test_resume_and_overwrite_exclude_each_other(project, capsys):
     with pytest.raises(SystemExit):
         run("--resume", "--overwrite")

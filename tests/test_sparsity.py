@@ -337,6 +337,12 @@ def test_allowed_percent_by_hand():
     assert allowed_percent(couple(Darknet(parse_cfg(NO_BATCH_NORM)).network), "slim", {}) == 0
 
 
+def test_a_layer_that_is_dead_as_a_whole_does_not_limit_the_allowed_percent():
+    coupling = couple(residual().network)
+    gammas = given(l0=[0.0] * 4, l4=[0.15, 0.4, 0.5], l1=[1.0] * 4, l2=[1.0] * 4)
+    assert allowed_percent(coupling, "normal", gammas) == pytest.approx(6 / 7)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_allowed_percent_is_the_last_that_needs_no_floor(seed):
     coupling = couple(residual().network)

@@ -196,7 +196,12 @@ def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(proje
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--target_percent", "0.5"], "add -sr"),
+        (["--target_percent", "0.5"], "--target_percent: about sparse training: add -sr"),
+        (["--s", "0.5", "--sr_method", "subgradient"], "--s, --sr_method: about sparse training: add -sr"),
+        (
+            ["-pre", "a.pth", "--teacher_cfg", "a.cfg", "--teacher_weights", "checkpoints/baseline_yolov3_ckpt.pth"],
+            "--name",
+        ),
         (["-sr", "--s_schedule", "global", "--target_percent", "0.5"], "no use under --s_schedule global"),
         (["-sr", "--s_schedule", "target", "--s", "0.01"], "--s has no use under --s_schedule target"),
         (["-sr", "--prune_every", "1", "--s", "1", "--target_percent", "0.5"], "use it with constant or global"),

@@ -68,14 +68,14 @@ class Augmentation:
 
     Attributes:
         mosaic: chance that a picture is drawn with three others around a random centre (YOLOv4, arXiv 2004.10934).
-        last_mosaic_epoch: from this epoch on pictures stand alone, so that training ends on pictures like real ones.
+        first_plain_epoch: from this epoch on pictures stand alone, so that training ends on pictures like real ones.
         zoom: a picture is scaled by 1 - zoom to 1 + zoom, with an aspect that changes by at most ``stretch``.
         shift: it is moved by at most this share of the square.
         hue, saturation, value: colour changes by at most this share.
     """
 
     mosaic: float = 0.5
-    last_mosaic_epoch: int | None = None
+    first_plain_epoch: int | None = None
     zoom: float = 0.4
     stretch: float = 0.1
     shift: float = 0.15
@@ -94,7 +94,7 @@ class Augmentation:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw picture ``index`` of ``count`` changed onto a square of ``size`` pixels, as :func:`letterbox` does."""
         target = canvas(size)
-        early = self.last_mosaic_epoch is None or epoch < self.last_mosaic_epoch
+        early = self.first_plain_epoch is None or epoch < self.first_plain_epoch
         if early and random.random() < self.mosaic:
             pictures = [load(i) for i in (index, *random.integers(count, size=3))]
             boxes = self._mosaic(target, pictures, random)

@@ -4,7 +4,7 @@ A checkpoint is a dict of plain values and tensors, so that ``torch.load(..., we
 
 - ``model``: the state dict to detect with (the averaged weights), ``cfg``: the cfg's text, ``names``, ``img_size``,
   ``epoch`` (epochs done), ``step`` (optimizer steps done), ``best_map``, ``options``, ``strategy``, ``revision``;
-- in ``_last`` files also ``training``: the weights in training, optimizer, scaler, updates of the average, RNG states.
+- in ``_last`` files also ``training``: what :meth:`utils.training.Training.state` gives.
 """
 
 import re

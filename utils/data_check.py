@@ -141,7 +141,7 @@ def report(bad: list[Finding], listing: Path, skip_bad: bool) -> None:
     """Show the first problems; without ``skip_bad`` they end the program."""
     problems = [problem for finding in bad for problem in finding.problems]
     what = f"{len(problems)} problem(s) with {len(bad)} picture(s)"
-    if len(problems) > 1 or skip_bad:
+    if (len(problems) > 1 or skip_bad) and is_main():
         shown = problems[:SHOWN] + ["..."] * (len(problems) > SHOWN)
         print(f"{listing}: {what}:", *shown, sep="\n  ", file=sys.stderr)
     if not skip_bad:

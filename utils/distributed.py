@@ -1,12 +1,14 @@
 """Several processes that train one network together: one a GPU under NCCL, or on CPUs under gloo, started by torchrun.
 
 Without torchrun there is one process, and every function here gives at once what it would give among several. What is
-said to the others goes through the CPU and gloo, so that no GPU waits for it; only gradients go from GPU to GPU.
+said to the others goes through the CPU and gloo, so that no GPU waits for it; gradients and statistics go from GPU to
+GPU.
 """
 
 import contextlib
 import gc
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -17,10 +19,13 @@ from torch import Tensor
 
 from utils.cli import EXIT_BAD_INPUT
 from utils.errors import InputError
+from utils.interrupts import Stopped
 
 T = TypeVar("T")
 # An error that all processes meet is told by the first, before torchrun ends the others.
 PATIENCE_SECONDS = 2.0
+# What gloo says where another process has ended; that process, or torchrun for it, tells why.
+LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
 
 def world() -> int:
@@ -42,7 +47,8 @@ def is_main() -> bool:
 def processes() -> Iterator[None]:
     """Within the block this process works with the others that torchrun started; only the main one prints.
 
-    An exception leaves the block at once: torchrun ends the other processes when one of them fails.
+    An exception leaves the block at once: torchrun ends the other processes when one of them fails. What more than one
+    of them would say, only the main one does.
 
     Raises:
         InputError: more processes on this machine than it has GPUs.
@@ -60,6 +66,14 @@ def processes() -> Iterator[None]:
         if not is_main():
             time.sleep(PATIENCE_SECONDS)
         raise
+    except Stopped as stop:
+        if is_main():
+            raise
+        raise SystemExit(stop.status) from stop
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        raise SystemExit(EXIT_BAD_INPUT) from error
     total([0])  # nobody leaves before all are done
     gc.collect()  # a distributed model is a cycle of references, and must not outlive the group
     dist.destroy_process_group()

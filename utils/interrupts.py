@@ -27,6 +27,9 @@ class StopRequest:
 
     Outside of the main thread signals cannot be caught; there the context does nothing.
 
+    Args:
+        notice: what to say when it comes; empty: nothing.
+
     Attributes:
         received: the signal that came; None while none did.
     """
@@ -49,7 +52,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.__exit__()
         self.received = signal.Signals(number)
-        os.write(2, f"\n{self.received.name}: {self.notice}\n".encode())  # print may be what the signal interrupted
+        if self.notice:
+            os.write(2, f"\n{self.received.name}: {self.notice}\n".encode())  # print may be what was interrupted
 
     def agree(self, largest: Callable[[int], int]) -> None:
         """Take over a signal that another process got; ``largest`` gives the largest of the processes' numbers."""

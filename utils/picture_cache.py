@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 SHARE = 0.5  # of the free memory that pictures may take
+# Of each version of Linux' control groups: the limit, what is used, and what of that the system would take back.
 CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
@@ -32,9 +33,11 @@ def free_memory() -> int:
         free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
     except (OSError, StopIteration):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    for limit, used in CGROUPS:
+    for folder, limit, used, cached in CGROUPS:
         try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            left = int(Path(folder, limit).read_text()) - int(Path(folder, used).read_text())
+            numbers = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+            free = min(free, left + int(numbers.get(cached, 0)))
         except (OSError, ValueError):  # no such group, or one without a limit
             continue
     return max(free, 0)

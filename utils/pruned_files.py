@@ -10,11 +10,8 @@ from utils.checkpoints import load_weights, write_checkpoint
 from utils.darknet_weights import is_darknet_weights, write_darknet_weights
 from utils.errors import InputError
 from utils.files import atomic_writer, keep_old
-from utils.pruning import head_difference
+from utils.pruning import TOLERANCE, head_difference
 from utils.ratio import Trial
-
-# The compact network must agree with the reference to this share of the largest raw output.
-TOLERANCE = 1e-4
 
 
 def prove(trial: Trial, img_size: int, fold: str) -> float:

@@ -25,6 +25,8 @@ from utils.graph import IMAGE
 from utils.resolve import resolve
 from utils.strategies import round_up
 
+# The compact network must agree with what it was made of to this share of the largest raw output.
+TOLERANCE = 1e-4
 # A carrier's constant must not be much smaller than the others': what it carries is divided by it.
 LEAST_CARRIER = 0.1
 

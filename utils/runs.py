@@ -54,6 +54,13 @@ class Run:
             raise InputError(f"{self.last}: not a checkpoint that training wrote")
         return checkpoint if checkpoint["epoch"] < checkpoint["options"]["epochs"] else None
 
+    def is_finished(self) -> bool:
+        """Whether the earlier run reached its last epoch, as far as its files can tell."""
+        try:
+            return not self.unfinished()
+        except InputError:
+            return False
+
     def delete(self) -> None:
         """Delete the files of a run that is given up."""
         self.last.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from utils import graph
 from utils.coupling import Coupling, couple
 from utils.errors import InputError
 from utils.pruning import (
+    TOLERANCE,
     channel_counts,
     choose_carriers,
     compact_blocks,
@@ -31,9 +32,6 @@ from utils.pruning import (
     head_difference,
 )
 from utils.strategies import Gammas
-
-# The cut networks must agree with what they were to this share of their largest raw output.
-TOLERANCE = 1e-4
 
 
 class Survivors:

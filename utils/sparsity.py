@@ -129,7 +129,7 @@ class GammaHistory:
         allowed: the share of channels that a global threshold could take and leave every layer one.
         first_layer: |gamma| of the first BatchNorm's channels.
         histograms: counts of |gamma| in HISTOGRAM_BINS bins from 0 to ``top``.
-        top: the upper end of the histograms: the largest gamma when training began.
+        top: the upper end of the histograms: somewhat more than the largest gamma of the first epoch.
     """
 
     epochs: list[int] = field(default_factory=list)

@@ -150,10 +150,14 @@ def round_up(coupling: Coupling, scores: np.ndarray, keep: np.ndarray, multiple:
 
 
 def allowed_percent(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
-    """The largest share of the prunable channels that a global threshold could take and leave every layer one."""
+    """The largest share of the prunable channels that a global threshold could take and leave every layer one.
+
+    Layers that are dead as a whole do not count: they keep their floor, whatever the threshold.
+    """
     scores = set_scores(coupling, strategy, gammas)
     limits = [scores[coupling.outputs[layer.index]].max() for layer in coupling.network.convolutions]
+    limit = min((limit for limit in limits if limit > 0), default=np.inf)
     sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
     prunable = np.isfinite(scores)
     total = sizes[prunable].sum()
-    return float(sizes[prunable & (scores < min(limits))].sum() / total) if total else 0.0
+    return float(sizes[prunable & (scores < limit)].sum() / total) if total else 0.0

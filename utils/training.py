@@ -173,7 +173,8 @@ class Training:
         load_state(self.model, state["model"], path)
         load_state(self.ema.model, checkpoint["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where bfloat16 needed none
+            self.scaler.load_state_dict(state["scaler"])
         self.ema.updates = state["ema_updates"]
         self.penalty.load_state(state["penalty"])
         if distributed.is_main():  # what the epoch did so far counts once
@@ -249,7 +250,7 @@ class Training:
         """
         size = parts[0][0].shape[-1]
         if self.args.multiscale_training:
-            size = random_size(size, self.args.seed, self.step)
+            size = random_size(size, self.model.network.stride, self.args.seed, self.step)
         counts = [sum(len(images) for images, _ in parts), sum(self.loss.positives(t, size) for _, t in parts)]
         pictures, positives = distributed.total(counts)
         # Gradients are averaged over the processes, but the loss is a sum over them.
@@ -354,10 +355,10 @@ def distribute(model: Darknet) -> DistributedDataParallel:
         )
 
 
-def random_size(size: int, seed: int, step: int) -> int:
-    """A multiple of 32 pixels from 3/4 to 5/4 of ``size``, the same for some steps."""
+def random_size(size: int, stride: int, seed: int, step: int) -> int:
+    """A multiple of ``stride`` pixels from 3/4 to 5/4 of ``size``, the same for some steps."""
     random = np.random.default_rng((seed, step // MULTISCALE_STEPS))
-    return 32 * int(random.integers(round(0.75 * size / 32), round(1.25 * size / 32) + 1))
+    return stride * int(random.integers(round(0.75 * size / stride), round(1.25 * size / stride) + 1))
 
 
 def resize(images: Tensor, size: int) -> Tensor:

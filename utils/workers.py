@@ -1,7 +1,11 @@
 """The processes that read pictures: what they do about signals, and what is said when one of them ends."""
 
+import errno
 import os
 import re
+import signal
+import sys
+from multiprocessing.queues import Queue
 
 from utils.errors import InputError
 
@@ -24,6 +28,21 @@ def start_worker(worker: int) -> None:
     """
     os.setpgid(0, 0)
     os.nice(NICENESS)
+    Queue._on_queue_feeder_error = staticmethod(end_worker)
+
+
+def end_worker(error: Exception, batch: object) -> None:
+    """End this worker, since it cannot hand over a batch; its parent would wait for it for ever.
+
+    The thread that hands over is Python's own, and its hook for errors the only place to notice them. A worker whose
+    shared memory is full ends as the system would have ended it, had it noticed when the memory was touched.
+    """
+    full = "shared memory" in str(error) and os.strerror(errno.ENOSPC) in str(error)
+    if full:
+        os.kill(os.getpid(), signal.SIGBUS)
+    else:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def explain(error: Exception) -> InputError | None:
