@@ -22,7 +22,7 @@ from utils.data_check import check_data
 from utils.datasets import DetectionDataset, loader, read_data_config
 from utils.deployment import Deployment, deployments
 from utils.errors import InputError
-from utils.files import atomic_writer, keep_old, write_json
+from utils.files import atomic_writer, keep_old, refuse_folder, write_json
 from utils.fusing import fuse
 from utils.onnx_export import add_suppression, export_onnx, prove
 from utils.options import add_skip_bad_option, add_threshold_options, check_classes, class_names, network_size
@@ -78,6 +78,8 @@ def main(args: argparse.Namespace) -> None:
     about = load_weights(model, args.weights_path)
     img_size = network_size(model, args.img_size or about.get("img_size"))
     names = class_names(args.class_path, about.get("names"), model)
+    if args.to != "onnx" and (given := sorted({"int8", "nms", "static_size"} & args.given)):
+        raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for --to onnx")
     if args.check:
         check(model, names, img_size, args)
     else:
@@ -87,6 +89,7 @@ def main(args: argparse.Namespace) -> None:
 def convert(model: Darknet, names: list[str], img_size: int, about: dict[str, Any], args: argparse.Namespace) -> None:
     """Write the model in the format of --to; what stood there before is kept under a numbered name."""
     target = output_path(args)
+    refuse_folder(target)
     if target.resolve() == Path(args.weights_path).resolve():
         raise InputError(f"--output {target} is the file to read: choose another name")
     if args.fuse:
@@ -114,6 +117,8 @@ def save(target: Path, write: Callable[[BinaryIO], Any]) -> None:
 def output_path(args: argparse.Namespace) -> Path:
     """Beside the weights, with the suffix of the format; what was done shows in the name."""
     if args.output:
+        if Path(args.output).suffix in {".weights", ".pth", ".onnx"} - {f".{args.to}"}:
+            raise InputError(f"--output {args.output}: --to {args.to} writes a .{args.to} file")
         return Path(args.output)
     variants = {"fuse": "_fused", "int8": "_int8", "nms": "_nms"}
     marks = "".join(mark for option, mark in variants.items() if getattr(args, option))
@@ -138,14 +143,15 @@ def calibration_pictures(img_size: int, args: argparse.Namespace) -> Iterator[Te
     """--calibration pictures, evenly from the training pictures of --data_config, as images (1, 3, S, S) in [0, 1]."""
     if not args.data_config:
         raise InputError("--int8 needs --data_config: the ranges of values are measured on its training pictures")
-    paths = read_data_config(args.data_config).images("train")
+    paths = check_data(read_data_config(args.data_config), "train", args.skip_bad).images
     return batches_of_one(paths[:: max(len(paths) // args.calibration, 1)][: args.calibration], img_size)
 
 
 def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namespace) -> None:
     """Run the model in every runtime on the same pictures, and print one table."""
     paths = find_pictures(args.image_folder)
-    calibration = calibration_pictures(img_size, args) if args.data_config else batches_of_one(paths, img_size)
+    trained_on = args.data_config and read_data_config(args.data_config).train
+    calibration = calibration_pictures(img_size, args) if trained_on else batches_of_one(paths, img_size)
     found = deployments(model, names, img_size, calibration)
     running = [deployment.model for deployment in found if deployment.model]
     times = forward_times(running, next(batches_of_one(paths, img_size)))
@@ -169,7 +175,11 @@ def differences(models: list[nn.Module], pictures: Iterable[Tensor]) -> list[flo
     for images in pictures:
         outputs = [model(images) for model in models]
         gaps.append([prediction_difference(outputs[0], output, LEAST_SCORE) for output in outputs])
-    return [max((gap for gap in of_model if gap is not None), default=None) for of_model in zip(*gaps, strict=True)]
+    # Python's max may lose a NaN.
+    return [
+        float(torch.tensor(known).max()) if (known := [gap for gap in of_model if gap is not None]) else None
+        for of_model in zip(*gaps, strict=True)
+    ]
 
 
 def mean_aps(models: list[nn.Module], model: Darknet, img_size: int, args: argparse.Namespace) -> list[float]:

@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from utils.data_check import check_data
 from utils.datasets import DetectionDataset, loader, read_data_config
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
-from utils.files import write_json
+from utils.files import refuse_folder, write_json
 from utils.inference import for_inference
 from utils.options import add_skip_bad_option, check_classes, network_size
 from utils.plots import channels_figure, save_figure, sweep_figure
@@ -134,6 +133,8 @@ def main(args: argparse.Namespace) -> None:
     if args.show_coupling:
         print(couple(model.network).describe())
         return
+    for path in output_paths(args):
+        refuse_folder(path)
     about = load_weights(model, args.weights_path)
     strategy = args.strategy or about.get("strategy", "normal")
     if args.percent is None:
@@ -197,22 +198,25 @@ def trained_percent(about: dict) -> float:
 def chosen_percent(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> float:
     """The ratio of --percent, or the one that meets the budget, by bisection."""
     model = pruner.model
-    at = cache(pruner.at)
+
+    def pruned(percent: float) -> Darknet:
+        return pruner.at(percent).pruned.model
+
     if args.max_map_drop is not None:
         least = bench.mean_ap(model) - args.max_map_drop
-        percent = largest_percent(lambda p: bench.mean_ap(at(p).pruned.model) >= least)
         budget = f"mAP@0.5 of at least {least:.4f}"
+        percent = largest_percent(lambda p: bench.mean_ap(pruned(p)) >= least, budget)
     elif args.target_macs is not None:
         most = args.target_macs * bench.macs(model)
         budget = f"at most {args.target_macs:.1%} of the MACs"
-        percent = smallest_percent(lambda p: bench.macs(at(p).pruned.model) <= most, budget)
+        percent = smallest_percent(lambda p: bench.macs(pruned(p)) <= most, budget)
     elif args.target_params is not None:
         most = args.target_params * count_parameters(model)
         budget = f"at most {args.target_params:.1%} of the parameters"
-        percent = smallest_percent(lambda p: count_parameters(at(p).pruned.model) <= most, budget)
+        percent = smallest_percent(lambda p: count_parameters(pruned(p)) <= most, budget)
     elif args.target_ms is not None:
         budget = f"a forward pass of {args.target_ms:g} ms"
-        percent = smallest_percent(lambda p: bench.forward(at(p).pruned.model)[0].median <= args.target_ms, budget)
+        percent = smallest_percent(lambda p: bench.forward(pruned(p))[0].median <= args.target_ms, budget)
     else:
         return args.percent
     print(f"{percent:.2%} of the prunable channels go, for {budget}")

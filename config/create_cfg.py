@@ -18,6 +18,7 @@ from utils.cfg import format_cfg
 from utils.cli import ArgumentParser, number, run
 from utils.errors import InputError
 from utils.files import write_text
+from utils.resolve import resolve
 
 Section = dict[str, str]
 Anchor = tuple[float, float]
@@ -264,6 +265,7 @@ def main(args: argparse.Namespace) -> None:
     blocks = create_cfg(args.base, args.classes, args.img_size, args.width, args.anchors)
     if Path(args.output).exists() and not args.overwrite:
         raise InputError(f"--output {args.output} exists; choose another name, or --overwrite to replace it")
+    resolve(blocks)  # refuses what would not fit into a memory
     write_text(args.output, format_cfg(blocks))
     print(f"{args.output}: {args.base}, {len(blocks) - 1} layers, anchors {blocks[-1]['anchors']}")
 

@@ -28,13 +28,12 @@ if not __package__:  # run as `python data/converter.py`: the repository root is
 from utils.cli import ArgumentParser, run
 from utils.errors import InputError
 from utils.files import read_names, write_text
-from utils.pictures import read_image
+from utils.pictures import PICTURE_SUFFIXES, read_image
 
 OXFORD_FOLDERS = {
     "train": ["training_dataset/training_data", "validation_dataset/validation_data"],
     "valid": ["test_dataset/test_data"],
 }
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 COCO_FIELDS = {
     "images": {"id": int, "file_name": str},
     "annotations": {"image_id": int, "category_id": int, "bbox": list},
@@ -141,7 +140,8 @@ def read_mat(annotation: Path, source: Path) -> Picture:
             f"{annotation}: should hold a cell array `boxes` of structs with the corners a, b, c, d "
             f"({type(error).__name__}: {error})"
         ) from error
-    corners = np.reshape(corners, (-1, 4, 2))[:, :, ::-1] - 1  # MATLAB has the row first, and counts from 1
+    # MATLAB has the row first, and the first pixel's centre at 1: half a pixel from the picture's corner.
+    corners = np.reshape(corners, (-1, 4, 2))[:, :, ::-1] - 0.5
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
     return Picture(source, annotation, boxes, ["hand"] * len(boxes))
 
@@ -443,7 +443,8 @@ class ModesParser(ArgumentParser):
     def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
         """Parse ``args``, by default the program's, with ``oxford`` in front of options that no mode precedes."""
         words = sys.argv[1:] if args is None else list(args)
-        if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        first = next((word for word in words if word != "--debug"), "--")
+        if first.startswith("-") and first not in ("-h", "--help"):
             words = ["oxford", *words]
         return super().parse_args(words, namespace)
 

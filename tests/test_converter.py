@@ -44,8 +44,11 @@ def row(printed: str, split: str) -> list[int]:
 
 
 def hand(*corners: tuple[float, float], side: str | None = None) -> dict:
-    """A box by its (row, column) corners a, b, c, d."""
-    box = {name: np.array([corner], dtype=float) for name, corner in zip("abcd", corners, strict=True)}
+    """A box by its corners a, b, c, d, (row, column) in pixels from the picture's corner.
+
+    MATLAB has the first pixel's centre at 1.
+    """
+    box = {name: np.array([corner]) + 0.5 for name, corner in zip("abcd", corners, strict=True)}
     return box if side is None else {**box, "handside": side}
 
 
@@ -66,21 +69,21 @@ def oxford(tmp_path) -> Path:
     """A hand_dataset of one 100x50 picture a split, and the stray files of the real one."""
     root = tmp_path / "hand_dataset"
     training = root / "training_dataset/training_data"
-    rotated = hand((21, 11), (11, 31), (16, 41), (26, 21), side="L")
-    add_hands(training, "one", rotated, upright(1, 1, 51, 101))
+    rotated = hand((20, 10), (10, 30), (15, 40), (25, 20), side="L")
+    add_hands(training, "one", rotated, upright(0, 0, 50, 100))
     (training / "images" / "Thumbs.db").write_text("stray")
     (training / "images" / "._one.jpg").write_text("stray")
     (training / "annotations" / "._one.mat").write_text("stray")
-    flat, outside = upright(9, 9, 9, 20), upright(60, 1, 70, 20)
-    add_hands(root / "validation_dataset/validation_data", "two", upright(-9, 91, 11, 121), flat, outside)
+    flat, outside = upright(8, 8, 8, 19), upright(59, 0, 69, 19)
+    add_hands(root / "validation_dataset/validation_data", "two", upright(-10, 90, 10, 120), flat, outside)
     add_hands(root / "test_dataset/test_data", "three")
     return root
 
 
 def test_oxford(oxford, tmp_path, capsys):
     output = tmp_path / "out"
-    convert("oxford", "--source", oxford, "--output", output)
-    # Rows are 11..26 and columns 11..41, counted from 1: x 10..40 of 100, y 10..25 of 50.
+    convert("--debug", "--source", oxford, "--output", output)  # oxford is what is meant where no mode is given
+    # x 10..40 of 100, y 10..25 of 50.
     assert (output / "labels/one.txt").read_text() == (
         "0 0.250000 0.350000 0.300000 0.300000\n0 0.500000 0.500000 1.000000 1.000000\n"
     )
@@ -119,7 +122,7 @@ def test_program_without_arguments_converts_data_hand_dataset(oxford, tmp_path):
 
 
 def test_exif_rotation_turns_the_size(oxford, tmp_path):
-    add_hands(oxford / "test_dataset/test_data", "three", upright(1, 1, 51, 26), orientation=6)  # upright it is 50x100
+    add_hands(oxford / "test_dataset/test_data", "three", upright(0, 0, 50, 25), orientation=6)  # upright it is 50x100
     convert("--source", oxford, "--output", tmp_path / "out")
     assert (tmp_path / "out/labels/three.txt").read_text() == "0 0.250000 0.250000 0.500000 0.500000\n"
 
@@ -139,7 +142,7 @@ def test_rounded_boxes_stay_inside_and_keep_an_area(oxford, tmp_path):
 
 
 def test_same_stem_in_two_splits_loses_nothing(oxford, tmp_path):
-    add_hands(oxford / "test_dataset/test_data", "ONE", upright(1, 1, 26, 51), size=(50, 25))
+    add_hands(oxford / "test_dataset/test_data", "ONE", upright(0, 0, 25, 50), size=(50, 25))
     output = tmp_path / "out"
     convert("--source", oxford, "--output", output)
     assert (output / "valid.txt").read_text() == "images/ONE_2.jpg\nimages/three.jpg\n"

@@ -135,6 +135,9 @@ def test_a_proof_that_fails_writes_nothing(project, monkeypatch):
         (["--to", "onnx", "--img_size", "70"], "multiple of 32: 64"),
         (["--check", "--image_folder", "nowhere"], "nowhere: no picture there"),
         (["--to", "weights", "--weights_path", "none.pth"], "no such weights file"),
+        (["--to", "weights", "--int8", "--nms"], "--int8, --nms: only for --to onnx"),
+        (["--to", "pth", "--output", "a.weights"], "--to pth writes a .pth file"),
+        (["--to", "weights", "--output", "checkpoints"], "checkpoints: is a folder"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_no_file(project, words, message):

@@ -75,7 +75,7 @@ def test_a_name_without_a_folder_is_in_the_working_directory(tmp_path, monkeypat
 
 def test_a_folder_is_not_replaced_by_a_file(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(InputError, match="is a folder"):
         write_text(tmp_path / "a", "text")
     assert names(tmp_path) == ["a"]
 

@@ -13,9 +13,17 @@ def test_every_network_computes_the_same_without_batch_norm(darknet_cfg):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fused = fuse(model)
     assert not fused.batch_norms
+    assert not Darknet(fused.blocks).batch_norms
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(fused(images), model(images), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_batch_norm_by_cbn_is_gone_from_the_cfg_too(darknet_cfgs):
+    text = format_cfg(shrink(read_cfg(darknet_cfgs / "yolov3-tiny.cfg"))).replace("batch_normalize=1", "cbn=1")
+    model = Darknet(parse_cfg(text))
+    assert model.batch_norms
+    assert not Darknet(fuse(model).blocks).batch_norms
 
 
 @torch.no_grad()

@@ -148,6 +148,19 @@ def test_shapes(text, expected):
     assert shape(layers(CONV + text)[-3]) == expected
 
 
+def test_the_stride_is_that_of_the_coarsest_map():
+    half = "[convolutional]\nfilters=4\nsize=3\npad=1\nstride=2\n"
+    net = "[net]\nwidth=64\nheight=64\nchannels=3\n"
+    for text, stride in (
+        ("", 1),
+        (half * 3, 8),
+        (half * 3 + "[upsample]\nstride=4\n", 8),  # the head is finer
+        (half + "[avgpool]\n" + CONV + "[scale_channels]\nfrom=-3\n" + half, 4),
+        (half + "[avgpool]\n" + CONV + "[route]\nlayers=-3\n", 2),
+    ):
+        assert resolve(parse_cfg(net + text + HEAD)).stride == stride, text
+
+
 def test_shapes_follow_the_size_that_is_fed():
     text = NET + "[convolutional]\nfilters=4\nsize=3\npad=1\nstride=2\n" + HEAD
     assert shape(resolve(parse_cfg(text)).layers[0]) == (4, 8, 16)

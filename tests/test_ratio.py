@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from config.create_cfg import create_cfg
@@ -5,6 +7,7 @@ from models import Darknet
 from tests.networks import randomize
 from utils.errors import InputError
 from utils.profiling import count_macs, count_parameters
+from utils.pruned_files import prove
 from utils.pruning import head_difference
 from utils.ratio import LARGEST_PERCENT, STEP, Pruner, largest_percent, smallest_percent
 
@@ -16,7 +19,7 @@ def model():
 
 @pytest.mark.parametrize("edge", [0.0, 0.2, 0.5, 0.77, LARGEST_PERCENT])
 def test_bisection_finds_the_edge_from_the_right_side(edge):
-    found = largest_percent(lambda percent: percent <= edge)
+    found = largest_percent(lambda percent: percent <= edge, "it")
     assert edge - STEP <= found <= edge
     found = smallest_percent(lambda percent: percent >= edge, "it")
     assert edge <= found <= edge + STEP
@@ -65,6 +68,20 @@ def test_folding_into_biases_saves_the_carriers_and_is_wrong_at_the_borders(mode
     assert head_difference(exact.reference, exact.pruned.model, 64) < 1e-5
     assert head_difference(folded.reference, folded.pruned.model, 64) > 1e-3
     assert count_parameters(folded.pruned.model) < count_parameters(exact.pruned.model)
+
+
+def test_a_goal_that_is_missed_before_anything_is_cut_is_refused():
+    with pytest.raises(InputError, match=r"^mAP@0.5 of 0.9 cannot be reached"):
+        largest_percent(lambda percent: False, "mAP@0.5 of 0.9")
+
+
+def test_outputs_that_are_no_numbers_are_no_proof(model):
+    trial = Pruner(model, "normal").at(0.5)
+    conv = trial.pruned.model.conv(trial.pruned.model.network.heads[0].sources[0])
+    conv.bias.data[0] = float("nan")
+    assert math.isnan(head_difference(trial.reference, trial.pruned.model, 64))
+    with pytest.raises(InputError, match="differs from the masked one by nan"):
+        prove(trial, 64, "exact")
 
 
 def test_a_model_that_was_never_sparse_is_recognised(model):

@@ -172,6 +172,15 @@ def test_a_slow_reader_of_a_camera_gets_the_newest_frame():
     assert seen[-1] == 19
 
 
+def test_what_goes_wrong_with_a_camera_reaches_the_reader():
+    def source():
+        yield 0, None
+        raise OSError("unplugged")
+
+    with pytest.raises(OSError, match="unplugged"):
+        list(newest(source()))
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [("none.mp4", "no such file"), ("text.mp4", "cannot be read as a video"), ("97", "no such camera")],

@@ -32,7 +32,8 @@ def save_checkpoint(path: str | Path, model: Darknet, **about: Any) -> None:
 
 def write_checkpoint(file: BinaryIO, model: Darknet, **about: Any) -> None:
     """Write a checkpoint to an open binary file; see :func:`save_checkpoint`."""
-    content = {"model": model.state_dict(), "cfg": format_cfg(model.blocks), "revision": git_revision(), **about}
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}  # so that any machine reads them
+    content = {"model": weights, "cfg": format_cfg(model.blocks), "revision": git_revision(), **about}
     torch.save(content, file)
 
 

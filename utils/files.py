@@ -27,9 +27,10 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
     block ends. An exception inside the block leaves ``path`` as it was. Missing folders are made.
 
     Raises:
-        InputError: the disk is full; what stood there is as it was.
+        InputError: the disk is full; what stood there is as it was. Or ``path`` is a folder.
     """
     path = Path(path)
+    refuse_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")  # keeps the suffix, which tells the format
     try:
@@ -46,6 +47,12 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: cannot be written: {cause.strerror}{old}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise an InputError where a file is to be written and a folder stands."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, so no file can be written there: add a name")
 
 
 def remove_leftovers(folder: Path) -> None:

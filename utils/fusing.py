@@ -21,5 +21,6 @@ def fuse(model: Darknet) -> Darknet:
         setattr(layer, f"conv_{index}", fuse_conv_bn_eval(fused.conv(index), norm))
         delattr(layer, f"batch_norm_{index}")
         fused.blocks[1 + index]["batch_normalize"] = "0"
+        fused.blocks[1 + index].pop("cbn", None)  # which means BatchNorm, too
     fused.network = resolve(fused.blocks)
     return fused

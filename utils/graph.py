@@ -166,8 +166,15 @@ class Network:
 
     @property
     def stride(self) -> int:
-        """Input pixels a cell of the coarsest head; pictures are multiples of it."""
-        return max(2 ** max(round(math.log2(self.height / head.height)), 0) for head in self.heads)
+        """Input pixels a cell of the coarsest map; pictures are multiples of it."""
+        pooled: set[int] = set()  # to one value a channel, by layers that take every size
+        strides = [1]
+        for layer in self.layers:
+            if isinstance(layer, AvgPool) or all(source in pooled for source in layer.sources):
+                pooled.add(layer.index)
+            else:
+                strides.append(2 ** round(math.log2(self.height / layer.height)))
+        return max(strides)
 
     @property
     def consumers(self) -> dict[int, list[Layer]]:

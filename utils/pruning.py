@@ -305,13 +305,17 @@ def proof_pictures(img_size: int, stride: int) -> Iterator[Tensor]:
 
 @torch.inference_mode()
 def head_difference(reference: Darknet, other: Darknet, img_size: int) -> float:
-    """The largest difference of the raw head outputs of two networks over the reference's largest magnitude."""
+    """The largest difference of the raw head outputs of two networks over the reference's largest magnitude.
+
+    It is NaN where an output is: comparisons say no to that.
+    """
     device = device_of(reference)
-    worst = 0.0
+    gaps = []
     for pictures in proof_pictures(img_size, reference.network.stride):
         with without_tf32():
             wanted, got = reference.eval().heads(pictures.to(device)), other.eval().heads(pictures.to(device))
-        scale = max(float(head.abs().max()) for head in wanted)
-        gap = max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))
-        worst = max(worst, gap / scale if scale else gap)
-    return worst
+        # Python's max may lose a NaN, torch's does not.
+        scale = torch.stack([head.abs().max() for head in wanted]).max()
+        gap = torch.stack([(a - b).abs().max() for a, b in zip(wanted, got, strict=True)]).max()
+        gaps.append(gap / scale if scale else gap)
+    return float(torch.stack(gaps).max())

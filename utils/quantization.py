@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from utils.graph import Network
+from utils.graph import Activation, Dropout, Empty, Network
 from utils.optional import optional
 
 if TYPE_CHECKING:
@@ -71,7 +71,12 @@ def quantize(proto: "ModelProto", network: Network, pictures: Iterable[Tensor]) 
 
 def head_convolutions(proto: "ModelProto", network: Network) -> list[str]:
     """The names of the convolutions that the heads read; the exporter puts ``conv_{layer}`` in them."""
-    marks = [f"/conv_{head.sources[0]}/" for head in network.heads]
+    marks = []
+    for head in network.heads:
+        source = network.layers[head.sources[0]]
+        while isinstance(source, Activation | Dropout | Empty):
+            source = network.layers[source.sources[0]]
+        marks.append(f"/conv_{source.index}/")
     return [node.name for node in proto.graph.node if any(mark in node.name for mark in marks)]
 
 

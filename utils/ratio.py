@@ -18,7 +18,8 @@ DEFAULT_PERCENT = 0.85  # of the channels, as the older tools have it
 LARGEST_PERCENT = 0.9999
 # The search stops when it knows the ratio to this.
 STEP = 0.0025
-# Where gammas of more than this share of the large ones (the 95th percentile) die, the model was not trained sparse.
+# Where gammas die of more than this share of the large ones (the 95th percentile of those that live), the model was not
+# trained sparse.
 SPARSE = 0.5
 
 
@@ -99,14 +100,17 @@ class Pruner:
 
     def separated(self, choice: Choice) -> bool:
         """Whether the gammas that die are clearly smaller than the large ones: the sign of sparse training."""
-        prunable = self._scores[np.isfinite(self._scores)]
-        return choice.threshold <= SPARSE * float(np.quantile(prunable, 0.95))
+        living = self._scores[np.isfinite(self._scores) & ~choice.dead]
+        return not len(living) or choice.threshold <= SPARSE * float(np.quantile(living, 0.95))
 
 
-def largest_percent(acceptable: Callable[[float], bool]) -> float:
-    """The largest ratio that is acceptable, to STEP below, by bisection; 0 where none is.
+def largest_percent(acceptable: Callable[[float], bool], goal: str) -> float:
+    """The largest ratio that is acceptable, to STEP below, by bisection.
 
     ``acceptable`` should turn from true to false once; where it turns more often, one of the turns is found.
+
+    Raises:
+        InputError: not even 0 reaches the ``goal``.
     """
     low, high = 0.0, LARGEST_PERCENT
     if acceptable(high):
@@ -114,6 +118,8 @@ def largest_percent(acceptable: Callable[[float], bool]) -> float:
     while high - low > STEP:
         middle = (low + high) / 2
         low, high = (middle, high) if acceptable(middle) else (low, middle)
+    if low == 0 and not acceptable(low):
+        raise InputError(f"{goal} cannot be reached: it is less before a single channel is cut")
     return low
 
 

@@ -130,7 +130,7 @@ class OpenCvModel(nn.Module):
         size_bytes: of the two files.
 
     Raises:
-        InputError: OpenCV is not installed, has no Darknet reader, or cannot read the network.
+        InputError: OpenCV is not installed, has no Darknet reader, or cannot read or run the network.
     """
 
     def __init__(self, model: Darknet, img_size: int):
@@ -144,14 +144,15 @@ class OpenCvModel(nn.Module):
         weights = io.BytesIO()
         write_darknet_weights(model, weights)
         files = [np.frombuffer(content, np.uint8) for content in (format_cfg(blocks).encode(), weights.getbuffer())]
-        try:
-            self.net = self.cv2.dnn.readNetFromDarknet(*files)
-        except self.cv2.error as error:
-            raise InputError(f"OpenCV cannot read the network: {' '.join(str(error).split())}") from error
         self.anchors = [len(head.anchors) for head in model.network.heads]
         self.heads = [f"yolo_{head.index}" for head in model.network.heads]
         self.img_size = img_size
         self.size_bytes = sum(len(content) for content in files)
+        try:
+            self.net = self.cv2.dnn.readNetFromDarknet(*files)
+            self(torch.zeros(1, 3, img_size, img_size))  # some networks it reads, but cannot run
+        except self.cv2.error as error:
+            raise InputError(f"OpenCV cannot read the network: {' '.join(str(error).split())}") from error
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C), in the order of ours."""
@@ -180,5 +181,4 @@ def prediction_difference(wanted: Tensor, got: Tensor, least_score: float = 0.0)
         return None
     boxes = counted.any(dim=-1)
     gap = (got - wanted)[..., :4].abs() / wanted[..., :4].abs().clamp(min=1)
-    worst = max((own - scores)[counted].abs().max(), gap[boxes].max())
-    return float(worst)
+    return float(torch.maximum((own - scores)[counted].abs().max(), gap[boxes].max()))

@@ -137,7 +137,7 @@ def cut_alike(models: Sequence[Darknet], coupling: Coupling, dead: np.ndarray) -
 def cut_is_exact(before: Sequence[Darknet], after: Sequence[Darknet], img_size: int) -> bool:
     """Whether each network still computes what it did, to TOLERANCE; they are left in eval mode."""
     gaps = [head_difference(old, new, img_size) for old, new in zip(before, after, strict=True)]
-    return max(gaps) <= TOLERANCE
+    return all(gap <= TOLERANCE for gap in gaps)
 
 
 @torch.no_grad()

@@ -79,17 +79,23 @@ def newest(items: Iterator[Frame]) -> Iterator[Frame]:
     stopped = threading.Event()
 
     def fill() -> None:
-        for item in itertools.chain(items, [None]):
-            if stopped.is_set():
-                return
-            if item is not None:  # the end waits until the last item was taken
+        end = None
+        try:
+            for item in items:
+                if stopped.is_set():
+                    return
                 with contextlib.suppress(queue.Empty):
                     slot.get_nowait()
-            slot.put(item)
+                slot.put(item)
+        except Exception as error:  # for the reader, who would wait for ever
+            end = error
+        slot.put(end)  # it waits until the last item was taken
 
     threading.Thread(target=fill, daemon=True).start()
     try:
         while (item := slot.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
             yield item
     finally:
         stopped.set()
