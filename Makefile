@@ -17,15 +17,15 @@ DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_inte
 
 demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
-	$(PY) train.py $(DEMO_TRAIN) --name demo_baseline --epochs 15
+	$(PY) train.py $(DEMO_TRAIN) --name demo_baseline --epochs 12
 	@echo "== 2. sparse: the gammas of channels that are not needed go to 0"
-	$(PY) train.py $(DEMO_TRAIN) --name demo_sparse --epochs 18 -sr --s 0.015 --target_percent 0.6 \
+	$(PY) train.py $(DEMO_TRAIN) --name demo_sparse --epochs 13 -sr --s 0.021 --target_percent 0.6 \
 		-pre checkpoints/demo_baseline_ckpt.pth
 	@echo "== 3. prune: the same network, without its dead channels"
 	$(PY) test_prune.py $(DEMO) --weights_path checkpoints/demo_sparse_ckpt.pth --percent 0.6 \
 		--out_cfg config/prune_demo.cfg --out_weights checkpoints/prune_demo_ckpt.pth
 	@echo "== 4. fine-tune"
-	$(PY) train.py $(DEMO_TRAIN) --model_def config/prune_demo.cfg --name demo_finetune --epochs 4 \
+	$(PY) train.py $(DEMO_TRAIN) --model_def config/prune_demo.cfg --name demo_finetune --epochs 3 \
 		-pre checkpoints/prune_demo_ckpt.pth
 	@echo "== 5. detect"
 	$(PY) detect.py --image_folder "data/demo/images/test_0000*.jpg" --model_def config/prune_demo.cfg \
