@@ -25,8 +25,8 @@ demo: $(VENV)/.requirements data/demo/train.txt
 	$(PY) test_prune.py $(DEMO) --weights_path checkpoints/demo_sparse_ckpt.pth --percent 0.6 \
 		--out_cfg config/prune_demo.cfg --out_weights checkpoints/prune_demo_ckpt.pth
 	@echo "== 4. fine-tune"
-	$(PY) train.py $(DEMO_TRAIN) --model_def config/prune_demo.cfg --name demo_finetune --epochs 3 \
-		-pre checkpoints/prune_demo_ckpt.pth
+	$(PY) train.py $(DEMO_TRAIN) --model_def config/prune_demo.cfg --name demo_finetune --epochs 4 \
+		--evaluation_interval 1 -pre checkpoints/prune_demo_ckpt.pth
 	@echo "== 5. detect"
 	$(PY) detect.py --image_folder "data/demo/images/test_0000*.jpg" --model_def config/prune_demo.cfg \
 		--weights_path checkpoints/demo_finetune_ckpt.pth --conf_thres 0.25 --n_cpu 2 --output output/demo
