@@ -178,7 +178,15 @@ def test_resume_and_overwrite_exclude_each_other(project, capsys):
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_the_second_signal_does_what_it_always_did():
+@pytest.fixture
+def interrupts():
+    """SIGINT as a terminal's programs have it; those of a background job ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_signal_does_what_it_always_did(interrupts):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopRequest("wait") as stop:
         stop.check()
