@@ -18,23 +18,23 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert, box_iou
 
 from models import Darknet
+from studies.step_benchmark import time_steps
 from test import evaluate
 from utils.boxes import non_max_suppression
-from utils.cfg import read_cfg
 from utils.cli import ArgumentParser, number, run
-from utils.datasets import DetectionDataset, loader
+from utils.darknet.cfg import read_cfg
+from utils.data.datasets import DetectionDataset, loader
+from utils.data.images import to_device
+from utils.data.labels import label_path, read_labels
+from utils.detection.complexity import Timing, count_macs, forward_times, time_in_turns
+from utils.detection.inference import for_inference
+from utils.detection.metrics import COCO_IOU, DetectionMetrics, average_precision
+from utils.detection.runtimes import OnnxModel, OpenVinoModel
 from utils.devices import pick_device
 from utils.errors import InputError
+from utils.export.onnx import export_onnx
 from utils.files import write_json
-from utils.inference import for_inference
-from utils.labels import label_path, read_labels
-from utils.metrics import COCO_IOU, DetectionMetrics, average_precision
-from utils.onnx_export import export_onnx
 from utils.optional import optional
-from utils.pictures import to_device
-from utils.profiling import Timing, count_macs, forward_times, time_in_turns
-from utils.runtimes import OnnxModel, OpenVinoModel
-from utils.step_benchmark import time_steps
 
 FULL, PRUNED = "config/yolov3-hand.cfg", "config/yolov3-hand-published.cfg"
 SIZE = 416

@@ -14,16 +14,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.cli import ArgumentParser, number, run
-from utils.datasets import loader
-from utils.detector import Detector, load_model
+from utils.data.datasets import loader
+from utils.data.images import Pictures, find_pictures, to_square
+from utils.detection.detector import Detector, load_model
+from utils.detection.inference import for_inference
+from utils.detection.options import add_compile_option, add_threshold_options, class_names, network_size
+from utils.detection.video import AHEAD, Video, video_writer
 from utils.devices import pick_device
 from utils.drawing import draw_detections
 from utils.errors import InputError
 from utils.files import atomic_writer, write_json
-from utils.inference import for_inference
-from utils.options import add_compile_option, add_threshold_options, class_names, network_size
-from utils.pictures import Pictures, find_pictures, to_square
-from utils.video import AHEAD, Video, video_writer
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -14,23 +14,23 @@ from torch import Tensor, nn
 
 from models import Darknet
 from test import evaluate
-from utils.cfg import format_cfg
-from utils.checkpoints import load_weights, write_checkpoint
 from utils.cli import ArgumentParser, number, run
-from utils.darknet_weights import write_darknet_weights
-from utils.data_check import check_data
-from utils.datasets import DetectionDataset, loader, read_data_config
-from utils.deployment import Deployment, deployments
+from utils.darknet.cfg import format_cfg
+from utils.darknet.weights import write_darknet_weights
+from utils.data.check import check_data
+from utils.data.datasets import DetectionDataset, loader, read_data_config
+from utils.data.images import batches_of_one, find_pictures
+from utils.detection.checkpoints import load_weights, write_checkpoint
+from utils.detection.complexity import Timing, forward_times
+from utils.detection.fusing import fuse
+from utils.detection.options import add_skip_bad_option, add_threshold_options, check_classes, class_names, network_size
+from utils.detection.runtimes import prediction_difference
 from utils.errors import InputError
+from utils.export.deployment import Deployment, deployments
+from utils.export.onnx import add_suppression, export_onnx, prove
+from utils.export.quantization import quantize
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json
-from utils.fusing import fuse
-from utils.onnx_export import add_suppression, export_onnx, prove
-from utils.options import add_skip_bad_option, add_threshold_options, check_classes, class_names, network_size
-from utils.pictures import batches_of_one, find_pictures
-from utils.profiling import Timing, forward_times
-from utils.pruning import proof_pictures
-from utils.quantization import quantize
-from utils.runtimes import prediction_difference
+from utils.pruning.surgery import proof_pictures
 
 # The check compares boxes that score at least this; those of noise can be of any size.
 LEAST_SCORE = 0.25

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import graph
-from utils.cfg import read_cfg
-from utils.darknet_weights import load_darknet_weights, save_darknet_weights
-from utils.graph import IMAGE
-from utils.resolve import resolve
+from utils.darknet import layers
+from utils.darknet.cfg import read_cfg
+from utils.darknet.layers import IMAGE
+from utils.darknet.parse import resolve
+from utils.darknet.weights import load_darknet_weights, save_darknet_weights
 
 ACTIVATIONS = {
     "linear": nn.Identity,
@@ -36,7 +36,7 @@ ACTIVATIONS = {
 PRIOR = 0.01
 
 
-def convolution(layer: graph.Convolution) -> nn.Sequential:
+def convolution(layer: layers.Convolution) -> nn.Sequential:
     """Convolution, BatchNorm where the cfg has it, activation where it is not linear."""
     i = layer.index
     parts: list[tuple[str, nn.Module]] = [
@@ -67,7 +67,7 @@ def convolution(layer: graph.Convolution) -> nn.Sequential:
 class MaxPool(nn.Module):
     """Darknet's maxpool: ``padding`` pixels of minus infinity in all, the smaller half in front."""
 
-    def __init__(self, layer: graph.MaxPool):
+    def __init__(self, layer: layers.MaxPool):
         super().__init__()
         front = layer.padding // 2
         behind = layer.padding - front
@@ -82,7 +82,7 @@ class MaxPool(nn.Module):
 class Upsample(nn.Module):
     """Nearest neighbour upsampling by a whole number, then a factor on the values."""
 
-    def __init__(self, layer: graph.Upsample):
+    def __init__(self, layer: layers.Upsample):
         super().__init__()
         self.stride, self.scale = layer.stride, layer.scale
 
@@ -95,7 +95,7 @@ class Upsample(nn.Module):
 class Route(nn.Module):
     """Concatenates its sources, or one slice of each."""
 
-    def __init__(self, layer: graph.Route):
+    def __init__(self, layer: layers.Route):
         super().__init__()
         self.groups, self.group_id = layer.groups, layer.group_id
 
@@ -109,7 +109,7 @@ class Route(nn.Module):
 class Shortcut(nn.Module):
     """Adds its sources to the first over the channels that both have, then activates."""
 
-    def __init__(self, layer: graph.Shortcut):
+    def __init__(self, layer: layers.Shortcut):
         super().__init__()
         self.activation = ACTIVATIONS[layer.activation]()
 
@@ -124,7 +124,7 @@ class Shortcut(nn.Module):
 class Gate(nn.Module):
     """[scale_channels] and [sam]: a gate times what it gates, then the activation."""
 
-    def __init__(self, layer: graph.ScaleChannels | graph.Sam):
+    def __init__(self, layer: layers.ScaleChannels | layers.Sam):
         super().__init__()
         self.activation = ACTIVATIONS[layer.activation]()
 
@@ -151,7 +151,7 @@ class Reorg3d(nn.Module):
 class Reorg(nn.Module):
     """YOLOv2's reorg: Darknet reads the (C, H, W) input as if it were (C / s^2, H * s, W * s), and so do we."""
 
-    def __init__(self, layer: graph.Reorg):
+    def __init__(self, layer: layers.Reorg):
         super().__init__()
         self.stride = layer.stride
         self.space_to_depth = Reorg3d(layer.stride)
@@ -167,7 +167,7 @@ class Reorg(nn.Module):
 class Yolo(nn.Module):
     """A detection head: gives the raw output a shape, and decodes it to boxes."""
 
-    def __init__(self, layer: graph.Yolo):
+    def __init__(self, layer: layers.Yolo):
         super().__init__()
         self.classes, self.scale_x_y, self.new_coords = layer.classes, layer.scale_x_y, layer.new_coords
         self.register_buffer("anchors", torch.tensor(layer.anchors), persistent=False)
@@ -214,20 +214,20 @@ class Yolo(nn.Module):
 
 
 MODULES = {
-    graph.Convolution: convolution,
-    graph.MaxPool: MaxPool,
-    graph.AvgPool: lambda layer: nn.AdaptiveAvgPool2d(1),
-    graph.Upsample: Upsample,
-    graph.Route: Route,
-    graph.Shortcut: Shortcut,
-    graph.ScaleChannels: Gate,
-    graph.Sam: Gate,
-    graph.Activation: lambda layer: ACTIVATIONS[layer.activation](),
-    graph.Dropout: lambda layer: nn.Dropout(layer.probability),
-    graph.Reorg: Reorg,
-    graph.Reorg3d: lambda layer: Reorg3d(layer.stride),
-    graph.Empty: lambda layer: nn.Identity(),
-    graph.Yolo: Yolo,
+    layers.Convolution: convolution,
+    layers.MaxPool: MaxPool,
+    layers.AvgPool: lambda layer: nn.AdaptiveAvgPool2d(1),
+    layers.Upsample: Upsample,
+    layers.Route: Route,
+    layers.Shortcut: Shortcut,
+    layers.ScaleChannels: Gate,
+    layers.Sam: Gate,
+    layers.Activation: lambda layer: ACTIVATIONS[layer.activation](),
+    layers.Dropout: lambda layer: nn.Dropout(layer.probability),
+    layers.Reorg: Reorg,
+    layers.Reorg3d: lambda layer: Reorg3d(layer.stride),
+    layers.Empty: lambda layer: nn.Identity(),
+    layers.Yolo: Yolo,
 }
 
 
@@ -235,11 +235,11 @@ class Darknet(nn.Module):
     """A Darknet network as a module.
 
     Args:
-        cfg: the path of a cfg file, or a list of blocks (see :mod:`utils.cfg`).
+        cfg: the path of a cfg file, or a list of blocks (see :mod:`utils.darknet.cfg`).
 
     Attributes:
         blocks: the cfg's blocks, ``[net]`` first.
-        network: what they mean, see :class:`utils.graph.Network`.
+        network: what they mean, see :class:`utils.darknet.layers.Network`.
         module_list: one module a layer, by Darknet's layer numbers.
 
     Raises:
@@ -284,7 +284,7 @@ class Darknet(nn.Module):
             x = module(*(x if source == layer.index - 1 else outputs[source] for source in layer.sources))
             if layer.index in self._kept:
                 outputs[layer.index] = x
-            if isinstance(layer, graph.Yolo):
+            if isinstance(layer, layers.Yolo):
                 found.append(x)
         return found
 
@@ -293,7 +293,7 @@ class Darknet(nn.Module):
 
         Returns:
             In eval mode the predictions (B, P, 5 + C): cx, cy, w, h in input pixels, objectness, class scores.
-            While training the raw heads, for :class:`utils.loss.YoloLoss`.
+            While training the raw heads, for :class:`utils.detection.loss.YoloLoss`.
         """
         heads = self.heads(images)
         if self.training:
@@ -304,7 +304,7 @@ class Darknet(nn.Module):
         )
 
     def load_darknet_weights(self, path: str | Path) -> None:
-        """Load a Darknet ``.weights`` file, every byte of it; see :mod:`utils.darknet_weights`."""
+        """Load a Darknet ``.weights`` file, every byte of it; see :mod:`utils.darknet.weights`."""
         load_darknet_weights(self, path)
 
     def save_darknet_weights(self, path: str | Path, seen: int = 0) -> None:
@@ -315,7 +315,7 @@ class Darknet(nn.Module):
         """Start where few boxes hold an object (focal loss, arXiv 1708.02002, section 3.3): a stable first epoch."""
         for head in self.network.heads:
             source = self.network.layers[head.sources[0]]
-            if not isinstance(source, graph.Convolution) or source.batch_normalize or head.new_coords:
+            if not isinstance(source, layers.Convolution) or source.batch_normalize or head.new_coords:
                 continue
             bias = self.conv(source.index).bias.detach().view(len(head.anchors), 5 + head.classes)
             bias[:, 4] += math.log(PRIOR / (1 - PRIOR))

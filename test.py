@@ -14,23 +14,23 @@ from models import Darknet
 from utils import distributed
 from utils.boxes import boxes_of_image, to_detections
 from utils.cli import ArgumentParser, number, run
-from utils.data_check import check_data, summary
-from utils.datasets import DetectionDataset, loader, read_data_config
-from utils.detector import load_model
-from utils.devices import device_of, pick_device
-from utils.files import write_json
-from utils.guards import memory_advice, smaller_batch
-from utils.inference import for_inference
-from utils.metrics import DetectionMetrics, Metrics
-from utils.options import (
+from utils.data.check import check_data, summary
+from utils.data.datasets import DetectionDataset, loader, read_data_config
+from utils.data.images import to_device
+from utils.detection.complexity import Stopwatch, count_macs, count_parameters
+from utils.detection.detector import load_model
+from utils.detection.inference import for_inference
+from utils.detection.metrics import DetectionMetrics, Metrics
+from utils.detection.options import (
     add_compile_option,
     add_skip_bad_option,
     add_threshold_options,
     check_classes,
     network_size,
 )
-from utils.pictures import to_device
-from utils.profiling import Stopwatch, count_macs, count_parameters
+from utils.devices import device_of, pick_device
+from utils.files import write_json
+from utils.training.nonfinite import memory_advice, smaller_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,10 @@ def evaluate(
     Among several processes each takes pictures of its own, and the metrics are those of all.
 
     Args:
-        model: the network, a Darknet, which is left as it is, or one of :mod:`utils.runtimes`. A Darknet is measured
-            as it detects fastest, see :class:`utils.inference.Inference`.
-        batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.datasets.collate` makes them.
+        model: the network, a Darknet, which is left as it is, or one of :mod:`utils.detection.runtimes`. A Darknet is
+            measured as it detects fastest, see :class:`utils.detection.inference.Inference`.
+        batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.datasets.collate` makes
+            them.
         names: class names.
         iou_thres: the IoU from which on a detection counts as right.
         conf_thres: detections below this score are left out.

@@ -11,21 +11,21 @@ from torch.utils.data import DataLoader
 
 from models import Darknet
 from test import evaluate
-from utils.checkpoints import load_weights
 from utils.cli import ArgumentParser, number, run
-from utils.coupling import couple
-from utils.data_check import check_data
-from utils.datasets import DetectionDataset, loader, read_data_config
+from utils.data.check import check_data
+from utils.data.datasets import DetectionDataset, loader, read_data_config
+from utils.detection.checkpoints import load_weights
+from utils.detection.complexity import Timing, count_macs, count_parameters, forward_times, state_dict_size
+from utils.detection.inference import for_inference
+from utils.detection.options import add_skip_bad_option, check_classes, network_size
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
-from utils.inference import for_inference
-from utils.options import add_skip_bad_option, check_classes, network_size
 from utils.plots import channels_figure, save_figure, sweep_figure
-from utils.profiling import Timing, count_macs, count_parameters, forward_times, state_dict_size
-from utils.pruned_files import prove, write_pruned
-from utils.ratio import DEFAULT_PERCENT, LARGEST_PERCENT, Pruner, Trial, largest_percent, smallest_percent
-from utils.strategies import STRATEGIES, allowed_percent
+from utils.pruning.coupling import couple
+from utils.pruning.proof import prove, write_pruned
+from utils.pruning.pruner import DEFAULT_PERCENT, LARGEST_PERCENT, Pruner, Trial, largest_percent, smallest_percent
+from utils.pruning.selection import STRATEGIES, allowed_percent
 
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 

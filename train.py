@@ -10,33 +10,33 @@ from torch.utils.data import DataLoader, Subset
 from models import Darknet
 from test import evaluate
 from utils import distributed
-from utils.augmentations import Augmentation
-from utils.cfg import format_cfg
-from utils.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.cli import ArgumentParser, number, run
-from utils.data_check import check_data, summary
-from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
+from utils.darknet.cfg import format_cfg
+from utils.data.augmentations import Augmentation
+from utils.data.check import check_data, summary
+from utils.data.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
+from utils.data.image_cache import budget
+from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from utils.detection.complexity import count_macs
+from utils.detection.options import add_precision_option, add_skip_bad_option, check_classes, network_size
 from utils.devices import computes_bf16, default_precision, describe_device, pick_device
-from utils.epoch_report import gamma_row, loss_row, print_epoch
 from utils.errors import InputError
 from utils.files import remove_leftovers, write_text
-from utils.guards import NotFinite, write_batches
-from utils.interrupts import Stopped, StopRequest
-from utils.options import add_precision_option, add_skip_bad_option, check_classes, network_size
-from utils.penalty_advice import check_reach, warn_of_penalty
-from utils.penalty_schedules import SCHEDULES, check_schedule
-from utils.picture_cache import budget
 from utils.plots import plot_training
-from utils.profiling import count_macs
-from utils.ratio import DEFAULT_PERCENT, LARGEST_PERCENT
-from utils.recipes import FINE_TUNING, TRAINING, WITHOUT_MOSAIC, recipe_for
-from utils.resume import restore_options, resume_point
-from utils.run_log import RunLog
-from utils.runs import Run, default_name
-from utils.shrinking import Survivors
-from utils.sparsity import METHODS, GammaHistory, gamma_sizes
-from utils.strategies import STRATEGIES
-from utils.training import Training
+from utils.pruning.penalty import METHODS, GammaHistory, gamma_sizes
+from utils.pruning.prune_in_training import Survivors
+from utils.pruning.pruner import DEFAULT_PERCENT, LARGEST_PERCENT
+from utils.pruning.schedules import SCHEDULES, check_schedule
+from utils.pruning.selection import STRATEGIES
+from utils.signals import Stopped, StopRequest
+from utils.training.nonfinite import NotFinite, write_batches
+from utils.training.penalty_advice import check_reach, warn_of_penalty
+from utils.training.recipes import FINE_TUNING, TRAINING, WITHOUT_MOSAIC, recipe_for
+from utils.training.report import gamma_row, loss_row, print_epoch
+from utils.training.resume import restore_options, resume_point
+from utils.training.run_log import RunLog
+from utils.training.runs import Run, default_name
+from utils.training.trainer import Training
 
 
 def get_args_parser() -> argparse.ArgumentParser:

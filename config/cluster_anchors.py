@@ -20,9 +20,9 @@ if not __package__:  # run as `python config/cluster_anchors.py`: the repository
 from config.create_cfg import DARKNET_ANCHORS, format_anchors, scale_anchors
 from utils import boxes
 from utils.cli import ArgumentParser, number, run
-from utils.datasets import read_data_config
+from utils.data.datasets import read_data_config
+from utils.data.labels import label_path, read_labels
 from utils.errors import InputError
-from utils.labels import label_path, read_labels
 
 RESTARTS = 10
 MAX_UPDATES = 300

@@ -14,11 +14,11 @@ from pathlib import Path
 if not __package__:  # run as `python config/create_cfg.py`: the repository root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.cfg import format_cfg
 from utils.cli import ArgumentParser, number, run
+from utils.darknet.cfg import format_cfg
+from utils.darknet.parse import resolve
 from utils.errors import InputError
 from utils.files import write_text
-from utils.resolve import resolve
 
 Section = dict[str, str]
 Anchor = tuple[float, float]

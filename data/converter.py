@@ -26,9 +26,9 @@ if not __package__:  # run as `python data/converter.py`: the repository root is
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import ArgumentParser, run
+from utils.data.images import PICTURE_SUFFIXES, read_image
 from utils.errors import InputError
 from utils.files import read_names, write_text
-from utils.pictures import PICTURE_SUFFIXES, read_image
 
 OXFORD_FOLDERS = {
     "train": ["training_dataset/training_data", "validation_dataset/validation_data"],

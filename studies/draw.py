@@ -21,13 +21,13 @@ from PIL import Image
 
 from studies.plan import DataSet, add_data_option, data_sets, pruned_cfg_of, weights_of
 from utils.cli import ArgumentParser, number, run
-from utils.datasets import read_data_config
-from utils.detector import Detector, load_model
+from utils.data.datasets import read_data_config
+from utils.data.images import read_image, to_square
+from utils.detection.detector import Detector, load_model
 from utils.devices import pick_device
 from utils.drawing import draw_detections
 from utils.errors import InputError
 from utils.files import atomic_writer, write_text
-from utils.pictures import read_image, to_square
 from utils.plots import save_figure
 
 DROP = 0.01  # of mAP@0.5

@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from models import Darknet
 from utils.boxes import boxes_of_image, non_max_suppression
-from utils.checkpoints import load_weights
 from utils.cli import ArgumentParser, number, run
-from utils.data_check import check_data
-from utils.datasets import DetectionDataset, loader, read_data_config
+from utils.data.check import check_data
+from utils.data.datasets import DetectionDataset, loader, read_data_config
+from utils.data.images import to_device
+from utils.detection.checkpoints import load_weights
+from utils.detection.metrics import DetectionMetrics
+from utils.detection.options import add_threshold_options, check_classes, network_size
 from utils.devices import device_of, pick_device, without_tf32
-from utils.metrics import DetectionMetrics
-from utils.options import add_threshold_options, check_classes, network_size
-from utils.pictures import to_device
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -20,18 +20,18 @@ from tqdm import tqdm
 
 from models import Darknet, Yolo
 from test import evaluate
-from utils.augmentations import letterbox
 from utils.boxes import size_iou
-from utils.checkpoints import load_state, save_checkpoint
 from utils.cli import ArgumentParser, number, run
-from utils.data_check import check_data, summary
-from utils.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
+from utils.data.augmentations import letterbox
+from utils.data.check import check_data, summary
+from utils.data.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
+from utils.data.images import to_device
+from utils.detection.checkpoints import load_state, save_checkpoint
+from utils.detection.options import add_precision_option, check_classes, network_size
 from utils.devices import autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
-from utils.options import add_precision_option, check_classes, network_size
-from utils.pictures import to_device
-from utils.run_log import RunLog
-from utils.runs import Run
+from utils.training.run_log import RunLog
+from utils.training.runs import Run
 
 NO_OBJECT = 100.0
 IGNORE_IOU = 0.5  # an anchor that fits a target of its cell this well is not punished for finding it
@@ -57,7 +57,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def flip(load, index: int, count: int, size: int, epoch: int, random: np.random.Generator):
-    """A letterboxed picture, every second one mirrored; called as :class:`utils.augmentations.Augmentation` is."""
+    """A letterboxed picture, every second one mirrored; called as :class:`utils.data.augmentations.Augmentation` is."""
     image, boxes = letterbox(load(index), size)
     if random.random() < 0.5:
         image = image[:, ::-1].copy()

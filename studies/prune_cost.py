@@ -16,10 +16,10 @@ import torch
 
 from models import Darknet
 from utils.cli import ArgumentParser, number, run
-from utils.profiling import count_parameters
-from utils.pruned_files import prove, write_pruned
-from utils.ratio import Pruner
-from utils.strategies import STRATEGIES
+from utils.detection.complexity import count_parameters
+from utils.pruning.proof import prove, write_pruned
+from utils.pruning.pruner import Pruner
+from utils.pruning.selection import STRATEGIES
 
 
 def get_args_parser() -> argparse.ArgumentParser:

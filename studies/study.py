@@ -25,12 +25,12 @@ sys.path.insert(0, str(ROOT))
 from terminaltables import AsciiTable
 
 from studies.plan import PLAN, Job, add_data_option, data_sets, jobs, pruned_cfg_of, run_name, weights_of
-from utils.checkpoints import git_revision, read_checkpoint
 from utils.cli import ArgumentParser, run
+from utils.detection.checkpoints import git_revision, read_checkpoint
+from utils.detection.metrics import QUALITY
 from utils.errors import InputError
 from utils.files import write_csv
-from utils.metrics import QUALITY
-from utils.runs import Run
+from utils.training.runs import Run
 
 
 def get_args_parser() -> argparse.ArgumentParser:

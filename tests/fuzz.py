@@ -34,15 +34,15 @@ if not __package__:  # run as `python tests/fuzz.py`: the repository root is not
 
 from config.create_cfg import create_cfg
 from models import Darknet
-from utils.cfg import format_cfg, parse_cfg, read_cfg
-from utils.checkpoints import load_weights
 from utils.cli import ArgumentParser, number, run
-from utils.data_check import READER, read_memory
-from utils.datasets import read_data_config, read_image_list
+from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
+from utils.darknet.parse import resolve
+from utils.data.check import READER, read_memory
+from utils.data.datasets import read_data_config, read_image_list
+from utils.data.images import read_image
+from utils.data.labels import read_labels
+from utils.detection.checkpoints import load_weights
 from utils.errors import InputError
-from utils.labels import read_labels
-from utils.pictures import read_image
-from utils.resolve import resolve
 
 SECONDS = 20  # of one case; the slowest take a fraction of one
 MEMORY = 3 << 30  # bytes beyond what the program has when it begins

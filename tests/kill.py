@@ -35,11 +35,11 @@ from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import randomize
 from tests.scene import make_project
-from utils.cfg import format_cfg, read_cfg
-from utils.checkpoints import read_checkpoint, save_checkpoint
 from utils.cli import ArgumentParser, number, run
+from utils.darknet.cfg import format_cfg, read_cfg
+from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.errors import InputError
-from utils.runs import Run
+from utils.training.runs import Run
 
 EPOCHS, INTERVAL, STEPS = 4, 2, 2
 KILLS = 3  # at most, of one training or pruning

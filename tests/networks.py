@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from models import Darknet
-from utils.cfg import Block
+from utils.darknet.cfg import Block
 
 
 def shrink(blocks: Sequence[Block], factor: int = 8, size: int = 64) -> list[Block]:

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from config.create_cfg import create_cfg
-from utils.cfg import format_cfg
-from utils.datasets import DetectionDataset
-from utils.labels import label_path, read_labels
+from utils.darknet.cfg import format_cfg
+from utils.data.datasets import DetectionDataset
+from utils.data.labels import label_path, read_labels
 
 
 def make_project(root: Path, train: int = 6, valid: int = 3, size: int = 64, seed: int = 0) -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from utils.cli import ArgumentParser, number, run
+from utils.detection.options import add_threshold_options
 from utils.errors import InputError
 from utils.files import atomic_writer, keep_old, remove_leftovers, write_json, write_text
-from utils.options import add_threshold_options
 
 ROOT = Path(__file__).parents[1]
 

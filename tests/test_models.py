@@ -9,11 +9,11 @@ import torch
 from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import randomize, shrink
-from utils.cfg import parse_cfg, read_cfg
-from utils.datasets import DataConfig
+from utils.darknet.cfg import parse_cfg, read_cfg
+from utils.data.datasets import DataConfig
+from utils.detection.complexity import count_macs, count_parameters, state_dict_size
+from utils.detection.options import check_classes, network_size
 from utils.errors import InputError
-from utils.options import check_classes, network_size
-from utils.profiling import count_macs, count_parameters, state_dict_size
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=10,14\nclasses=1\nnum=1\n"

@@ -11,7 +11,7 @@ import export
 import test
 from models import Darknet
 from tests.scene import make_project
-from utils.checkpoints import save_checkpoint
+from utils.detection.checkpoints import save_checkpoint
 from utils.errors import InputError
 
 ROOT = Path(__file__).parents[1]

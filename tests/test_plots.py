@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from utils.drawing import class_colour, draw_detections
 from utils.plots import channels_figure, plot_training, save_figure, training_figure
-from utils.run_log import RunLog
-from utils.sparsity import HISTOGRAM_BINS, GammaHistory
+from utils.pruning.penalty import HISTOGRAM_BINS, GammaHistory
+from utils.training.run_log import RunLog
 
 GAMMA_PICTURES = {"gamma_quintiles.png", "gamma_first_layer.png", "gamma_distribution.png"}
 

@@ -8,7 +8,7 @@ import torch
 import train
 from utils import distributed
 from utils.errors import InputError
-from utils.training import Training
+from utils.training.trainer import Training
 
 SPARSE = ["--epochs", "3", "--batch_size", "4", "--n_cpu", "0", "--checkpoint_interval", "1", "--prune_every", "1"]
 SPARSE += ["-sr", "--s", "1", "-pre", "start.pth"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from utils import workers
 from utils.errors import InputError
-from utils.interrupts import Stopped
+from utils.signals import Stopped
 
 EXIT_BAD_INPUT = 2
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from utils.cli import EXIT_BAD_INPUT
 from utils.errors import InputError
-from utils.interrupts import Stopped
+from utils.signals import Stopped
 
 T = TypeVar("T")
 # An error that all processes meet is told by the first, before torchrun ends the others.

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from utils.files import atomic_writer
 
 if TYPE_CHECKING:
-    from utils.sparsity import GammaHistory
+    from utils.pruning.penalty import GammaHistory
 
 BEFORE, AFTER = "#b8c4d6", "#d1495b"
 

@@ -1,0 +1,112 @@
+"""What a training step costs beyond its convolutions: our step against the bare layers that it must compute anyway."""
+
+import argparse
+
+import torch
+from torch import Tensor, nn
+
+from models import Darknet
+from utils.darknet import layers
+from utils.data.images import to_device
+from utils.detection.complexity import Timing, time_in_turns
+from utils.pruning.prune_in_training import Survivors
+from utils.training.trainer import Batch, Training
+
+WARM_UP = 1  # rounds that are not counted
+LEARNING_RATE = 1e-4
+BOXES = 3  # a picture
+
+
+class BareStack(nn.Module):
+    """The convolutions of a network with their BatchNorm and activation, as plain layers and nothing between them.
+
+    Each reads the output before it where that has the right shape. Where a route or upsampling would come between, it
+    reads random numbers, and the gradient of its input is computed all the same.
+    """
+
+    def __init__(self, network: layers.Network):
+        super().__init__()
+        shapes = {layers.IMAGE: (3, network.height, network.width)}
+        shapes |= {layer.index: (layer.channels, layer.height, layer.width) for layer in network.layers}
+        self.inputs = [shapes[layer.sources[0]] for layer in network.convolutions]
+        self.stages = nn.ModuleList(_stage(layer) for layer in network.convolutions)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) to a scalar, the sum of everything that no layer reads."""
+        x, total = images, images.new_zeros(())
+        for shape, stage in zip(self.inputs, self.stages, strict=True):
+            if x.shape[1:] != shape:
+                total = total + x.sum()
+                x = torch.rand(len(images), *shape, device=images.device).requires_grad_()
+            x = stage(x)
+        return total + x.sum()
+
+
+def _stage(layer: layers.Convolution) -> nn.Sequential:
+    padding, bias = layer.padding, not layer.batch_normalize
+    options = {"stride": layer.stride, "padding": padding, "dilation": layer.dilation, "groups": layer.groups}
+    parts: list[nn.Module] = [nn.Conv2d(layer.inputs, layer.channels, layer.size, bias=bias, **options)]
+    if layer.batch_normalize:
+        parts.append(nn.BatchNorm2d(layer.channels))
+    if layer.activation != "linear":
+        parts.append(nn.LeakyReLU(0.1, inplace=True))
+    return nn.Sequential(*parts)
+
+
+def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.device, rounds: int) -> list[Timing]:
+    """Times of our sparse training step and of the bare stack, in turns, on random pictures with a few boxes each.
+
+    Both in channels_last, as train.py trains.
+
+    Args:
+        blocks: the network's cfg; the size of the pictures is its own.
+        batch_size: pictures a step.
+        device: where to compute.
+        rounds: how many steps of each to time.
+    """
+    model = Darknet(blocks)
+    size, classes = model.network.height, model.network.heads[0].classes
+    bare = BareStack(model.network).to(device, memory_format=torch.channels_last)
+    model.to(device).train()
+    training = Training(step_options(batch_size, size), model, Survivors(model.network), device, steps_per_epoch=1)
+    batch = random_batch(batch_size, size, classes)
+    images = to_device(batch[0], device, channels_last=True)
+
+    def bare_step() -> None:
+        bare.zero_grad()
+        bare(images).backward()
+
+    return time_in_turns([lambda: training.step_on([batch], LEARNING_RATE), bare_step], device, rounds, WARM_UP)
+
+
+def step_options(batch_size: int, img_size: int) -> argparse.Namespace:
+    """The options of train.py that a step of sparse training depends on."""
+    return argparse.Namespace(
+        batch_size=batch_size,
+        img_size=img_size,
+        epochs=1,
+        learning_rate=LEARNING_RATE,
+        seed=0,
+        multiscale_training=False,
+        sr=True,
+        s=0.01,
+        s_schedule="constant",
+        target_percent=0.85,
+        sr_method="proximal",
+        strategy="normal",
+        teacher_cfg=None,
+        channels_last=True,
+        precision="full",
+        sync_bn=False,
+    )
+
+
+def random_batch(count: int, size: int, classes: int) -> Batch:
+    """Random pictures (B, 3, S, S) uint8 with BOXES boxes each, targets (N, 6)."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=random)
+    number = torch.arange(count).repeat_interleave(BOXES)[:, None].float()
+    label = torch.randint(0, classes, (len(number), 1), generator=random).float()
+    centre = 0.3 + 0.4 * torch.rand(len(number), 2, generator=random)
+    sides = 0.05 + 0.3 * torch.rand(len(number), 2, generator=random)
+    return images, torch.cat([number, label, centre, sides], dim=1)

@@ -1,0 +1,189 @@
+"""export.py and what it writes, in the programs that read it."""
+
+import json
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import detect
+import export
+import test
+from models import Darknet
+from tests.networks import lively, randomize
+from tests.scene import make_project
+from utils.darknet.cfg import read_cfg
+from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from utils.errors import InputError
+
+CFG = "config/prune_yolov3-hand.cfg"
+PTH = "checkpoints/prune_yolov3_ckpt.pth"
+DATA = ["--data_config", "config/oxfordhand.data", "--n_cpu", "0"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with a pruned network, under the names that test_prune.py gives."""
+    monkeypatch.chdir(tmp_path)
+    make_project(tmp_path)
+    Path("config/yolov3-hand.cfg").rename(CFG)
+    model = lively(randomize(Darknet(CFG)))
+    save_checkpoint(PTH, model, names=["hand"], img_size=64, best_map=0.5)
+    return model
+
+
+def run(program, *words):
+    program.main(program.get_args_parser().parse_args([*words]))
+
+
+def detections(weights):
+    words = ["--image_folder", "data/images", "--model_def", CFG, "--weights_path", weights, "--json", "found.json"]
+    run(detect, *words, "--conf_thres", "0.3", "--nms_thres", "0.6", "--n_cpu", "0")
+    return [result["detections"] for result in json.loads(Path("found.json").read_text())]
+
+
+def mean_ap(weights):
+    run(test, "--model_def", CFG, "--weights_path", weights, *DATA, "--json", "test.json")
+    return json.loads(Path("test.json").read_text())
+
+
+def assert_same_boxes(found, wanted):
+    assert [len(boxes) for boxes in found] == [len(boxes) for boxes in wanted]
+    for boxes, others in zip(found, wanted, strict=True):
+        for ours, theirs in zip(boxes, others, strict=True):
+            assert ours["box"] == pytest.approx(theirs["box"], abs=0.02)
+            assert ours["score"] == pytest.approx(theirs["score"], abs=2e-4)
+            assert ours["class"] == theirs["class"] == "hand"
+
+
+def test_darknet_weights_and_back_keep_every_bit(project):
+    run(export, "--to", "weights")
+    weights = Path("checkpoints/prune_yolov3_ckpt.weights")
+    assert struct.unpack("<3i", weights.read_bytes()[:12]) == (0, 2, 5)
+    run(
+        export, "--to", "pth", "--weights_path", str(weights), "--output", "back.pth", "--class_path", "data/hand.names"
+    )
+    back = read_checkpoint("back.pth")
+    assert back["names"] == ["hand"]
+    for name, tensor in project.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(back["model"][name], tensor), name
+    run(export, "--to", "weights", "--weights_path", "back.pth", "--output", "again.weights")
+    assert Path("again.weights").read_bytes() == weights.read_bytes()
+
+
+@pytest.mark.parametrize("to", ["weights", "pth"])
+def test_fused_files_come_with_their_cfg_and_compute_the_same(project, to):
+    run(export, "--to", to, "--fuse")
+    fused = Darknet("checkpoints/prune_yolov3_ckpt_fused.cfg").eval()
+    load_weights(fused, f"checkpoints/prune_yolov3_ckpt_fused.{to}")
+    assert not fused.batch_norms
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(images), project(images), rtol=1e-4, atol=1e-4)
+    if to == "pth":
+        assert read_checkpoint("checkpoints/prune_yolov3_ckpt_fused.pth")["best_map"] == 0.5
+
+
+@pytest.mark.parametrize("options", [[], ["--static_size"], ["--nms"]], ids=["dynamic", "static", "nms"])
+def test_an_onnx_file_detects_and_measures_like_the_checkpoint(project, options):
+    run(export, "--to", "onnx", "--output", "a.onnx", *options)
+    wanted = detections(PTH)
+    assert min(len(boxes) for boxes in wanted) > 3
+    assert_same_boxes(detections("a.onnx"), wanted)
+    ours, theirs = mean_ap("a.onnx"), mean_ap(PTH)
+    for key in ("mAP", "parameters", "macs"):
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-6), key
+
+
+def test_int8_is_smaller_and_can_be_measured(project):
+    run(export, "--to", "onnx")
+    run(export, "--to", "onnx", "--int8", "--calibration", "4", *DATA)
+    large, small = (Path(f"checkpoints/prune_yolov3_ckpt{mark}.onnx").stat().st_size for mark in ("", "_int8"))
+    assert small < 0.5 * large
+    assert mean_ap("checkpoints/prune_yolov3_ckpt_int8.onnx")["images"] == 3
+
+
+def test_what_stood_there_before_is_kept(project, capsys):
+    Path("out.weights").write_text("an earlier result\n")
+    run(export, "--to", "weights", "--output", "out.weights")
+    assert Path("out-1.weights").read_text() == "an earlier result\n"
+    assert "kept as out-1.weights" in capsys.readouterr().out
+
+
+def test_a_proof_that_fails_writes_nothing(project, monkeypatch):
+    original = export.export_onnx
+
+    def broken(model, *words, **options):
+        proto = original(model, *words, **options)
+        model.conv(0).weight.data[0] += 1  # PyTorch now computes something else than the graph
+        return proto
+
+    monkeypatch.setattr(export, "export_onnx", broken)
+    with pytest.raises(InputError, match="nothing was written"):
+        run(export, "--to", "onnx", "--output", "a.onnx")
+    assert not list(Path().glob("*a.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--to", "onnx", "--int8"], "--int8 needs --data_config"),
+        (["--to", "pth"], "is the file to read"),
+        (["--to", "onnx", "--img_size", "70"], "multiple of 32: 64"),
+        (["--check", "--image_folder", "nowhere"], "nowhere: no picture there"),
+        (["--to", "weights", "--weights_path", "none.pth"], "no such weights file"),
+        (["--to", "weights", "--int8", "--nms"], "--int8, --nms: only for --to onnx"),
+        (["--to", "pth", "--output", "a.weights"], "--to pth writes a .pth file"),
+        (["--to", "weights", "--output", "checkpoints"], "checkpoints: is a folder"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_no_file(project, words, message):
+    before = {path for path in Path().rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=message) as error:
+        run(export, *words)
+    assert "\n" not in str(error.value)
+    assert {path for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_the_check_has_a_row_for_every_runtime(project, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    run(export, "--check", "--image_folder", "data/images", *DATA, "--json", "check.json")
+    rows = json.loads(Path("check.json").read_text())
+    assert [(row["runtime"], row["format"]) for row in rows] == [
+        ("PyTorch", "checkpoint"),
+        ("PyTorch, fused", "checkpoint"),
+        ("ONNX Runtime", "ONNX"),
+        ("OpenVINO", "ONNX"),
+        ("OpenCV", "cfg and .weights"),
+        ("OpenCV", "the same, fused"),
+        ("ONNX Runtime", "ONNX, INT8"),
+    ]
+    for row in rows:
+        if row["runtime"] == "OpenVINO":
+            assert row["problem"] == "openvino is not installed: pip install 'openvino'"
+            assert row["forward_ms"] is row["mAP"] is None
+        else:
+            assert row["forward_ms"] > 0
+            assert 0 <= row["mAP"] <= 1
+    others = ("ONNX, INT8", "cfg and .weights")  # 8 bits; and OpenCV's epsilon
+    assert all(row["largest_difference"] < 1e-3 for row in rows if row["format"] not in others and not row["problem"])
+    assert rows[-1]["largest_difference"] > 1e-4
+    assert "pip install 'openvino'" in capsys.readouterr().out
+
+
+def test_openvino_computes_the_same(project, capsys):
+    pytest.importorskip("openvino")
+    run(export, "--check", "--image_folder", "data/images", "--json", "check.json")
+    row = next(row for row in json.loads(Path("check.json").read_text()) if row["runtime"] == "OpenVINO")
+    assert row["largest_difference"] < 1e-3
+    assert row["mAP"] is None  # without a data set
+
+
+def test_the_cfg_in_a_file_is_that_of_the_network(project):
+    run(export, "--to", "weights", "--fuse", "--output", "a.weights")
+    whole, fused = read_cfg(CFG), read_cfg("a.cfg")
+    changed = {key for old, new in zip(whole, fused, strict=True) for key in old if old[key] != new[key]}
+    assert changed == {"batch_normalize"}

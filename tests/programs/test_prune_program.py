@@ -1,0 +1,177 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import test
+import test_prune
+from config.create_cfg import create_cfg
+from models import Darknet
+from studies import lossless
+from tests.networks import randomize
+from tests.scene import make_project
+from utils.darknet.cfg import format_cfg
+from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with a narrow YOLOv3 whose gammas are near zero or not."""
+    monkeypatch.chdir(tmp_path)
+    make_project(tmp_path)
+    Path("config/yolov3-hand.cfg").write_text(format_cfg(create_cfg("v3", 1, 64, width=0.0625)))
+    model = randomize(Darknet("config/yolov3-hand.cfg"))
+    save_checkpoint("checkpoints/yolov3_ckpt.pth", model, names=["hand"], img_size=64, strategy="shortcut")
+    return tmp_path
+
+
+def run(*words):
+    parser = test_prune.get_args_parser()
+    test_prune.main(parser.parse_args([*words, "--n_cpu", "0"]))
+
+
+def report(*words):
+    run(*words, "--json", "report.json")
+    return json.loads(Path("report.json").read_text())
+
+
+def test_the_report_describes_the_files_that_were_written(project, capsys):
+    result = report("--percent", "0.5")
+    assert result["strategy"] == "shortcut"
+    assert result["percent"] == 0.5
+    assert result["max_diff"] < 1e-5
+    small = Darknet("config/prune_yolov3-hand.cfg")
+    load_weights(small, "checkpoints/prune_yolov3_ckpt.pth")
+    assert result["after"]["parameters"] == sum(p.numel() for p in small.parameters())
+    counts = {layer.index: layer.channels for layer in small.network.convolutions}
+    assert {row["layer"]: row["after"] for row in result["layers"]} == counts
+    checkpoint = read_checkpoint("checkpoints/prune_yolov3_ckpt.pth")
+    assert checkpoint["names"] == ["hand"]
+    assert checkpoint["img_size"] == 64
+    assert Path("runs/prune_yolov3-hand/channels.png").exists()
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("mAP@0.5", "Parameters", "MACs", "File size", "Forward"))
+
+
+@pytest.fixture
+def zeros(project):
+    """The project's network with gammas of exactly 0 in place of the small ones, and what is left of it at 50 %."""
+    model = Darknet("config/yolov3-hand.cfg")
+    load_weights(model, "checkpoints/yolov3_ckpt.pth")
+    for norm in model.batch_norms.values():
+        norm.weight.data[norm.weight.abs() < 0.1] = 0
+    save_checkpoint("checkpoints/zero.pth", model, names=["hand"], img_size=64)
+    run("--weights_path", "checkpoints/zero.pth", "--percent", "0.5", "--strategy", "normal")
+    return model
+
+
+def test_gammas_of_exactly_zero_go_without_any_loss(zeros):
+    small = Darknet("config/prune_yolov3-hand.cfg").eval()
+    load_weights(small, "checkpoints/prune_zero.pth")
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(small(pictures), zeros.eval()(pictures), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_study_of_losses_compares_every_box(zeros, capsys, lost):
+    if lost:
+        zeros.conv(zeros.network.heads[0].sources[0]).bias.data += 0.5
+        save_checkpoint("checkpoints/zero.pth", zeros, names=["hand"], img_size=64)
+    args = ["--weights_path", "checkpoints/zero.pth", "--pruned_weights", "checkpoints/prune_zero.pth"]
+    lossless.main(lossless.get_args_parser().parse_args(args))
+    printed = capsys.readouterr().out
+    difference = float(re.search(r"of a box: (\S+) pixels", printed)[1])
+    assert (difference > 0.01) == lost
+    detections = re.search(r"score >= 0.001 \| (\d+) +\| (\d+)", printed)
+    assert int(detections[1]) > 0
+
+
+def test_an_earlier_result_is_kept_under_a_numbered_name(project):
+    run("--percent", "0.5")
+    first = Path("config/prune_yolov3-hand.cfg").read_bytes()
+    run("--percent", "0.3")
+    assert Path("config/prune_yolov3-hand-1.cfg").read_bytes() == first
+    assert Path("checkpoints/prune_yolov3_ckpt-1.pth").exists()
+    assert Path("config/prune_yolov3-hand.cfg").read_bytes() != first
+
+
+def test_darknet_weights_come_out_and_measure_the_same(project):
+    result = report("--percent", "0.5", "--out_weights", "out/small.weights")
+    parser = test.get_args_parser()
+    words = [
+        "--model_def",
+        "config/prune_yolov3-hand.cfg",
+        "--weights_path",
+        "out/small.weights",
+        "--json",
+        "test.json",
+    ]
+    test.main(parser.parse_args([*words, "--json", "test.json", "--n_cpu", "0"]))
+    measured = json.loads(Path("test.json").read_text())
+    assert measured["mAP"] == result["after"]["mAP"]
+    assert measured["parameters"] == result["after"]["parameters"]
+    assert measured["macs"] == result["after"]["macs"]
+    wanted = "mAP precision recall f1 per_class images parameters macs seconds_forward seconds_nms seconds_total"
+    assert set(wanted.split()) <= set(measured)
+
+
+def test_blocks_and_rounding_are_in_the_report(project):
+    result = report("--percent", "0.3", "--prune_blocks", "5", "--round_to", "4")
+    gone = [row for row in result["layers"] if row["after"] == 0]
+    assert len(gone) == 10
+    for row in result["layers"]:
+        assert row["after"] % 4 == 0 or row["after"] == row["before"]
+
+
+@pytest.mark.parametrize(
+    ("option", "budget", "measure"), [("--target_macs", 0.5, "macs"), ("--target_params", 0.3, "parameters")]
+)
+def test_a_budget_is_met_and_what_was_chosen_is_said(project, capsys, option, budget, measure):
+    result = report(option, str(budget), "--force")
+    assert 0.8 * budget < result["after"][measure] / result["before"][measure] <= budget
+    assert f"{result['percent']:.2%} of the prunable channels go, for at most" in capsys.readouterr().out
+
+
+def test_a_budget_of_time_is_met(project):
+    relaxed = report("--target_ms", "10000", "--force")
+    assert relaxed["percent"] == 0
+
+
+def test_a_budget_of_map_costs_at_most_that(project):
+    result = report("--max_map_drop", "0.5", "--force")
+    assert result["after"]["mAP"] >= result["before"]["mAP"] - 0.5
+
+
+def test_a_sweep_writes_only_the_table_and_the_curve(project, capsys):
+    run("--sweep")  # which also remembers the check of the pictures
+    (project / "runs/prune_yolov3-hand/sweep.png").unlink()
+    before = {path for path in project.rglob("*") if path.is_file()}
+    run("--sweep")
+    new = {path.relative_to(project) for path in project.rglob("*") if path.is_file()} - {
+        path.relative_to(project) for path in before
+    }
+    assert new == {Path("runs/prune_yolov3-hand/sweep.png")}
+    assert "Parameters left" in capsys.readouterr().out
+
+
+def test_the_coupling_can_be_printed_without_weights(project, capsys):
+    run("--show_coupling", "--weights_path", "nowhere.pth")
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("over layers 1, 3") for line in lines)
+    assert any("[yolo], reads it" in line or "no BatchNorm" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "percent"),
+    [
+        ({"s_schedule": "target", "target_percent": 0.6}, 0.6),
+        ({"s_schedule": "local", "target_percent": 0.7}, 0.7),
+        ({"s_schedule": "constant", "target_percent": 0.85}, test_prune.DEFAULT_PERCENT),
+        ({}, test_prune.DEFAULT_PERCENT),
+    ],
+)
+def test_the_default_ratio_is_the_one_that_the_model_was_trained_for(options, percent):
+    assert test_prune.trained_percent({"options": options}) == percent

@@ -1,0 +1,237 @@
+import csv
+import json
+
+import pytest
+import torch
+
+import detect
+import test_prune
+import train
+from tests.scene import make_project
+from utils.detection.checkpoints import read_checkpoint
+from utils.errors import InputError
+
+FAST = ["--n_cpu", "0", "--batch_size", "4"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make_project(tmp_path)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than training here; where the pictures are not the point, they are left out."""
+    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+
+
+def run(program, *words):
+    program.main(program.get_args_parser().parse_args([*words]))
+
+
+def weights(path):
+    return read_checkpoint(path)["model"]
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+
+
+def files(root):
+    """Every file below ``root`` with its content, but for TensorBoard's events and the pictures of the data set."""
+    return {
+        path: path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "tfevents" not in path.name and path.parts[-2] not in ("images", "labels")
+    }
+
+
+def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
+    model_def = ["--model_def", "config/yolov3-hand.cfg"]
+    run(train, *model_def, "--epochs", "1", *FAST)
+    baseline = files(project)
+    run(train, *model_def, "-sr", "--s", "0.01", "--epochs", "1", *FAST)
+    sparse = files(project)
+    run(test_prune, "--percent", "0.5", "--force", "--n_cpu", "0", "--json", "prune.json")
+    pruned = files(project)
+    run(
+        train,
+        *("--model_def", "config/prune_yolov3-hand.cfg", "-pre", "checkpoints/prune_yolov3_ckpt.pth"),
+        *("--epochs", "1", *FAST),
+    )
+    tuned = files(project)
+    for earlier, later in ((baseline, sparse), (sparse, pruned), (pruned, tuned)):
+        assert earlier.items() <= later.items()
+    for name in ("baseline_yolov3_ckpt", "yolov3_ckpt", "prune_yolov3_ckpt", "finetune_yolov3_ckpt"):
+        assert (project / "checkpoints" / f"{name}.pth").exists()
+    for name in ("training", "gamma_quintiles", "gamma_first_layer", "gamma_distribution"):
+        assert (project / "runs/yolov3" / f"{name}.png").exists()
+    report = json.loads((project / "prune.json").read_text())
+    assert report["after"]["parameters"] < report["before"]["parameters"]
+    assert report["max_diff"] < 1e-4
+    assert report["strategy"] == "normal"
+
+    run(
+        detect,
+        *("--image_folder", "data/images", "--model_def", "config/prune_yolov3-hand.cfg", "--n_cpu", "0"),
+        *("--weights_path", "checkpoints/finetune_yolov3_ckpt.pth", "--conf_thres", "0.001"),
+    )
+    found = json.loads((project / "output/detections.json").read_text())
+    assert len(found) == 9
+    assert all((project / entry["output"]).exists() for entry in found)
+
+
+def test_a_checkpoint_describes_itself(project, no_pictures):
+    run(train, "--epochs", "1", "-sr", "--strategy", "slim", *FAST)
+    checkpoint = torch.load("checkpoints/yolov3_ckpt.pth", weights_only=True)
+    assert checkpoint["cfg"].startswith("[net]\n")
+    assert checkpoint["names"] == ["hand"]
+    assert checkpoint["img_size"] == 64
+    assert checkpoint["epoch"] == 1
+    assert checkpoint["step"] == 2
+    assert checkpoint["strategy"] == "slim"
+    assert checkpoint["options"]["s"] == 0.01
+    last = torch.load("checkpoints/yolov3_last.pth", weights_only=True)
+    assert last["training"]["optimizer"]["state"]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["-sr", "--accumulate", "2", "--multiscale_training"],
+        ["-sr", "--target_percent", "0.5"],
+        ["-sr", "--s_schedule", "local", "--s", "1"],
+    ],
+)
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_pictures, monkeypatch, extra):
+    options = ["--epochs", "3", "--checkpoint_interval", "1", *FAST, *extra]
+    run(train, *options, "--name", "whole")
+
+    evaluate, calls = train.evaluate, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, *options, "--name", "parts")
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    torch.manual_seed(12345)
+    run(train, *options, "--name", "parts", "--resume")
+
+    assert_same(weights("checkpoints/whole_last.pth"), weights("checkpoints/parts_last.pth"))
+    assert_same(weights("checkpoints/whole_ckpt.pth"), weights("checkpoints/parts_ckpt.pth"))
+    logs = []
+    for name in ("whole", "parts"):
+        with open(project / "runs" / name / "log.csv", newline="") as file:
+            logs.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+    assert logs[0] == logs[1]
+    assert [row["epoch"] for row in logs[0]] == ["0", "1", "2"]
+
+
+def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_pictures, monkeypatch, capsys):
+    options = ["--epochs", "1", "--name", "mine", *FAST]
+    run(train, *options)
+    first = weights("checkpoints/mine_ckpt.pth")
+    run(train, *options, "--seed", "1")
+    assert "kept as mine-1" in capsys.readouterr().out
+    assert_same(first, weights("checkpoints/mine-1_ckpt.pth"))
+    assert (project / "runs/mine-1/log.csv").exists()
+
+    with pytest.raises(InputError, match="is finished"):
+        run(train, *options, "--resume")
+    unfinished = read_checkpoint("checkpoints/mine_last.pth")
+    unfinished["options"]["epochs"] = 5
+    torch.save(unfinished, "checkpoints/mine_last.pth")
+    before = files(project)
+    with pytest.raises(InputError, match="--resume to go on, --overwrite to give it up"):
+        run(train, *options)
+    assert files(project) == before
+    run(train, *options, "--overwrite", "--seed", "2")
+    assert not (project / "checkpoints/mine-2_ckpt.pth").exists()
+    with pytest.raises(InputError, match="has no checkpoint"):
+        run(train, "--epochs", "1", "--resume", "--name", "other", *FAST)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(project, no_pictures):
+    run(train, "--epochs", "1", "--name", "good", *FAST)
+    state = read_checkpoint("checkpoints/good_ckpt.pth")
+    state["model"]["module_list.0.batch_norm_0.bias"][:] = float("nan")
+    torch.save(state, "broken.pth")
+    before = files(project / "checkpoints")
+    with pytest.raises(InputError, match="epoch 1, step 0: the loss is not finite"):
+        run(train, "-pre", "broken.pth", "--epochs", "1", "--name", "bad", *FAST)
+    assert files(project / "checkpoints") == before
+    shown = project / "runs/bad/not_finite"
+    assert sorted(path.name for path in shown.iterdir()) == ["000.png", "001.png", "002.png", "003.png", "pictures.txt"]
+    assert len(set((shown / "pictures.txt").read_text().splitlines())) == 4
+
+
+def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(project, no_pictures):
+    run(train, "-sr", "--s", "30", "--epochs", "4", *FAST)
+    gamma = weights("checkpoints/yolov3_ckpt.pth")["module_list.0.batch_norm_0.weight"]
+    assert (gamma == 0).all()
+
+
+def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(project, no_pictures):
+    run(train, "-sr", "--target_percent", "0.6", "--epochs", "10", *FAST, "--evaluation_interval", "10")
+    with open("runs/yolov3/log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["s"] for row in rows}) > 3
+    assert 0.59 < float(rows[-1]["gamma_zero"]) <= 0.6
+    run(test_prune, "--n_cpu", "0", "--json", "prune.json")
+    report = json.loads((project / "prune.json").read_text())
+    assert report["percent"] == 0.6
+    assert report["after"]["parameters"] < 0.5 * report["before"]["parameters"]
+    assert report["after"]["mAP"] == report["before"]["mAP"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target_percent", "0.5"], "--target_percent: about sparse training: add -sr"),
+        (["--s", "0.5", "--sr_method", "subgradient"], "--s, --sr_method: about sparse training: add -sr"),
+        (
+            ["-pre", "a.pth", "--teacher_cfg", "a.cfg", "--teacher_weights", "checkpoints/baseline_yolov3_ckpt.pth"],
+            "--name",
+        ),
+        (["-sr", "--s_schedule", "global", "--target_percent", "0.5"], "no use under --s_schedule global"),
+        (["-sr", "--s_schedule", "target", "--s", "0.01"], "--s has no use under --s_schedule target"),
+        (["-sr", "--prune_every", "1", "--s", "1", "--target_percent", "0.5"], "use it with constant or global"),
+        (["-sr", "--target_percent", "0.5", "--sr_method", "subgradient"], "use --sr_method proximal"),
+    ],
+)
+def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, options, words):
+    with pytest.raises(InputError, match=words):
+        run(train, *options, *FAST)
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule"),
+    [
+        ([], "local"),
+        (["--s", "0.1", "--target_percent", "0.5"], "local"),
+        (["--target_percent", "0.5"], "target"),
+        (["--prune_every", "1"], "constant"),
+    ],
+)
+def test_the_schedule_follows_from_what_is_known(options, schedule):
+    args = train.get_args_parser().parse_args(["-sr", *options])
+    train.resolve_schedule(args)
+    assert args.s_schedule == schedule
+
+
+def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_pictures):
+    for name, workers, seed in (("a", "0", "0"), ("b", "2", "0"), ("c", "0", "1")):
+        options = ["--epochs", "1", "--batch_size", "4", "--n_cpu", workers, "--seed", seed, "--name", name]
+        run(train, *options)
+    assert_same(weights("checkpoints/a_last.pth"), weights("checkpoints/b_last.pth"))
+    with pytest.raises(AssertionError):
+        assert_same(weights("checkpoints/a_last.pth"), weights("checkpoints/c_last.pth"))

@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+import train
+from models import Darknet
+from utils.darknet.cfg import parse_cfg
+from utils.detection.loss import HeadSum, YoloLoss
+from utils.pruning.prune_in_training import Survivors
+from utils.training.trainer import Training, groups
+
+PLAIN = """
+[net]
+width=64
+height=64
+[convolutional]
+filters=8
+size=3
+stride=16
+pad=1
+activation=leaky
+[convolutional]
+filters=14
+size=1
+activation=linear
+[yolo]
+mask=0,1
+anchors=16,16,32,24
+classes=2
+num=2
+"""
+
+
+def make_training(*words):
+    args = train.get_args_parser().parse_args(["--learning_rate", "0.1", "--mosaic", "0", *words])
+    args.img_size = 64
+    torch.manual_seed(1)
+    model = Darknet(parse_cfg(PLAIN))
+    return Training(args, model, Survivors(model.network), torch.device("cpu"), 10)
+
+
+def pictures(counts, seed=0):
+    """A batch with so many boxes in its pictures."""
+    random = torch.Generator().manual_seed(seed)
+    boxes = [[image, k % 2] for image, count in enumerate(counts) for k in range(count)]
+    places = 0.2 + 0.4 * torch.rand(len(boxes), 4, generator=random)
+    targets = torch.cat([torch.tensor(boxes, dtype=torch.float32).view(-1, 2), places], dim=1)
+    return torch.randint(0, 256, (len(counts), 3, 64, 64), dtype=torch.uint8, generator=random), targets
+
+
+def joined(first, second):
+    moved = second[1].clone()
+    moved[:, 0] += len(first[0])
+    return torch.cat([first[0], second[0]]), torch.cat([first[1], moved])
+
+
+@pytest.mark.parametrize("extra", [[], ["--multiscale_training"], ["--no-channels_last"]])
+@pytest.mark.parametrize("counts", [((5, 0), (1, 0)), ((0, 0), (0, 0)), ((0, 0, 0), (9,))])
+def test_an_accumulated_batch_is_one_large_batch(counts, extra):
+    # The network has no BatchNorm, which would see the parts by themselves.
+    first, second = pictures(counts[0]), pictures(counts[1], seed=1)
+    parts, whole = make_training(*extra), make_training(*extra)
+    for _ in range(2):
+        loss, reports = parts.step_on([first, second], 0.1)
+        wanted, _ = whole.step_on([joined(first, second)], 0.1)
+        torch.testing.assert_close(loss, wanted)
+        assert len(reports) == 2
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=0, atol=1e-6)
+    start = make_training().model.state_dict()
+    assert any((whole.model.state_dict()[name] - value).abs().max() > 1e-3 for name, value in start.items())
+
+
+def test_mixed_precision_steps_like_full_precision_with_weights_in_float32():
+    start = make_training().model.state_dict()
+    moved = {}
+    for precision in ("mixed", "full"):
+        training = make_training("--precision", precision)
+        training.step_on([pictures((5, 0))], 0.1)
+        moved[precision] = {name: value - start[name] for name, value in training.model.state_dict().items()}
+    for name, wanted in moved["full"].items():
+        assert wanted.abs().max() > 1e-4
+        assert moved["mixed"][name].dtype == torch.float32
+        torch.testing.assert_close(moved["mixed"][name], wanted, rtol=0, atol=0.05 * float(wanted.abs().max()))
+        assert not torch.equal(moved["mixed"][name], wanted)
+
+
+def test_the_loss_counts_its_positives_before_the_forward_pass():
+    model = Darknet(parse_cfg(PLAIN))
+    loss = YoloLoss(model)
+    images, targets = pictures((3, 0, 2))
+    for size in (64, 96):
+        heads = model.train()(torch.nn.functional.interpolate(images / 255, size=size))
+        reports = loss(heads, targets, size)[1]
+        assert loss.positives(targets, size) == sum(report.sums[HeadSum.POSITIVES] for report in reports) > 0
+
+
+def test_a_part_of_a_batch_is_divided_by_the_divisor_of_the_whole():
+    model = Darknet(parse_cfg(PLAIN)).train()
+    images, targets = pictures((3, 2))
+    heads = model(images / 255)
+    own = max(YoloLoss(model).positives(targets, 64), 2)
+    by_default, by_ten = (YoloLoss(model)(heads, targets, 64, divisor)[0] for divisor in (None, 10.0))
+    torch.testing.assert_close(by_default * own, by_ten * 10)
+
+
+def test_groups_hold_everything_in_order():
+    assert list(groups(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(groups([], 2)) == []

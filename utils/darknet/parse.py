@@ -1,0 +1,380 @@
+"""From cfg blocks to layers: Darknet's options and defaults, absolute sources, and shapes that are checked.
+
+Darknet's arithmetic is AlexeyAB's (github.com/AlexeyAB/darknet, src/parser.c and the layer files).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from utils.darknet.cfg_keys import NOT_BUILT, TRAINING_ONLY
+from utils.darknet.layers import (
+    IMAGE,
+    Activation,
+    AvgPool,
+    Convolution,
+    Dropout,
+    Empty,
+    Layer,
+    MaxPool,
+    Network,
+    Reorg,
+    Reorg3d,
+    Route,
+    Sam,
+    ScaleChannels,
+    Shortcut,
+    Upsample,
+    Yolo,
+)
+from utils.errors import InputError
+
+LARGEST_FILTERS = 65_536
+LARGEST_SIDE = 16_384
+# Numbers beyond these are mistakes that would take all memory: 8 GiB for the output of a layer, 4 for all kernels.
+LARGEST_OUTPUT = 2**31
+LARGEST_KERNELS = 2**30
+
+ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "logistic", "tanh", "elu", "mish", "swish")
+
+
+class Options:
+    """Typed access to the options of one block, which notices the options that nobody asked for."""
+
+    def __init__(self, block: dict[str, str], where: str):
+        self.where = where
+        self._block = block
+        self._known = {"type"}
+
+    def fail(self, message: str) -> NoReturn:
+        """Raise an InputError that names file, line and layer."""
+        raise InputError(f"{self.where}: {message}")
+
+    def _get(self, key: str, default: object, parse: Callable[[str], object], kind: str):
+        self._known.add(key)
+        if key not in self._block:
+            if default is None:
+                self.fail(f"{key}= is missing")
+            return default
+        try:
+            return parse(self._block[key])
+        except ValueError:
+            self.fail(f"{key}={self._block[key]} is not {kind}")
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number; ``default=None`` means that the cfg must give it."""
+        value = self._get(key, default, float, "a number")
+        return value if math.isfinite(value) else self.fail(f"{key}={value} is not a finite number")
+
+    def integer(self, key: str, default: int | None = None, low: int = 0, high: int = LARGEST_SIDE) -> int:
+        """An integer within [low, high]."""
+        value = self._get(key, default, int, "an integer")
+        return value if low <= value <= high else self.fail(f"{key}={value} must be from {low} to {high}")
+
+    def flag(self, key: str) -> bool:
+        """0 is false, as is a missing key; any other integer is true."""
+        return self._get(key, 0, int, "0 or 1") != 0
+
+    def numbers(self, key: str, kind: type = int, default: tuple | None = None) -> tuple:
+        """A list separated by commas; a trailing comma is allowed, as in Darknet."""
+        return self._get(
+            key, default, lambda text: tuple(kind(n) for n in text.rstrip(",").split(",")), "a list of numbers"
+        )
+
+    def text(self, key: str, default: str) -> str:
+        """A name."""
+        return self._get(key, default, str, "a name")
+
+    def activation(self, default: str) -> str:
+        """The name of an activation that is built."""
+        name = self.text("activation", default)
+        return name if name in ACTIVATIONS else self.fail(f"activation={name} is not one of {', '.join(ACTIVATIONS)}")
+
+    def refuse_unknown(self, kind: str) -> None:
+        """Refuse what changes the result and is not built, and what is not known at all."""
+        for key, neutral in (NOT_BUILT["any"] | NOT_BUILT.get(kind, {})).items():
+            if self._get(key, neutral, float, "a number") != neutral:
+                self.fail(f"{key}={self._block[key]} changes what the layer computes and is not supported")
+        self._known |= TRAINING_ONLY["any"] | TRAINING_ONLY.get(kind, set())
+        for key in self._block:
+            if key not in self._known:
+                self.fail(f"option {key}={self._block[key]} is not known for this layer")
+
+
+def place(block: dict[str, str], index: int | None = None) -> str:
+    """Where a block stands, for messages: ``file:line: layer 3 [route]``."""
+    source, line = getattr(block, "source", "cfg"), getattr(block, "line", None)
+    position = source if line is None else f"{source}:{line}"
+    return f"{position}: " + (f"[{block['type']}]" if index is None else f"layer {index} [{block['type']}]")
+
+
+def resolve(blocks: Sequence[dict[str, str]], img_size: int | None = None) -> Network:
+    """Resolve ``blocks`` at the cfg's own input size, or at ``img_size`` x ``img_size`` pixels.
+
+    Raises:
+        InputError: an unknown layer, option or activation, a missing or impossible value, a source out of range,
+            shapes that do not fit; the message names file, line and layer.
+    """
+    if not blocks or blocks[0].get("type") != "net":
+        raise InputError("a list of blocks begins with [net]")
+    net = Options(blocks[0], place(blocks[0]))
+    height, width = net.integer("height", low=1), net.integer("width", low=1)
+    if img_size:
+        height = width = img_size
+    channels = net.integer("channels", 3)
+    if channels != 3:
+        net.fail(f"channels={channels}: pictures are RGB, so 3 is the only number of channels")
+    net.refuse_unknown("net")
+    image = Empty(index=IMAGE, where=net.where, sources=(), channels=channels, height=height, width=width)
+
+    layers: list[Layer] = []
+    kernels = 0
+    for index, block in enumerate(blocks[1:]):
+        options = Options(block, place(block, index))
+        if block["type"] not in BUILDERS:
+            options.fail(f"this layer type is not supported; supported are {', '.join(BUILDERS)}")
+        layer = BUILDERS[block["type"]](options, _Context(index, options, layers, image))
+        options.refuse_unknown(block["type"])
+        if layer.height < 1 or layer.width < 1:
+            options.fail(f"nothing is left of a {width}x{height} picture here: its output would be empty")
+        if (numbers := layer.channels * layer.height * layer.width) > LARGEST_OUTPUT:
+            options.fail(f"its output of {layer.channels}x{layer.height}x{layer.width} would be {numbers:.2g} numbers")
+        if isinstance(layer, Convolution):
+            kernels += layer.parameters
+            if kernels > LARGEST_KERNELS:
+                options.fail(f"the kernels up to here would be {kernels:.2g} numbers")
+        layers.append(layer)
+    network = Network(height, width, tuple(layers))
+    if not network.heads:
+        raise InputError(f"{net.where}: there is no [yolo] layer, so this network detects nothing")
+    return network
+
+
+class _Context:
+    """What a builder sees of the network so far: the previous layer, and other layers by relative number."""
+
+    def __init__(self, index: int, options: Options, layers: list[Layer], image: Layer):
+        self.index = index
+        self._options = options
+        self._layers = layers
+        self._image = image
+
+    @property
+    def previous(self) -> Layer:
+        """The layer before this one, or the picture."""
+        return self._readable(self._layers[-1] if self._layers else self._image)
+
+    def layer(self, number: int) -> Layer:
+        """The layer that ``from=`` or ``layers=`` means: relative to this one where negative."""
+        absolute = number + self.index if number < 0 else number
+        if not 0 <= absolute < self.index:
+            self._options.fail(
+                f"refers to layer {number}, which is not among the layers 0 to {self.index - 1} before it"
+            )
+        return self._readable(self._layers[absolute])
+
+    def shape(self, sources: Sequence[Layer], channels: int, height: int, width: int) -> dict:
+        """The fields that every layer has."""
+        numbers = tuple(source.index for source in sources)
+        size = {"channels": channels, "height": height, "width": width}
+        return {"index": self.index, "where": self._options.where, "sources": numbers, **size}
+
+    def like(self, source: Layer, *others: Layer) -> dict:
+        """The fields of a layer whose output has the shape of ``source``."""
+        return self.shape((source, *others), source.channels, source.height, source.width)
+
+    def _readable(self, layer: Layer) -> Layer:
+        if isinstance(layer, Yolo):
+            self._options.fail(f"reads layer {layer.index}, a [yolo] layer, whose output is detections")
+        return layer
+
+
+def _same_size(options: Options, layers: Sequence[Layer]) -> None:
+    if len({(layer.height, layer.width) for layer in layers}) > 1:
+        sizes = ", ".join(f"layer {layer.index} gives {layer.width}x{layer.height}" for layer in layers)
+        options.fail(f"its inputs must have one size, but {sizes}")
+
+
+def _stride(options: Options, default: int) -> tuple[int, int]:
+    stride = options.integer("stride", default, low=1)
+    return options.integer("stride_y", stride, low=1), options.integer("stride_x", stride, low=1)
+
+
+def _convolution(options: Options, context: _Context) -> Convolution:
+    source = context.previous
+    filters = options.integer("filters", low=1, high=LARGEST_FILTERS)
+    size = options.integer("size", low=1, high=99)
+    stride = _stride(options, 1)
+    dilation = options.integer("dilation", 1, low=1)
+    if size == 1:
+        dilation = 1
+    padding = options.integer("padding", 0)
+    if options.flag("pad"):
+        padding = size // 2
+    if dilation > 1 and padding != size // 2:
+        options.fail(f"dilation={dilation} is only supported with pad=1")
+    groups = options.integer("groups", 1, low=1, high=LARGEST_FILTERS)
+    if source.channels % groups or filters % groups:
+        options.fail(f"groups={groups} must divide the {source.channels} input channels and the {filters} filters")
+    batch_normalize, cross_iteration = options.flag("batch_normalize"), options.flag("cbn")  # cbn=1 implies the other
+    reach = dilation * (size - 1) + 1
+    height, width = (
+        (side + 2 * padding * dilation - reach) // step + 1
+        for side, step in zip((source.height, source.width), stride, strict=True)
+    )
+    return Convolution(
+        **context.shape([source], filters, height, width),
+        inputs=source.channels,
+        size=size,
+        stride=stride,
+        padding=padding * dilation,
+        dilation=dilation,
+        groups=groups,
+        batch_normalize=batch_normalize or cross_iteration,
+        activation=options.activation("logistic"),
+    )
+
+
+def _maxpool(options: Options, context: _Context) -> MaxPool:
+    source = context.previous
+    stride = _stride(options, 1)
+    size = options.integer("size", stride[0], low=1)
+    padding = options.integer("padding", size - 1)
+    if padding > 2 * (size - 1):
+        options.fail(f"padding={padding} leaves windows without a pixel at size={size}")
+    height, width = (
+        (side + padding - size) // step + 1 for side, step in zip((source.height, source.width), stride, strict=True)
+    )
+    shape = context.shape([source], source.channels, height, width)
+    return MaxPool(**shape, size=size, stride=stride, padding=padding)
+
+
+def _avgpool(options: Options, context: _Context) -> AvgPool:
+    return AvgPool(**context.shape([context.previous], context.previous.channels, 1, 1))
+
+
+def _upsample(options: Options, context: _Context) -> Upsample:
+    source, stride = context.previous, options.integer("stride", 2, low=1)
+    shape = context.shape([source], source.channels, source.height * stride, source.width * stride)
+    return Upsample(**shape, stride=stride, scale=options.number("scale", 1.0))
+
+
+def _route(options: Options, context: _Context) -> Route:
+    sources = [context.layer(number) for number in options.numbers("layers")]
+    groups = options.integer("groups", 1, low=1)
+    group_id = options.integer("group_id", 0, high=groups - 1)
+    _same_size(options, sources)
+    for source in sources:
+        if source.channels % groups:
+            options.fail(f"groups={groups} does not divide the {source.channels} channels of layer {source.index}")
+    channels = sum(source.channels // groups for source in sources)
+    shape = context.shape(sources, channels, sources[0].height, sources[0].width)
+    return Route(**shape, groups=groups, group_id=group_id)
+
+
+def _shortcut(options: Options, context: _Context) -> Shortcut:
+    sources = [context.previous] + [context.layer(number) for number in options.numbers("from")]
+    _same_size(options, sources)
+    for key in ("weights_type", "weights_normalization"):
+        if (value := options.text(key, "none")) != "none":
+            options.fail(f"{key}={value} is not supported")
+    return Shortcut(**context.like(*sources), activation=options.activation("linear"))
+
+
+def _scale_channels(options: Options, context: _Context) -> ScaleChannels:
+    gate, gated = context.previous, context.layer(options.integer("from", low=-LARGEST_SIDE))
+    if (gate.height, gate.width) != (1, 1) or gate.channels != gated.channels:
+        options.fail(
+            f"the gate, layer {gate.index}, gives {gate.channels}x{gate.height}x{gate.width}, "
+            f"but layer {gated.index} needs {gated.channels}x1x1"
+        )
+    shape = context.shape([gate, gated], gated.channels, gated.height, gated.width)
+    return ScaleChannels(**shape, activation=options.activation("linear"))
+
+
+def _sam(options: Options, context: _Context) -> Sam:
+    gate, gated = context.previous, context.layer(options.integer("from", low=-LARGEST_SIDE))
+    _same_size(options, [gate, gated])
+    if gate.channels != gated.channels:
+        options.fail(f"layers {gate.index} and {gated.index} have {gate.channels} and {gated.channels} channels")
+    return Sam(**context.like(gate, gated), activation=options.activation("linear"))
+
+
+def _activation(options: Options, context: _Context) -> Activation:
+    return Activation(**context.like(context.previous), activation=options.activation("linear"))
+
+
+def _dropout(options: Options, context: _Context) -> Dropout:
+    probability = options.number("probability", 0.2)
+    if not 0 <= probability < 1:
+        options.fail(f"probability={probability} must be in [0, 1)")
+    return Dropout(**context.like(context.previous), probability=probability)
+
+
+def _reorg_shape(options: Options, context: _Context) -> tuple[dict, int]:
+    source, stride = context.previous, options.integer("stride", 1, low=1)
+    if source.height % stride or source.width % stride:
+        options.fail(f"stride={stride} does not divide the {source.width}x{source.height} input")
+    shape = context.shape([source], source.channels * stride**2, source.height // stride, source.width // stride)
+    return shape, stride
+
+
+def _reorg(options: Options, context: _Context) -> Reorg:
+    shape, stride = _reorg_shape(options, context)
+    if context.previous.channels % stride**2:
+        options.fail(f"stride={stride}: its square does not divide the {context.previous.channels} input channels")
+    return Reorg(**shape, stride=stride)
+
+
+def _reorg3d(options: Options, context: _Context) -> Reorg3d:
+    shape, stride = _reorg_shape(options, context)
+    return Reorg3d(**shape, stride=stride)
+
+
+def _empty(options: Options, context: _Context) -> Empty:
+    return Empty(**context.like(context.previous))
+
+
+def _yolo(options: Options, context: _Context) -> Yolo:
+    source = context.previous
+    classes = options.integer("classes", 20, low=1)
+    total = options.integer("num", 1, low=1)
+    mask = options.numbers("mask", default=tuple(range(total)))
+    flat = options.numbers("anchors", float)
+    if len(flat) != 2 * total or min(flat) <= 0 or not all(map(math.isfinite, flat)):
+        options.fail(f"anchors= has {len(flat)} numbers: num={total} needs {2 * total} positive ones")
+    if not all(0 <= number < total for number in mask):
+        options.fail(f"mask={','.join(map(str, mask))} must name anchors from 0 to {total - 1}")
+    if source.channels != len(mask) * (5 + classes):
+        options.fail(
+            f"reads {source.channels} channels from layer {source.index}, but {len(mask)} anchors and {classes} "
+            f"classes need filters={len(mask) * (5 + classes)} there"
+        )
+    scale_x_y = options.number("scale_x_y", 1.0)
+    if scale_x_y < 1:
+        options.fail(f"scale_x_y={scale_x_y} must be at least 1")
+    return Yolo(
+        **context.like(source),
+        anchors=tuple((flat[2 * number], flat[2 * number + 1]) for number in mask),
+        classes=classes,
+        scale_x_y=scale_x_y,
+        new_coords=options.flag("new_coords"),
+    )
+
+
+BUILDERS: dict[str, Callable[[Options, _Context], Layer]] = {
+    "convolutional": _convolution,
+    "maxpool": _maxpool,
+    "avgpool": _avgpool,
+    "upsample": _upsample,
+    "route": _route,
+    "shortcut": _shortcut,
+    "scale_channels": _scale_channels,
+    "sam": _sam,
+    "activation": _activation,
+    "dropout": _dropout,
+    "reorg": _reorg,
+    "reorg3d": _reorg3d,
+    "empty": _empty,
+    "yolo": _yolo,
+}

@@ -1,0 +1,1 @@
+"""From raw outputs to detections and mAP: loss, metrics, runtimes, checkpoints."""

@@ -1,0 +1,58 @@
+"""A network made ready to detect: the same predictions in less time."""
+
+import torch
+from torch import Tensor, nn
+
+from models import Darknet
+from utils.detection.fusing import fuse
+from utils.detection.runtimes import OnnxModel
+from utils.devices import device_of
+from utils.errors import InputError
+
+
+class Inference(nn.Module):
+    """A copy of a Darknet without BatchNorm, in channels_last, and on a GPU in float16; to the same call.
+
+    Boxes and scores are decoded in float32 whatever the convolutions compute in.
+
+    Args:
+        model: the network, which is left alone.
+        compiled: let torch.compile fuse what is left, which takes minutes on a large network.
+        dtype: what to compute in; float16 on a GPU and float32 on a CPU if not given.
+    """
+
+    def __init__(self, model: Darknet, compiled: bool = False, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.compiled = compiled
+        self.dtype = dtype or (torch.float16 if device_of(model).type == "cuda" else torch.float32)
+        self.model = fuse(model).requires_grad_(False).to(memory_format=torch.channels_last)
+        for layer in self.model.network.convolutions:  # not the anchors, which boxes are decoded with
+            self.model.conv(layer.index).to(self.dtype)
+        if compiled:
+            self.model.compile()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C).
+
+        Raises:
+            InputError: torch.compile does not work here; it says so at the first pass.
+        """
+        try:
+            return self.model(images.to(self.dtype, memory_format=torch.channels_last))
+        except RuntimeError as error:
+            if not self.compiled or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(f"--compile: {str(error).splitlines()[0]}: leave it out") from error
+
+
+def for_inference(model: nn.Module, compiled: bool = False) -> nn.Module:
+    """A Darknet as :class:`Inference`; a network of another runtime, or one that is ready already, as it is.
+
+    Raises:
+        InputError: ``compiled`` for a network that PyTorch does not run.
+    """
+    if isinstance(model, Darknet):
+        return Inference(model, compiled)
+    if compiled and isinstance(model, OnnxModel):
+        raise InputError(f"--compile: {model.name} runs in ONNX Runtime, which torch.compile does not change")
+    return model

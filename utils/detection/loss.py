@@ -1,0 +1,215 @@
+"""The training loss of YOLO heads: CIoU boxes, BCE objectness and classes, several anchors a target."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_convert, complete_box_iou_loss
+
+from models import Darknet, Yolo
+from utils.boxes import size_iou
+from utils.darknet.parse import resolve
+
+# A target also trains the anchors whose IoU with it, both at one centre, passes this; its best anchor always.
+ANCHOR_IOU = 0.25
+# A predicted side counts as at least this many pixels: between two equal float32 edges CIoU divides 0 by 0.
+SMALLEST_SIZE = 1e-3
+# Weights of the three terms; see YoloLoss. They suit SGD with a learning rate near 1e-2.
+BOX_GAIN = 5.0
+OBJECTNESS_GAIN = 1.0
+CLASS_GAIN = 1.0
+
+
+class HeadSum(IntEnum):
+    """What is summed over one head and one batch, and its place among the sums of a HeadReport."""
+
+    POSITIVES = 0
+    BOX_LOSS = 1  # 1 - CIoU
+    OBJECTNESS_LOSS = 2
+    CLASS_LOSS = 3
+    IOU = 4  # CIoU of the positives with their targets, at least 0
+    POSITIVE_OBJECTNESS = 5  # of the positives
+    OBJECTNESS = 6  # of all cells, positives included
+
+
+@dataclass
+class HeadReport:
+    """What one head did with one batch; sums, on the device, so that nothing waits for them.
+
+    Attributes:
+        sums: (7,), by HeadSum; losses without their gains, before the division.
+        cells: how many predictions the head made.
+    """
+
+    sums: Tensor
+    cells: int
+
+
+@dataclass
+class Assignment:
+    """Which predictions of one head learn which targets: M of them.
+
+    Attributes:
+        image, anchor, row, column: (M,) where the prediction is.
+        label: (M,) the target's class.
+        centre: (M, 2) the target's centre relative to the cell, in cells.
+        size: (M, 2) the target's size in input pixels.
+    """
+
+    image: Tensor
+    anchor: Tensor
+    row: Tensor
+    column: Tensor
+    label: Tensor
+    centre: Tensor
+    size: Tensor
+
+    def to(self, device: torch.device) -> "Assignment":
+        """The same on ``device``."""
+        return Assignment(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+
+class YoloLoss(nn.Module):
+    """The loss of a network's raw heads against targets.
+
+    A target trains, in every head, the anchors that fit its size (ANCHOR_IOU), in the cells whose reach holds its
+    centre: its own cell, and with ``scale_x_y`` above 1 the neighbours whose widened centre can get there.
+
+    Three terms, each a sum over the batch divided by the number of positives (as RetinaNet, arXiv 1708.02002, section
+    4.1), so that neither the input size nor the number of objects shifts their balance:
+
+    - boxes: BOX_GAIN * (1 - CIoU) of each positive (arXiv 1911.08287, section 3.3),
+    - objectness: OBJECTNESS_GAIN * BCE of every prediction; the aim of a positive is the CIoU of its box with
+      the target, elsewhere it is 0 (YOLO, arXiv 1506.02640, section 2),
+    - classes: CLASS_GAIN * BCE of each class of each positive (YOLOv3, arXiv 1804.02767, section 2.2).
+
+    The divisor is at least the number of pictures: a batch with few targets, or none, is no louder than others.
+
+    Which prediction learns which target depends on the targets alone, and is found where they are: leave them on the
+    CPU, so that no GPU waits for it.
+    """
+
+    def __init__(self, model: Darknet):
+        super().__init__()
+        # Held in a list, so that the network does not become a part of this module.
+        self._yolo: list[Yolo] = list(model.yolo_layers)
+        self._anchors = [yolo.anchors.cpu() for yolo in self._yolo]
+        self._blocks = model.blocks
+        self._grids: dict[int, list[tuple[int, int]]] = {}
+
+    def forward(
+        self, heads: list[Tensor], targets: Tensor, img_size: int, divisor: float | None = None
+    ) -> tuple[Tensor, list[HeadReport]]:
+        """The loss and what each head did.
+
+        Args:
+            heads: raw outputs, each (B, A, H, W, 5 + C), of square pictures.
+            targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
+            img_size: the side of the pictures in pixels.
+            divisor: of the sums, where the batch is a part of a larger one; by default this batch's own.
+
+        Returns:
+            The loss, a scalar, and a HeadReport for each head.
+        """
+        with torch.autocast(heads[0].device.type, enabled=False):
+            heads = [raw.float() for raw in heads]
+            assignments = self.assign([tuple(raw.shape[2:4]) for raw in heads], targets, img_size)
+            divisor = divisor or max(sum(len(a.image) for a in assignments), len(heads[0]))
+            parts = [
+                self._head(yolo, raw, assignment.to(raw.device), img_size)
+                for yolo, raw, assignment in zip(self._yolo, heads, assignments, strict=True)
+            ]
+            box, objectness, label = (sum(terms[k] for terms, _ in parts) for k in range(3))
+            loss = (BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label) / divisor
+        return loss, [report for _, report in parts]
+
+    def positives(self, targets: Tensor, img_size: int) -> int:
+        """How many predictions learn ``targets`` (N, 6); with the number of pictures it makes the divisor."""
+        if img_size not in self._grids:
+            heads = resolve(self._blocks, img_size).heads
+            self._grids[img_size] = [(head.height, head.width) for head in heads]
+        return sum(len(a.image) for a in self.assign(self._grids[img_size], targets, img_size))
+
+    def assign(self, grids: list[tuple[int, int]], targets: Tensor, img_size: int) -> list[Assignment]:
+        """Which predictions of each head, of (rows, columns), learn which targets."""
+        sizes = targets[:, 4:6] * img_size
+        counts = [len(anchors) for anchors in self._anchors]
+        iou = size_iou(sizes, torch.cat(self._anchors).to(sizes.device))
+        fits = iou > ANCHOR_IOU
+        if len(targets):
+            fits |= F.one_hot(iou.argmax(dim=1), iou.shape[1]).bool()
+        return [
+            _assign_head(yolo, grid, targets, sizes, head_fits)
+            for yolo, grid, head_fits in zip(self._yolo, grids, fits.split(counts, dim=1), strict=True)
+        ]
+
+    @staticmethod
+    def _head(yolo: Yolo, raw: Tensor, a: Assignment, img_size: int) -> tuple[list[Tensor], HeadReport]:
+        """Sums of the box, objectness and class terms over one head."""
+        chosen = raw[a.image, a.anchor, a.row, a.column]
+        cell = torch.tensor([img_size / raw.shape[3], img_size / raw.shape[2]]).to(raw.device, non_blocking=True)
+        centre, size = yolo.boxes(chosen, yolo.anchors[a.anchor])
+        size = size.clamp(min=SMALLEST_SIZE)
+        predicted = box_convert(torch.cat([centre * cell, size], dim=1), "cxcywh", "xyxy")
+        wanted = box_convert(torch.cat([a.centre * cell, a.size], dim=1), "cxcywh", "xyxy")
+        ciou_loss = complete_box_iou_loss(predicted, wanted)
+
+        logits = yolo.logits(raw)  # for a stable BCE
+        aim = logits.new_zeros(logits.shape[:-1])
+        where = (a.image, a.anchor, a.row, a.column)
+        # Two targets can claim one prediction; the better fit is its aim.
+        flat = sum(index * stride for index, stride in zip(where, aim.stride(), strict=True))
+        iou = (1 - ciou_loss.detach()).clamp(0, 1)
+        aim.view(-1).scatter_reduce_(0, flat, iou, "amax")
+        objectness = F.binary_cross_entropy_with_logits(logits[..., 0], aim, reduction="sum")
+
+        classes = logits[where][:, 1:]
+        one_hot = F.one_hot(a.label, yolo.classes).to(classes.dtype)
+        label = F.binary_cross_entropy_with_logits(classes, one_hot, reduction="sum")
+
+        terms = [ciou_loss.sum(), objectness, label]
+        confidence = logits[..., 0].detach().sigmoid()
+        sums = {
+            HeadSum.POSITIVES: raw.new_full((), len(flat)),
+            HeadSum.BOX_LOSS: terms[0].detach(),
+            HeadSum.OBJECTNESS_LOSS: terms[1].detach(),
+            HeadSum.CLASS_LOSS: terms[2].detach(),
+            HeadSum.IOU: iou.sum(),
+            HeadSum.POSITIVE_OBJECTNESS: confidence[where].sum(),
+            HeadSum.OBJECTNESS: confidence.sum(),
+        }
+        return terms, HeadReport(torch.stack([sums[name] for name in HeadSum]), aim.numel())
+
+
+def _assign_head(yolo: Yolo, grid_size: tuple[int, int], targets: Tensor, sizes: Tensor, fits: Tensor) -> Assignment:
+    """Which predictions of one head learn which targets.
+
+    Args:
+        yolo: the head; with ``scale_x_y`` above 1 a predicted centre gets beyond its cell, so that neighbours reach it.
+        grid_size: (rows, columns).
+        targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
+        sizes: (N, 2) w, h in input pixels.
+        fits: (N, A) bool, which anchors of the head learn which targets.
+
+    Returns:
+        M pairs of a prediction and its target; the cell that holds a target's centre always learns it.
+    """
+    rows, columns = grid_size
+    target, anchor = torch.nonzero(fits, as_tuple=True)
+    grid = targets.new_tensor([columns, rows])
+    position = targets[target, 2:4] * grid
+    own = torch.minimum(position.floor(), grid - 1)
+
+    margin = (yolo.scale_x_y - 1) / 2
+    steps = [(0, 0)] if margin == 0 else [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]
+    cells = own[None] + targets.new_tensor(steps)[:, None]
+    offset = position[None] - cells
+    reached = ((offset > -margin) & (offset < 1 + margin) & (cells >= 0) & (cells < grid)).all(dim=2)
+    reached[0] = True
+    step, pair = torch.nonzero(reached, as_tuple=True)
+    target, anchor = target[pair], anchor[pair]
+    column, row = cells[step, pair].long().unbind(dim=1)
+    image, label = targets[target, 0].long(), targets[target, 1].long()
+    return Assignment(image, anchor, row, column, label, offset[step, pair], sizes[target])

@@ -1,0 +1,1 @@
+"""Other formats: ONNX, 8 bits, and the comparison of runtimes."""

@@ -1,0 +1,149 @@
+"""A network as an ONNX graph: BatchNorm folded in, any batch and picture size, and on request with NMS.
+
+The graph takes ``images`` (batch, 3, height, width), float RGB in [0, 1], letterboxed, and gives one output:
+
+- ``predictions`` (batch, boxes, 5 + C): cx, cy, w, h in input pixels, objectness, class scores; or with NMS
+- ``detections`` (found, 7): image in the batch, x1, y1, x2, y2 in input pixels, score, class, by falling score. Its
+  inputs ``conf_thres`` and ``nms_thres``, (1,) each, may be left out.
+
+The metadata holds ``cfg`` (the text), ``names`` (a JSON list) and ``img_size`` (pixels).
+"""
+
+import io
+import json
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models import Darknet
+from utils.boxes import MAX_DETECTIONS
+from utils.darknet.cfg import format_cfg
+from utils.detection.fusing import fuse
+from utils.detection.runtimes import OnnxModel, prediction_difference
+from utils.devices import device_of
+from utils.errors import InputError
+from utils.optional import optional
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSET = 17
+# ONNX Runtime must agree with PyTorch to this share of a value, or of 1 where the value is smaller.
+TOLERANCE = 1e-4
+
+# ONNX text format (onnx/docs/Syntax.md). `pairs` are (image, class, box) of what non-maximum suppression keeps.
+SUPPRESSION = """
+suppression (float[batch, boxes, values] predictions, float[1] conf_thres = {%(conf_thres)g},
+             float[1] nms_thres = {%(nms_thres)g}) => (float[found, 7] detections)
+<int64[1] at_0 = {0}, int64[1] at_1 = {1}, int64[1] at_2 = {2}, int64[1] at_4 = {4}, int64[1] at_5 = {5},
+ int64[1] end = {9223372036854775807}, int64[1] most = {%(most)d}, int64[2] image_box = {0, 2}, float[1] half = {0.5}>
+{
+    xywh = Slice (predictions, at_0, at_4, at_2)
+    objectness = Slice (predictions, at_4, at_5, at_2)
+    classes = Slice (predictions, at_5, end, at_2)
+    products = Mul (objectness, classes)
+    scores = Transpose <perm = [0, 2, 1]> (products)
+    pairs = NonMaxSuppression <center_point_box = 1> (xywh, scores, most, nms_thres, conf_thres)
+
+    unsorted = GatherND (scores, pairs)
+    count = Shape (unsorted)
+    score, order = TopK (unsorted, count)
+    sorted = Gather (pairs, order)
+    places = Gather <axis = 1> (sorted, image_box)
+    box = GatherND (xywh, places)
+    centre = Slice (box, at_0, at_2, at_1)
+    size = Slice (box, at_2, at_4, at_1)
+    reach = Mul (size, half)
+    corner = Sub (centre, reach)
+    opposite = Add (centre, reach)
+
+    numbers = Cast <to = 1> (sorted)
+    image = Slice (numbers, at_0, at_1, at_1)
+    class = Slice (numbers, at_1, at_2, at_1)
+    column = Unsqueeze (score, at_1)
+    detections = Concat <axis = 1> (image, corner, opposite, column, class)
+}
+"""
+
+
+def export_onnx(model: Darknet, names: list[str], img_size: int, dynamic_size: bool = True) -> "ModelProto":
+    """The graph from images to predictions.
+
+    Args:
+        model: the network.
+        names: of its classes.
+        img_size: the side in pixels that it is meant for; kept in the metadata.
+        dynamic_size: accept other sizes, multiples of the network's stride, as well.
+
+    Raises:
+        InputError: onnx is not installed.
+    """
+    onnx = optional("onnx")
+    sides = {2: "height", 3: "width"} if dynamic_size else {}
+    file = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):
+        # The older exporter: it needs no further package, takes a second for YOLOv3 where the newer one takes fifteen,
+        # and names nodes by layers. It warns that it takes channel counts for constants, which they are.
+        torch.onnx.export(
+            fuse(model),
+            (torch.zeros(2, 3, img_size, img_size, device=device_of(model)),),
+            file,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["predictions"],
+            dynamic_axes={"images": {0: "batch", **sides}, "predictions": {0: "batch", 1: "boxes"}},
+        )
+    proto = onnx.load_from_string(file.getvalue())
+    describe(proto, {"cfg": format_cfg(model.blocks), "names": json.dumps(names), "img_size": str(img_size)})
+    return proto
+
+
+def describe(proto: "ModelProto", metadata: dict[str, str]) -> None:
+    """Set the metadata of a graph, and check it."""
+    onnx = optional("onnx")
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto, full_check=True)
+
+
+def add_suppression(proto: "ModelProto", conf_thres: float, nms_thres: float) -> "ModelProto":
+    """A graph that gives detections instead of predictions, by default with these thresholds.
+
+    At most MAX_DETECTIONS boxes a class stay; no candidate is left out before.
+    """
+    onnx = optional("onnx")
+    text = SUPPRESSION % {"conf_thres": conf_thres, "nms_thres": nms_thres, "most": MAX_DETECTIONS}
+    suppression = onnx.helper.make_model(
+        onnx.parser.parse_graph(text), opset_imports=proto.opset_import, ir_version=proto.ir_version
+    )
+    whole = onnx.compose.merge_models(proto, suppression, io_map=[("predictions", "predictions")])
+    describe(whole, {entry.key: entry.value for entry in proto.metadata_props})
+    return whole
+
+
+@torch.inference_mode()
+def prove(model: Darknet, proto: "ModelProto", pictures: list[Tensor]) -> float:
+    """The largest relative difference of ``proto`` in ONNX Runtime to ``model``.
+
+    Args:
+        model: the network, in eval mode.
+        proto: from images to predictions.
+        pictures: batches of images (B, 3, H, W) in [0, 1], of more than one size unless the graph's is fixed.
+
+    Raises:
+        InputError: it is larger than TOLERANCE.
+    """
+    exported = OnnxModel(proto.SerializeToString())
+    device = device_of(model)
+    gaps = [prediction_difference(model(images.to(device)).cpu(), exported(images)) for images in pictures]
+    if None in gaps:
+        raise InputError("the network's scores are not numbers: nothing was written")
+    worst = float(torch.tensor(gaps).max())  # Python's max may lose a NaN
+    if not worst <= TOLERANCE:
+        raise InputError(
+            f"ONNX Runtime's predictions differ by {worst:.1e} from PyTorch's, more than {TOLERANCE:.0e}: "
+            "nothing was written"
+        )
+    return worst

@@ -1,0 +1,1 @@
+"""Which channels die, and the smaller network that computes the same."""

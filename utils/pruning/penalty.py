@@ -1,0 +1,170 @@
+"""Sparse training: an L1 penalty on the BatchNorm gammas (Network Slimming, arXiv 1708.06519, section 3).
+
+Two methods for the penalty ``s * |gamma|``:
+
+- ``subgradient``, as published: ``grad += s * sign(gamma)`` before the optimizer's step. Gammas end up oscillating
+  around 0.
+- ``proximal``: after the optimizer's step, gammas are moved toward 0 by ``lr * s / (1 - momentum)`` and stop there
+  (soft threshold; ISTA, Beck and Teboulle 2009). Inside a momentum the subgradient is as strong in the long run. Gammas
+  become exactly 0, and cutting them out loses nothing.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import Darknet
+from utils.files import atomic_writer
+from utils.pruning.coupling import Coupling, couple
+from utils.pruning.selection import Gammas, allowed_percent, prunable_channels
+
+METHODS = ("proximal", "subgradient")
+# A gamma below this counts as near zero in the reports.
+NEAR_ZERO = 1e-3
+HISTOGRAM_BINS = 100
+
+
+def gamma_sizes(model: Darknet) -> dict[int, np.ndarray]:
+    """|gamma| of each convolution with BN, by layer number."""
+    return {index: bn.weight.detach().abs().cpu().numpy() for index, bn in model.batch_norms.items()}
+
+
+class GammaPenalty:
+    """The L1 penalty on the gammas that a strategy may prune.
+
+    Args:
+        model: the network in training.
+        s: strength of the penalty.
+        strategy: see :mod:`utils.pruning.selection`.
+        method: one of METHODS.
+        momentum: of the SGD that trains the network.
+
+    Attributes:
+        coupling: the coupled channels of the network.
+        weights: for each layer with gammas under the penalty a factor (C,) on ``s``: 1, and 0 for those that may not
+            be pruned; see :mod:`utils.pruning.schedules`.
+    """
+
+    def __init__(self, model: Darknet, s: float, strategy: str, method: str, momentum: float):
+        self.model = model
+        self.s = s
+        self.strategy = strategy
+        self.method = method
+        self.momentum = momentum
+        self.coupling = couple(model.network)
+        self._masks = {
+            index: torch.from_numpy(mask).to(model.batch_norm(index).weight.device)
+            for index, mask in prunable_channels(self.coupling, strategy).items()
+            if mask.any()
+        }
+        self.weights = {index: mask.float() for index, mask in self._masks.items()}
+
+    def state(self) -> dict:
+        """What changes during a run, for a checkpoint."""
+        return {"s": self.s, "weights": {index: weight.cpu() for index, weight in self.weights.items()}}
+
+    def load_state(self, state: dict) -> None:
+        """Go back to the :meth:`state` of a checkpoint."""
+        self.s = state["s"]
+        self.weights = {index: weight.to(self.weights[index].device) for index, weight in state["weights"].items()}
+
+    def gammas(self) -> np.ndarray:
+        """|gamma| of all channels under the penalty, in one array."""
+        values = [self.model.batch_norm(index).weight.detach()[mask].abs() for index, mask in self._masks.items()]
+        return torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
+
+    def before_step(self) -> None:
+        """Add the subgradient; call once an optimizer step, on unscaled gradients."""
+        if self.method != "subgradient":
+            return
+        for index, weight in self.weights.items():
+            gamma = self.model.batch_norm(index).weight
+            if gamma.grad is not None:
+                gamma.grad.add_(gamma.detach().sign() * weight, alpha=self.s)
+
+    @torch.no_grad()
+    def after_step(self, lr: float) -> None:
+        """Shrink the gammas toward 0; call once an optimizer step of learning rate ``lr``."""
+        if self.method != "proximal":
+            return
+        step = lr * self.s / (1 - self.momentum)
+        if step and self.weights:
+            soft_threshold(self._gammas_of(self.model), torch._foreach_mul(list(self.weights.values()), step))
+
+    @torch.no_grad()
+    def copy_zeros(self, average: Darknet) -> None:
+        """Set the averaged model's gammas to 0 where the trained ones are: an average of a decay is never 0."""
+        if self.weights:
+            alive = torch._foreach_sign(torch._foreach_abs(self._gammas_of(self.model)))
+            torch._foreach_mul_(self._gammas_of(average), alive)
+
+    def _gammas_of(self, model: Darknet) -> list[Tensor]:
+        return [model.batch_norm(index).weight for index in self.weights]
+
+
+def soft_threshold(values: list[Tensor], steps: list[Tensor]) -> None:
+    """Move values toward 0 by ``steps``, and to 0 where they would pass it; in place, a few calls for all of them."""
+    sizes = torch._foreach_sub(torch._foreach_abs(values), steps)
+    torch._foreach_clamp_min_(sizes, 0)
+    torch._foreach_copy_(values, torch._foreach_mul(torch._foreach_sign(values), sizes))
+
+
+def reach(learning_rates: np.ndarray, s: float, momentum: float) -> float:
+    """By how much the penalty can lower a gamma at most: the sum of lr * s / (1 - momentum) over the steps."""
+    return float(learning_rates.sum() * s / (1 - momentum))
+
+
+@dataclass
+class GammaHistory:
+    """What the gammas under the penalty did, epoch by epoch, for the tables and pictures.
+
+    Attributes:
+        epochs: the epoch numbers.
+        quintiles: an epoch each, the five quintiles of |gamma| (20 %, 40 %, ... 100 %).
+        near_zero: the share of gammas below NEAR_ZERO.
+        zero: the share of gammas that are exactly 0.
+        allowed: the share of channels that a global threshold could take and leave every layer one.
+        first_layer: |gamma| of the first BatchNorm's channels.
+        histograms: counts of |gamma| in HISTOGRAM_BINS bins from 0 to ``top``.
+        top: the upper end of the histograms: somewhat more than the largest gamma of the first epoch.
+    """
+
+    epochs: list[int] = field(default_factory=list)
+    quintiles: list[np.ndarray] = field(default_factory=list)
+    near_zero: list[float] = field(default_factory=list)
+    zero: list[float] = field(default_factory=list)
+    allowed: list[float] = field(default_factory=list)
+    first_layer: list[np.ndarray] = field(default_factory=list)
+    histograms: list[np.ndarray] = field(default_factory=list)
+    top: float = 0.0
+
+    def record(self, epoch: int, coupling: Coupling, strategy: str, sizes: Gammas) -> None:
+        """Add the state after ``epoch``: ``sizes``, |gamma| of the network that ``coupling`` is of."""
+        masks = prunable_channels(coupling, strategy)
+        gammas = np.concatenate([np.zeros(0, np.float32), *(sizes[index][mask] for index, mask in masks.items())])
+        self.top = self.top or 1.25 * float(gammas.max(initial=1e-6))
+        self.epochs.append(epoch)
+        self.quintiles.append(np.quantile(gammas, np.linspace(0.2, 1, 5)) if len(gammas) else np.zeros(5))
+        self.near_zero.append(float((gammas < NEAR_ZERO).mean()) if len(gammas) else 0.0)
+        self.zero.append(float((gammas == 0).mean()) if len(gammas) else 0.0)
+        self.allowed.append(allowed_percent(coupling, strategy, sizes))
+        self.first_layer.append(next(iter(sizes.values()), np.zeros(0, np.float32)))
+        self.histograms.append(np.histogram(gammas.clip(max=self.top), HISTOGRAM_BINS, (0, self.top))[0])
+
+    def save(self, path: Path) -> None:
+        """Write as ``.npz``."""
+        with atomic_writer(path) as file:
+            np.savez(file, **{name: np.asarray(value) for name, value in vars(self).items()})
+
+    @classmethod
+    def load(cls, path: Path, before: int) -> "GammaHistory":
+        """Read what was recorded before epoch ``before``; nothing where there is no file."""
+        if not path.exists():
+            return cls()
+        with np.load(path) as saved:
+            rows = int((saved["epochs"] < before).sum())
+            lists = {name: list(saved[name][:rows]) for name in saved.files if name != "top"}
+            return cls(**lists, top=float(saved["top"]))

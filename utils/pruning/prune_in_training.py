@@ -1,0 +1,174 @@
+"""Cutting dead channels out of a network while it is trained, so that the rest of the training is faster.
+
+Where the proximal step has driven every gamma of a channel set to exactly 0, in the network and thereby in its average
+(EMA), the set's channels are constants in both, with training statistics as with running ones. They are cut as
+:mod:`utils.pruning.surgery` does it, so network and average compute what they did before. Three things follow:
+
+- What is cut cannot come back, while a gamma of 0 that stays could be pulled up by the loss.
+- The weights that see constants at a padded border see them through a carrier, one channel for all. Its kernel and
+  gamma are 0, so both their gradients are 0 and it stays a constant; its beta is trained. Its momentum is set to 0.
+- The other momenta of the optimizer are those of the channels that stay.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import Darknet
+from utils.darknet import layers
+from utils.errors import InputError
+from utils.pruning.coupling import Coupling, couple
+from utils.pruning.selection import Gammas
+from utils.pruning.surgery import (
+    TOLERANCE,
+    channel_counts,
+    choose_carriers,
+    compact_blocks,
+    compact_network,
+    dead_constants,
+    head_difference,
+)
+
+
+class Survivors:
+    """Which channels are left of the network that training began with.
+
+    Args:
+        network: that network.
+
+    Attributes:
+        coupling: its coupled channels.
+        channels: for each of its convolutions, by layer number, the numbers (channels,) of those that are left.
+    """
+
+    def __init__(self, network: layers.Network):
+        self.coupling: Coupling = couple(network)
+        self.channels = {layer.index: np.arange(layer.channels) for layer in network.convolutions}
+
+    def cut(self, cut: "Cut") -> None:
+        """Drop the channels that a cut drops."""
+        self.channels = {index: own[cut.outputs(index)] for index, own in self.channels.items()}
+
+    def counts(self) -> dict[int, int]:
+        """How many channels each convolution has left, by layer number."""
+        return {index: len(own) for index, own in self.channels.items()}
+
+    def spread(self, gammas: Gammas) -> Gammas:
+        """|gamma| of the network that is left as those of the one that training began with: 0 for what was cut."""
+        return {index: self._full(index, values) for index, values in gammas.items()}
+
+    def _full(self, index: int, values: np.ndarray) -> np.ndarray:
+        full = np.zeros(len(self.coupling.outputs[index]), values.dtype)
+        full[self.channels[index]] = values
+        return full
+
+    def state(self) -> dict[int, list[int]]:
+        """For a checkpoint."""
+        return {index: own.tolist() for index, own in self.channels.items()}
+
+    def load_state(self, state: Mapping[int, Sequence[int]], path: Path) -> None:
+        """Go back to the :meth:`state` that the checkpoint ``path`` holds.
+
+        Raises:
+            InputError: it is that of another network.
+        """
+        for index, own in self.channels.items():
+            if len(state) != len(self.channels) or not set(state.get(index, [-1])) <= set(own.tolist()):
+                raise InputError(f"{path}: belongs to another cfg: layer {index} has other channels there")
+        self.channels = {index: np.array(own, int) for index, own in state.items()}
+
+    def blocks(self, blocks: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
+        """The cfg of what is left, from the cfg that training began with."""
+        before = {c.index: c.channels for c in self.coupling.network.convolutions}
+        return blocks if self.counts() == before else compact_blocks(blocks, self.counts())
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which channels a cut keeps.
+
+    Attributes:
+        coupling: of the network before.
+        keep: (number of sets,) bool.
+        dead: (number of sets,) bool; those that are kept are carriers.
+    """
+
+    coupling: Coupling
+    keep: np.ndarray
+    dead: np.ndarray
+
+    def outputs(self, index: int) -> np.ndarray:
+        """Mask (channels,) of the outputs that convolution ``index`` keeps."""
+        return self.keep[self.coupling.outputs[index]]
+
+    @property
+    def channels(self) -> int:
+        """How many channels go."""
+        before = {c.index: c.channels for c in self.coupling.network.convolutions}
+        return sum(before.values()) - sum(channel_counts(self.coupling, self.keep).values())
+
+
+def cut_alike(models: Sequence[Darknet], coupling: Coupling, dead: np.ndarray) -> tuple[Cut, list[Darknet]]:
+    """Cut dead sets out of networks of one cfg in the same way, so that they keep one cfg.
+
+    Args:
+        models: the networks, in all of which the gammas of these sets are 0.
+        coupling: their coupled channels.
+        dead: (number of sets,) bool.
+
+    Returns:
+        What was cut, and the compact networks, in eval mode; where nothing can go, the networks themselves.
+    """
+    constants = [dead_constants(model, coupling, dead) for model in models]
+    keep = ~dead
+    keep[list(choose_carriers(coupling, dead, constants))] = True
+    cut = Cut(coupling, keep, dead)
+    if keep.all():
+        return cut, list(models)
+    return cut, [
+        compact_network(model, coupling, keep, dead, own) for model, own in zip(models, constants, strict=True)
+    ]
+
+
+def cut_is_exact(before: Sequence[Darknet], after: Sequence[Darknet], img_size: int) -> bool:
+    """Whether each network still computes what it did, to TOLERANCE; they are left in eval mode."""
+    gaps = [head_difference(old, new, img_size) for old, new in zip(before, after, strict=True)]
+    return all(gap <= TOLERANCE for gap in gaps)
+
+
+@torch.no_grad()
+def carry_optimizer(
+    old: torch.optim.Optimizer, new: torch.optim.Optimizer, before: Darknet, after: Darknet, cut: Cut
+) -> None:
+    """Give ``new``, the optimizer of the cut network ``after``, what ``old`` remembers of its channels."""
+    rest = dict(after.named_parameters())
+    for name, parameter in before.named_parameters():
+        if parameter in old.state:
+            new.state[rest[name]] = {
+                key: _carried(value, name, cut) if _is_like(value, parameter) else value
+                for key, value in old.state[parameter].items()
+            }
+
+
+def _is_like(value: object, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _carried(value: Tensor, name: str, cut: Cut) -> Tensor:
+    """The part of a momentum that stays; 0 for a carrier's kernel and gamma, which stay 0."""
+    index = int(name.split(".")[1])  # module_list.{index}.conv_{index}.weight
+    layer = cut.coupling.network.layers[index]
+    value = value.clone()
+    if name.endswith("weight"):
+        value[_on(value, cut.dead[cut.coupling.outputs[index]])] = 0
+    if value.ndim > 1 and layer.groups == 1:
+        value = value[:, _on(value, cut.keep[cut.coupling.inputs(layer)])]
+    return value[_on(value, cut.outputs(index))]
+
+
+def _on(value: Tensor, mask: np.ndarray) -> Tensor:
+    return torch.from_numpy(mask).to(value.device)

@@ -1,0 +1,116 @@
+"""Residual blocks cut out whole: the convolutions of a branch, and the shortcut that adds it.
+
+A block is a chain of convolutions from a layer ``x`` to a shortcut that adds ``x`` again, where nothing else reads the
+chain. If its last BatchNorm's gamma and beta are 0, and its activations map 0 to 0, it adds exactly 0, and the network
+without it computes the same.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from models import Darknet
+from utils.darknet import layers
+from utils.darknet.layers import Network
+from utils.devices import device_of
+from utils.errors import InputError
+from utils.pruning.coupling import NOT_ZERO_AT_ZERO
+from utils.pruning.selection import Gammas
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block: the layer that it reads, its convolutions, and its shortcut, which follow one another."""
+
+    entry: int
+    convolutions: tuple[int, ...]
+    shortcut: int
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Every layer of the block."""
+        return (*self.convolutions, self.shortcut)
+
+
+def residual_blocks(network: Network) -> list[Block]:
+    """The residual blocks that can be cut out whole, in order."""
+    consumers = network.consumers
+    found = []
+    for layer in network.layers:
+        if not isinstance(layer, layers.Shortcut) or len(layer.sources) != 2 or layer.activation != "linear":
+            continue
+        branch, entry = layer.sources
+        chain = range(entry + 1, layer.index)
+        if branch == layer.index - 1 and chain and all(_is_link(network, consumers, index) for index in chain):
+            last = network.layers[branch]
+            same_width = last.channels == network.layers[entry].channels if entry >= 0 else False
+            if same_width and last.batch_normalize and last.activation not in NOT_ZERO_AT_ZERO:
+                found.append(Block(entry, tuple(chain), layer.index))
+    return found
+
+
+def _is_link(network: Network, consumers: dict[int, list[layers.Layer]], index: int) -> bool:
+    """Whether a layer is a convolution that only the next layer reads."""
+    layer = network.layers[index]
+    return isinstance(layer, layers.Convolution) and [reader.index for reader in consumers[index]] == [index + 1]
+
+
+def weakest_blocks(network: Network, gammas: Gammas, count: int) -> list[Block]:
+    """The ``count`` residual blocks whose last BatchNorm has the smallest mean |gamma|.
+
+    Raises:
+        InputError: the network has fewer.
+    """
+    blocks = residual_blocks(network)
+    if count > len(blocks):
+        raise InputError(f"--prune_blocks {count}: this network has {len(blocks)} residual blocks that can be cut out")
+    return sorted(blocks, key=lambda block: float(gammas[block.convolutions[-1]].mean()))[:count]
+
+
+@torch.no_grad()
+def silence_blocks(model: Darknet, blocks: Collection[Block]) -> None:
+    """Make blocks add exactly 0, in place."""
+    for block in blocks:
+        norm = model.batch_norm(block.convolutions[-1])
+        norm.weight.zero_()
+        norm.bias.zero_()
+
+
+def surviving_layers(network: Network, blocks: Collection[Block]) -> list[int]:
+    """The old numbers of the layers that stay, in order: the new layer ``k`` is the old layer ``result[k]``."""
+    removed = {index for block in blocks for index in block.layers}
+    return [layer.index for layer in network.layers if layer.index not in removed]
+
+
+def remove_blocks(model: Darknet, blocks: Collection[Block]) -> Darknet:
+    """The network without ``blocks``, with the weights of the layers that stay, in eval mode."""
+    survivors = surviving_layers(model.network, blocks)
+    smaller = Darknet(_renumbered(model, blocks, survivors)).to(device_of(model)).eval()
+    for new, old in enumerate(survivors):
+        for target, source in zip(smaller.module_list[new].children(), model.module_list[old].children(), strict=True):
+            target.load_state_dict(source.state_dict())
+    return smaller
+
+
+def _renumbered(model: Darknet, blocks: Collection[Block], survivors: Sequence[int]) -> list[dict[str, str]]:
+    """The cfg without ``blocks``, its absolute and relative layer numbers made right."""
+    entry = {block.shortcut: block.entry for block in blocks}
+    number = {old: new for new, old in enumerate(survivors)}
+    cfg = [model.blocks[0].copy()]
+    for new, old in enumerate(survivors):
+        block = model.blocks[1 + old].copy()
+        for key in ("layers", "from"):
+            if key in block:
+                written = [int(text) for text in block[key].rstrip(",").split(",")]
+                block[key] = ",".join(str(_moved(value, old, new, entry, number)) for value in written)
+        cfg.append(block)
+    return cfg
+
+
+def _moved(value: int, old: int, new: int, entry: dict[int, int], number: dict[int, int]) -> int:
+    """A layer number as the cfg writes it in layer ``old``, for its new place; relative stays relative."""
+    source = value + old if value < 0 else value
+    while source in entry:  # a block that is gone hands on what it read
+        source = entry[source]
+    return number[source] - new if value < 0 else number[source]

@@ -1,0 +1,177 @@
+"""How strong the penalty on the gammas is during a run, and on which of them.
+
+- ``constant``: the same all the time.
+- ``global``: from half-way on DECAY of it, so that what lives recovers; the dead are held less, too.
+- ``local``: from half-way on the channels that will be kept are relieved, to DECAY of it; those that the threshold rule
+  would cut at ``percent`` go on under the full penalty.
+- ``target``: the strength is found. It is adapted so that the share ``percent`` dies by half-way, while all are under
+  it and compete; from there on the channels that will be kept are free of it, those that are to die do so by DEADLINE,
+  and each is held at 0 once it gets there.
+
+The decays are those of the older pruning tools; here the choice is :func:`utils.pruning.selection.choose`, over coupled
+sets. Nothing is remembered but the penalty's own strength and weights, so a checkpoint of those is enough to go on.
+"""
+
+import bisect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from utils.errors import InputError
+from utils.pruning.penalty import GammaPenalty, gamma_sizes
+from utils.pruning.selection import choose, prunable_sets
+
+HALF = 0.5  # of the steps: from here on the schedules differ
+DECAY = 0.01
+DEADLINE = 0.75  # of the steps: by then what is to die should be dead, so that the rest of the run can recover
+# The loss holds gammas up: about half of a penalty goes into that, so aim at twice the way.
+RESISTANCE = 2.0
+DOUBLING = 0.05  # of the steps: in so many the strength at most doubles or halves
+CONTROLS = 10  # of the strength, an epoch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a schedule knows about the run.
+
+    Attributes:
+        rates: the learning rate of every optimizer step of the run.
+        percent: the share of the prunable channels that will be cut.
+        steps_per_epoch: optimizer steps.
+    """
+
+    rates: np.ndarray
+    percent: float
+    steps_per_epoch: int
+
+    @property
+    def half(self) -> int:
+        """The first step of the second half."""
+        return round(HALF * len(self.rates))
+
+    @property
+    def deadline(self) -> int:
+        """The step before which what is to die should be dead."""
+        return round(DEADLINE * len(self.rates))
+
+    @property
+    def every(self) -> int:
+        """Steps between two controls of the strength."""
+        return max(1, self.steps_per_epoch // CONTROLS)
+
+    @property
+    def largest_change(self) -> float:
+        """The factor by which a control changes the strength at most."""
+        return 2 ** (self.every / (DOUBLING * len(self.rates)))
+
+
+def constant(penalty: GammaPenalty, plan: Plan, step: int) -> None:
+    """Leave the penalty as it is."""
+
+
+def decay_global(penalty: GammaPenalty, plan: Plan, step: int) -> None:
+    """Weaken the whole penalty at half-way."""
+    if step == plan.half:
+        penalty.s *= DECAY
+
+
+def decay_local(penalty: GammaPenalty, plan: Plan, step: int) -> None:
+    """Weaken the penalty at half-way where channels will be kept."""
+    if step == plan.half:
+        _relieve(penalty, plan.percent, DECAY)
+
+
+def aim(penalty: GammaPenalty, plan: Plan, step: int) -> None:
+    """Set the strength so that the largest gamma of the channels to cut gets to 0 in time, if it goes on falling so."""
+    if step == plan.half:
+        _relieve(penalty, plan.percent, 0.0)
+    if step % plan.every and step != plan.half:
+        return
+    if step < plan.half:
+        farthest = _largest(penalty, _condemned(penalty, plan.percent))
+    else:
+        condemned = {index: weight > 0 for index, weight in penalty.weights.items()}
+        farthest = _largest(penalty, condemned)
+        _hold(penalty, condemned)
+    if farthest == 0:
+        return
+    end = plan.half if step < plan.half else plan.deadline
+    way_left = float(plan.rates[step:end].sum()) / (1 - penalty.momentum)
+    wanted = RESISTANCE * farthest / way_left if way_left else float("inf")
+    if step == 0:
+        penalty.s = wanted
+    else:
+        penalty.s = min(max(wanted, penalty.s / plan.largest_change), penalty.s * plan.largest_change)
+
+
+SCHEDULES: dict[str, Callable[[GammaPenalty, Plan, int], None]] = {
+    "constant": constant,
+    "global": decay_global,
+    "local": decay_local,
+    "target": aim,
+}
+
+
+def check_schedule(schedule: str, method: str) -> None:
+    """Refuse a schedule that the method cannot follow.
+
+    Raises:
+        InputError: ``target`` waits for gammas of exactly 0, which the subgradient never gives.
+    """
+    if schedule == "target" and method != "proximal":
+        raise InputError(f"--target_percent without --s waits for gammas of 0: use --sr_method proximal, not {method}")
+
+
+def shares(schedule: str, steps: int) -> np.ndarray:
+    """The share of the first strength that acts in each of ``steps`` on a gamma that is to die; not for ``target``."""
+    found = np.ones(steps)
+    if schedule == "global":
+        found[round(HALF * steps) :] = DECAY
+    return found
+
+
+def _condemned(penalty: GammaPenalty, percent: float) -> dict[int, torch.Tensor]:
+    """For each layer under the penalty the channels (C,) bool that the threshold rule would cut now."""
+    dead = choose(penalty.coupling, penalty.strategy, gamma_sizes(penalty.model), percent).dead
+    return {
+        index: torch.from_numpy(dead[penalty.coupling.outputs[index]]).to(weight.device)
+        for index, weight in penalty.weights.items()
+    }
+
+
+def _ratio_above_floors(penalty: GammaPenalty, percent: float) -> float:
+    """The largest ratio at which the threshold rule cuts no more than ``percent``.
+
+    It is more than ``percent`` where layers are at their floors. What the floors keep will recover, so that pruning at
+    ``percent`` would cut others in its place: they have to die, too.
+    """
+    coupling, gammas = penalty.coupling, gamma_sizes(penalty.model)
+    sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+    total = int(sizes[prunable_sets(coupling, penalty.strategy)].sum())
+
+    def excess(count: int) -> float:
+        return sizes[choose(coupling, penalty.strategy, gammas, count / total).dead].sum() - percent * total - 1e-6
+
+    return (bisect.bisect_left(range(total), 0.0, key=excess) - 1) / total
+
+
+def _relieve(penalty: GammaPenalty, percent: float, weight: float) -> None:
+    """Give the channels that will be kept this weight."""
+    for index, condemned in _condemned(penalty, _ratio_above_floors(penalty, percent)).items():
+        weights = penalty.weights[index]
+        penalty.weights[index] = torch.where(condemned, weights, weights * weight)
+
+
+def _hold(penalty: GammaPenalty, condemned: dict[int, torch.Tensor]) -> None:
+    """Hold the condemned gammas that are 0 there: no gradient is a match for an infinite penalty."""
+    for index, channels in condemned.items():
+        dead = channels & (penalty.model.batch_norm(index).weight.detach() == 0)
+        penalty.weights[index] = penalty.weights[index].masked_fill(dead, float("inf"))
+
+
+def _largest(penalty: GammaPenalty, chosen: dict[int, torch.Tensor]) -> float:
+    """The largest |gamma| of the chosen channels; 0 where there are none."""
+    gammas = [penalty.model.batch_norm(index).weight.detach().abs() * mask for index, mask in chosen.items()]
+    return float(torch.cat(gammas).max()) if gammas else 0.0

@@ -1,0 +1,122 @@
+"""Knowledge distillation: a pruned network learns from the one that it was cut from, besides from the labels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_convert, complete_box_iou_loss
+
+from models import Darknet, Yolo
+from utils.darknet.parse import resolve
+from utils.detection.checkpoints import load_weights
+from utils.detection.loss import BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, SMALLEST_SIZE
+from utils.devices import autocast
+from utils.errors import InputError
+
+# Boxes and classes of predictions that the teacher takes for an object by less than this weigh next to nothing.
+LEAST_OBJECTNESS = 0.01
+
+
+def load_teacher(cfg: str, weights: str, student: Darknet, img_size: int, device: torch.device) -> Darknet:
+    """A teacher in eval mode, whose heads predict for the same cells, anchors and classes as the student's.
+
+    Raises:
+        InputError: a file that is missing or does not fit, or heads that are not the student's.
+    """
+    teacher = Darknet(cfg)
+    load_weights(teacher, weights)
+    own, others = (resolve(model.blocks, img_size).heads for model in (student, teacher))
+    if len(own) != len(others):
+        raise InputError(f"{cfg}: a teacher with {len(others)} [yolo] layers for a network with {len(own)}")
+    for head, other in zip(own, others, strict=True):
+        for what in ("anchors", "classes", "width", "height"):
+            mine, theirs = getattr(head, what), getattr(other, what)
+            if mine != theirs:
+                what = {"width": "columns", "height": "rows"}.get(what, what)
+                raise InputError(
+                    f"{other.where}: {what} {theirs}, but {mine} in {head.where}: the heads of a teacher must have the "
+                    "anchors, classes and strides of the network that learns from it"
+                )
+    return teacher.to(device).eval().requires_grad_(False)
+
+
+class Distillation(nn.Module):
+    """The loss of a network's raw heads against a teacher's on the same pictures.
+
+    Objectness scaled distillation, as Mehta and Ozturk have it for YOLO (arXiv 1805.06361, "Objectness scaled
+    distillation"): the teacher's box and class of a prediction count as much as the teacher takes it for an object, so
+    that its boxes of the background, which mean nothing, teach nothing. The terms are those of
+    :class:`utils.detection.loss.YoloLoss`, with its gains, and soft aims:
+
+    - objectness: BCE of every prediction against the teacher's objectness o,
+    - boxes: o * (1 - CIoU) with the teacher's box,
+    - classes: o * BCE against each of the teacher's class scores.
+
+    The sum is divided by the sum of o, which stands for the number of positives, at least the number of pictures.
+    """
+
+    def __init__(self, student: Darknet, teacher: Darknet, precision: str):
+        super().__init__()
+        self._precision = precision  # that the teacher computes in
+        # Held in a tuple, so that the networks do not become parts of this module.
+        self._networks = (student, teacher)
+        self._losses: list[Tensor] = []
+
+    def take_mean(self) -> float | None:
+        """The mean of the losses since the last call; None if there were none."""
+        if not self._losses:
+            return None
+        mean = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        return mean
+
+    def forward(self, heads: list[Tensor], images: Tensor) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            heads: the student's raw outputs, each (B, A, H, W, 5 + C).
+            images: (B, 3, S, S) in [0, 1], the pictures that they come from.
+        """
+        student, teacher = self._networks
+        with torch.no_grad(), autocast(images.device, self._precision):
+            teacher_heads = teacher.heads(images)
+        with torch.autocast(images.device.type, enabled=False):
+            parts = [
+                _head(yolo, raw.float(), teacher_yolo, teacher_raw.float(), images.shape[-1])
+                for yolo, raw, teacher_yolo, teacher_raw in zip(
+                    student.yolo_layers, heads, teacher.yolo_layers, teacher_heads, strict=True
+                )
+            ]
+            loss, weight = (sum(terms) for terms in zip(*parts, strict=True))
+            loss = loss / weight.clamp(min=len(images))
+        self._losses.append(loss.detach())
+        return loss
+
+
+def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_size: int) -> tuple[Tensor, Tensor]:
+    """The sum of the terms over one head, and the sum of the teacher's objectness.
+
+    Args:
+        yolo, raw: the student's layer, and its raw output (B, A, H, W, 5 + C).
+        teacher_yolo, teacher_raw: the teacher's, of the same shape.
+        img_size: the side of the pictures in pixels.
+    """
+    logits, scores = yolo.logits(raw), teacher_yolo.logits(teacher_raw).sigmoid()
+    objectness = F.binary_cross_entropy_with_logits(logits[..., 0], scores[..., 0], reduction="sum")
+
+    seen = (scores[..., 0] > LEAST_OBJECTNESS).nonzero(as_tuple=True)
+    weight = scores[seen][:, 0]
+    classes = F.binary_cross_entropy_with_logits(logits[seen][:, 1:], scores[seen][:, 1:], reduction="none")
+    label = (weight[:, None] * classes).sum()
+
+    cell = raw.new_tensor([img_size / raw.shape[3], img_size / raw.shape[2]])
+    anchor = yolo.anchors[seen[1]]
+    predicted = _boxes(yolo, raw[seen], anchor, cell)
+    wanted = _boxes(teacher_yolo, teacher_raw[seen], anchor, cell)
+    box = (weight * complete_box_iou_loss(predicted, wanted)).sum()
+    return BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label, scores[..., 0].sum()
+
+
+def _boxes(yolo: Yolo, raw: Tensor, anchors: Tensor, cell: Tensor) -> Tensor:
+    """Boxes (N, 4) xyxy in input pixels, relative to the corner of their cell."""
+    centre, size = yolo.boxes(raw, anchors)
+    return box_convert(torch.cat([centre * cell, size.clamp(min=SMALLEST_SIZE)], dim=1), "cxcywh", "xyxy")

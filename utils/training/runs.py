@@ -1,0 +1,90 @@
+"""The files of a training run, and what happens to those of an earlier run of the same name."""
+
+import itertools
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.detection.checkpoints import read_checkpoint
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of the run ``name``.
+
+    Attributes:
+        best: the checkpoint to use: of the best mAP, or with sparse training of the last epoch.
+        last: the checkpoint to resume from.
+        folder: options, log, events and pictures.
+    """
+
+    name: str
+    root: Path = Path()
+
+    @property
+    def best(self) -> Path:
+        """``checkpoints/{name}_ckpt.pth``."""
+        return self.root / "checkpoints" / f"{self.name}_ckpt.pth"
+
+    @property
+    def last(self) -> Path:
+        """``checkpoints/{name}_last.pth``."""
+        return self.root / "checkpoints" / f"{self.name}_last.pth"
+
+    @property
+    def folder(self) -> Path:
+        """``runs/{name}``."""
+        return self.root / "runs" / self.name
+
+    def cfg(self, model_def: str) -> Path:
+        """``runs/{name}/{cfg's name}``: the cfg of what is left of ``model_def``, where channels were cut."""
+        return self.folder / Path(model_def).name
+
+    def exists(self) -> bool:
+        """Whether an earlier run left any of these files."""
+        return self.best.exists() or self.last.exists() or self.folder.exists()
+
+    def unfinished(self) -> dict | None:
+        """The checkpoint to resume from, if the earlier run did not reach its last epoch."""
+        if not self.last.exists():
+            return None
+        checkpoint = read_checkpoint(self.last)
+        if "training" not in checkpoint:
+            raise InputError(f"{self.last}: not a checkpoint that training wrote")
+        return checkpoint if checkpoint["epoch"] < checkpoint["options"]["epochs"] else None
+
+    def is_finished(self) -> bool:
+        """Whether the earlier run reached its last epoch, as far as its files can tell."""
+        try:
+            return not self.unfinished()
+        except InputError:
+            return False
+
+    def delete(self) -> None:
+        """Delete the files of a run that is given up."""
+        self.last.unlink(missing_ok=True)
+        self.best.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def set_aside(self) -> "Run | None":
+        """Rename the files of a finished run to ``{name}-1``, ``-2``, ...; return what they are called now."""
+        if not self.exists():
+            return None
+        free = next(run for n in itertools.count(1) if not (run := Run(f"{self.name}-{n}", self.root)).exists())
+        for old, new in ((self.best, free.best), (self.last, free.last), (self.folder, free.folder)):
+            if old.exists():
+                old.rename(new)
+        return free
+
+
+def default_name(sparse: bool, model_def: str) -> str:
+    """``yolov3`` for a sparse run, which test_prune.py reads; else by whether the cfg is a pruned one."""
+    if sparse:
+        return "yolov3"
+    return "finetune_yolov3" if is_pruned_cfg(model_def) else "baseline_yolov3"
+
+
+def is_pruned_cfg(model_def: str) -> bool:
+    """Whether the file's name is one that test_prune.py gives."""
+    return Path(model_def).name.startswith("prune_")
