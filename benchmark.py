@@ -26,7 +26,6 @@ from utils.darknet.cfg import read_cfg
 from utils.data.datasets import DetectionDataset, loader
 from utils.data.images import to_device
 from utils.data.labels import label_path, read_labels
-from utils.detection.complexity import Timing, count_macs, forward_times, time_in_turns
 from utils.detection.inference import for_inference
 from utils.detection.metrics import COCO_IOU, DetectionMetrics, average_precision
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
@@ -35,11 +34,12 @@ from utils.errors import InputError
 from utils.export.onnx import export_onnx
 from utils.files import write_json
 from utils.optional import optional
+from utils.timing import Timing, forward_times, time_in_turns
 
 FULL, PRUNED = "config/yolov3-hand.cfg", "config/yolov3-hand-published.cfg"
 SIZE = 416
 CONF_THRES, NMS_THRES = 0.001, 0.5
-PASSING = 1000  # candidates a picture of the network in the row "test"
+PASSING = 1000  # candidates an image of the network in the row "test"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--only", choices=ROWS, nargs="+", help="rows to measure; all if not given")
     parser.add_argument("--rounds", type=number(int, 1), default=9, help="measurements of each side, taken in turns")
-    parser.add_argument("--pictures", type=number(int, 8), default=64, help="pictures of the row test")
+    parser.add_argument("--images", type=number(int, 8), default=64, help="images of the row test")
     parser.add_argument("--n_cpu", type=number(int, 0), default=2, help="worker processes of the row test")
     parser.add_argument("--json", metavar="FILE", default="runs/benchmark.json", help="where to write the results")
     return parser
@@ -169,18 +169,18 @@ def nms_row(args: argparse.Namespace) -> list[Row]:
         device,
         5 * args.rounds,
     )
-    return [Row("NMS of 8 pictures", ours, alone, ours.median / alone.median, "of batched_nms alone", 1.2)]
+    return [Row("NMS of 8 images", ours, alone, ours.median / alone.median, "of batched_nms alone", 1.2)]
 
 
 # mAP
 
 
-def detected_pictures(
+def detected_images(
     images: int = 821, detections: int = 100, boxes: int = 2_181, seed: int = 0
 ) -> list[tuple[Tensor, Tensor]]:
-    """Pictures as (detections (D, 6), truth (G, 5)): more than half of the detections lie near a box, scores repeat."""
+    """Images as (detections (D, 6), truth (G, 5)): more than half of the detections lie near a box, scores repeat."""
     random = np.random.default_rng(seed)
-    pictures = []
+    results = []
     for count in 1 + random.multinomial(boxes - images, np.full(images, 1 / images)):
         near = int(0.6 * detections)
         corners, sides = random.uniform(0, 300, (count, 2)), random.uniform(20, 120, (count, 2))
@@ -193,8 +193,8 @@ def detected_pictures(
         found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
         score = np.sort(random.random(detections).round(2))[::-1]
         columns = np.concatenate([found, score[:, None], np.zeros((detections, 1))], 1)
-        pictures.append((torch.tensor(columns).float(), torch.tensor(np.pad(truth, ((0, 0), (1, 0)))).float()))
-    return pictures
+        results.append((torch.tensor(columns).float(), torch.tensor(np.pad(truth, ((0, 0), (1, 0)))).float()))
+    return results
 
 
 def plain_match(detections: Tensor, truth: Tensor, threshold: float) -> list[bool]:
@@ -210,34 +210,34 @@ def plain_match(detections: Tensor, truth: Tensor, threshold: float) -> list[boo
     return right
 
 
-def plain_map(pictures: list[tuple[Tensor, Tensor]], thresholds: np.ndarray) -> list[float]:
+def plain_map(images: list[tuple[Tensor, Tensor]], thresholds: np.ndarray) -> list[float]:
     """AP of one class at each threshold, matched by the plain loop."""
-    order = torch.cat([found[:, 4] for found, _ in pictures]).argsort(descending=True, stable=True).numpy()
-    boxes = sum(len(truth) for _, truth in pictures)
+    order = torch.cat([found[:, 4] for found, _ in images]).argsort(descending=True, stable=True).numpy()
+    boxes = sum(len(truth) for _, truth in images)
     found = []
     for threshold in thresholds.tolist():
-        right = np.concatenate([plain_match(*picture, threshold) for picture in pictures])[order]
+        right = np.concatenate([plain_match(*image, threshold) for image in images])[order]
         found.append(float(average_precision(right[:, None], boxes)[0]))
     return found
 
 
-def our_map(pictures: list[tuple[Tensor, Tensor]]) -> float:
+def our_map(images: list[tuple[Tensor, Tensor]]) -> float:
     """mAP@0.5:0.95 of one class, as test.py gathers it."""
     metrics = DetectionMetrics(["hand"])
-    for picture in pictures:
-        metrics.add(*picture)
+    for image in images:
+        metrics.add(*image)
     return metrics.compute().mAP_50_95
 
 
 def map_row(args: argparse.Namespace) -> list[Row]:
     """All metrics of test.py against a plain Python loop over the same thresholds; they must agree."""
-    pictures, thresholds = detected_pictures(), np.append(COCO_IOU, 0.5)
-    wanted, got = float(np.mean(plain_map(pictures, thresholds)[:-1])), our_map(pictures)
+    images, thresholds = detected_images(), np.append(COCO_IOU, 0.5)
+    wanted, got = float(np.mean(plain_map(images, thresholds)[:-1])), our_map(images)
     if abs(wanted - got) > 1e-9:
         raise RuntimeError(f"mAP@0.5:0.95 is {got}, but {wanted} by the plain loop")
-    steps = [partial(our_map, pictures), partial(plain_map, pictures, thresholds)]
+    steps = [partial(our_map, images), partial(plain_map, images, thresholds)]
     ours, plain = time_in_turns(steps, torch.device("cpu"), args.rounds, warm_up=1)
-    return [Row("mAP of 821 pictures", ours, plain, ours.median / plain.median, "of a plain loop", 0.25)]
+    return [Row("mAP of 821 images", ours, plain, ours.median / plain.median, "of a plain loop", 0.25)]
 
 
 # test.py
@@ -245,25 +245,25 @@ def map_row(args: argparse.Namespace) -> list[Row]:
 
 @torch.no_grad()
 def settled(model: Darknet, images: Tensor, passing: int) -> Darknet:
-    """A network of random weights that looks at pictures (B, 3, S, S) as a trained one does, in eval mode.
+    """A network of random weights that looks at images (B, 3, S, S) as a trained one does, in eval mode.
 
-    BatchNorm takes the statistics of the pictures, and the bias of objectness is set so that about ``passing``
-    candidates a picture score CONF_THRES.
+    BatchNorm takes the statistics of the images, and the bias of objectness is set so that about ``passing``
+    candidates an image score CONF_THRES.
     """
     for norm in model.batch_norms.values():
         norm.reset_running_stats()
         norm.momentum = None  # the mean over what it sees
     model.train()(images)
-    raw = [head[..., 4].flatten() for head in model.eval().heads(images)]
+    raw = [head[..., 4].flatten() for head in model.eval().raw_outputs(images)]
     class_score = 0.5
     wanted = np.log(CONF_THRES / class_score)  # far below 0 the sigmoid is the exponential function
     shift = wanted - torch.cat(raw).topk(passing * len(images)).values[-1]
-    for head in model.network.heads:
+    for head in model.spec.heads:
         model.conv(head.sources[0]).bias.view(len(head.anchors), -1)[:, 4] += shift
     return model
 
 
-def write_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
+def write_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
     """JPEG photographs in size, 640 x 480, of blurred noise, with one to four labelled boxes each."""
     random = np.random.default_rng(seed)
     for name in ("images", "labels"):
@@ -279,19 +279,19 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 
 def labelled(paths: list[Path], size: int) -> DetectionDataset:
-    """The data set of pictures with one class, letterboxed to ``size`` pixels."""
+    """The data set of images with one class, letterboxed to ``size`` pixels."""
     return DetectionDataset(paths, [read_labels(label_path(path), 1)[0] for path in paths], size)
 
 
 def test_row(args: argparse.Namespace) -> list[Row]:
-    """test.py from the files to mAP against the forward passes alone, in pictures a second at the same batch."""
+    """test.py from the files to mAP against the forward passes alone, in images a second at the same batch."""
     device, batch_size = pick_device(), 8
     with tempfile.TemporaryDirectory() as folder:
-        dataset = labelled(write_pictures(Path(folder), args.pictures), SIZE)
+        dataset = labelled(write_images(Path(folder), args.images), SIZE)
         images = to_device(torch.stack([dataset[number][0] for number in range(batch_size)]), device)
         model = for_inference(settled(Darknet(PRUNED).to(device), images, PASSING))
         batches = loader(dataset, batch_size, args.n_cpu)
-        sizes = [min(batch_size, args.pictures - start) for start in range(0, args.pictures, batch_size)]
+        sizes = [min(batch_size, args.images - start) for start in range(0, args.images, batch_size)]
 
         @torch.inference_mode()
         def forward_alone() -> None:
@@ -301,7 +301,7 @@ def test_row(args: argparse.Namespace) -> list[Row]:
         steps = [lambda: evaluate(model, batches, ["hand"], conf_thres=CONF_THRES), forward_alone]
         ours, alone = time_in_turns(steps, device, args.rounds, warm_up=1)
     speed = alone.median / ours.median
-    name = f"test.py, {args.pictures} pictures"
+    name = f"test.py, {args.images} images"
     return [Row(name, ours, alone, speed, "of the forward passes' speed", 0.9, at_least=True)]
 
 
@@ -312,7 +312,7 @@ def speed_up_row(args: argparse.Namespace, name: str, ready: Callable[[Darknet],
     """The forward pass of the published pruned network against the full one's, as a share of the MACs' ratio."""
     device = pick_device()
     models = [Darknet(cfg).to(device).eval() for cfg in (PRUNED, FULL)]
-    fewer = count_macs(models[1].blocks, SIZE) / count_macs(models[0].blocks, SIZE)
+    fewer = models[1].spec.at(SIZE).macs / models[0].spec.at(SIZE).macs
     images = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
     pruned, full = forward_times([ready(model) for model in models], images, args.rounds)
     speed_up = full.median / pruned.median

@@ -1,4 +1,4 @@
-"""Detects on pictures, a video or a camera: draws the boxes, and writes the result and a JSON of the detections."""
+"""Detects on images, a video or a camera: draws the boxes, and writes the result and a JSON of the detections."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.cli import ArgumentParser, number, run
 from utils.data.datasets import loader
-from utils.data.images import Pictures, find_pictures, to_square
+from utils.data.images import Images, find_images, to_square
 from utils.detection.detector import Detector, load_model
 from utils.detection.inference import for_inference
 from utils.detection.options import add_compile_option, add_threshold_options, class_names, network_size
@@ -30,7 +30,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options of detect.py."""
     parser = ArgumentParser(__doc__)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--image_folder", default="data/images", help="a folder, a picture, or a glob in quotes")
+    source.add_argument("--image_folder", default="data/images", help="a folder, an image, or a glob in quotes")
     source.add_argument("--video", metavar="FILE", help="a video, or the number of a camera, which Ctrl-C ends")
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg; not for .onnx")
     parser.add_argument(
@@ -39,12 +39,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--class_path", help="file of class names; default: those in the checkpoint")
     add_threshold_options(parser, conf_thres=0.5, nms_thres=0.4)
     parser.add_argument(
-        "--batch_size", type=number(int, 1), default=1, help="pictures at a time; a video goes one by one"
+        "--batch_size", type=number(int, 1), default=1, help="images at a time; a video goes one by one"
     )
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
+    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
     add_compile_option(parser)
-    parser.add_argument("--output", default="output", help="folder for the pictures or the video, and detections.json")
+    parser.add_argument("--output", default="output", help="folder for the images or the video, and detections.json")
     parser.add_argument("--json", metavar="FILE", help="write the detections there instead")
     return parser
 
@@ -57,26 +57,26 @@ def main(args: argparse.Namespace) -> None:
     detector = Detector(for_inference(model.to(pick_device()), args.compile), img_size, args.conf_thres, args.nms_thres)
 
     start = time.perf_counter()
-    results = detect_video(detector, names, args) if args.video else detect_pictures(detector, names, args)
+    results = detect_video(detector, names, args) if args.video else detect_images(detector, names, args)
     seconds = time.perf_counter() - start
     json_path = Path(args.json) if args.json else Path(args.output) / "detections.json"
     write_json(json_path, results)
     boxes = sum(len(result["detections"]) for result in results)
-    what = "frames" if args.video else "pictures"
+    what = "frames" if args.video else "images"
     print(f"{len(results)} {what}, {boxes} boxes, {len(results) / seconds:.1f} {what} per second")
-    print(f"{args.output}: the {'video' if args.video else 'pictures'} with boxes\n{json_path}: the detections")
+    print(f"{args.output}: the {'video' if args.video else 'images'} with boxes\n{json_path}: the detections")
 
 
-def detect_pictures(detector: Detector, names: list[str], args: argparse.Namespace) -> list[dict]:
-    """Write each picture with its boxes; return what was found."""
-    output, paths, results, waiting = Path(args.output), find_pictures(args.image_folder), [], deque()
+def detect_images(detector: Detector, names: list[str], args: argparse.Namespace) -> list[dict]:
+    """Write each image with its boxes; return what was found."""
+    output, paths, results, waiting = Path(args.output), find_images(args.image_folder), [], deque()
     targets = [output / name for name in output_names(paths)]
     keep_inputs(paths, targets)
     with ThreadPoolExecutor() as pool:  # drawing and encoding, beside the network
         for path, image, found in detections(detector, paths, args):
             target = targets[len(results)]
             results.append({"image": str(path), "output": str(target), "detections": describe(found, names)})
-            waiting.append(pool.submit(write_picture, target, image, found, names))
+            waiting.append(pool.submit(write_image, target, image, found, names))
             if len(waiting) > AHEAD:
                 waiting.popleft().result()
         for written in waiting:
@@ -91,8 +91,8 @@ def keep_inputs(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
         raise InputError(f"--output {lost.parent}: would overwrite {lost}, which is an input; give another folder")
 
 
-def write_picture(target: Path, image: Image.Image, found: Tensor, names: list[str]) -> None:
-    """Write a picture with its boxes."""
+def write_image(target: Path, image: Image.Image, found: Tensor, names: list[str]) -> None:
+    """Write an image with its boxes."""
     drawn = draw_detections(image, found, names)
     with atomic_writer(target) as file:
         drawn.save(file, format="PNG" if target.suffix == ".png" else "JPEG", quality=92)
@@ -101,10 +101,10 @@ def write_picture(target: Path, image: Image.Image, found: Tensor, names: list[s
 def detections(
     detector: Detector, paths: Sequence[Path], args: argparse.Namespace
 ) -> Iterator[tuple[Path, Image.Image, Tensor]]:
-    """Path, picture, and detections (D, 6) in pixels of the picture, one picture after another."""
-    batches = loader(Pictures(paths, detector.img_size), args.batch_size, args.n_cpu, collate_fn=list)
+    """Path, image, and detections (D, 6) in pixels of the image, one image after another."""
+    batches = loader(Images(paths, detector.img_size), args.batch_size, args.n_cpu, collate_fn=list)
     remaining = iter(paths)
-    with tqdm(total=len(paths), desc="detecting", unit="picture", leave=False) as bar:
+    with tqdm(total=len(paths), desc="detecting", unit="image", leave=False) as bar:
         for items in batches:
             squares, images = zip(*items, strict=True)
             for image, boxes in zip(images, detector(squares, images), strict=True):
@@ -113,7 +113,7 @@ def detections(
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """The names of the drawn pictures: the inputs', with a number in front where an earlier one is called so."""
+    """The names of the drawn images: the inputs', with a number in front where an earlier one is called so."""
     taken: set[str] = set()
     names = []
     for position, path in enumerate(paths):

@@ -19,9 +19,8 @@ from utils.darknet.cfg import format_cfg
 from utils.darknet.weights import write_darknet_weights
 from utils.data.check import check_data
 from utils.data.datasets import DetectionDataset, loader, read_data_config
-from utils.data.images import batches_of_one, find_pictures
+from utils.data.images import batches_of_one, find_images
 from utils.detection.checkpoints import load_weights, write_checkpoint
-from utils.detection.complexity import Timing, forward_times
 from utils.detection.fusing import fuse
 from utils.detection.options import add_skip_bad_option, add_threshold_options, check_classes, class_names, network_size
 from utils.detection.runtimes import prediction_difference
@@ -30,7 +29,8 @@ from utils.export.deployment import Deployment, deployments
 from utils.export.onnx import add_suppression, export_onnx, prove
 from utils.export.quantization import quantize
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json
-from utils.pruning.surgery import proof_pictures
+from utils.pruning.surgery import proof_images
+from utils.timing import Timing, forward_times
 
 # The check compares boxes that score at least this; those of noise can be of any size.
 LEAST_SCORE = 0.25
@@ -41,7 +41,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(__doc__.splitlines()[0])
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--to", choices=("weights", "pth", "onnx"), help="the format to write")
-    task.add_argument("--check", action="store_true", help="compare all runtimes on pictures instead; writes no model")
+    task.add_argument("--check", action="store_true", help="compare all runtimes on images instead; writes no model")
     parser.add_argument("--model_def", default="config/prune_yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--weights_path", default="checkpoints/prune_yolov3_ckpt.pth", help="checkpoint or .weights")
     parser.add_argument("--class_path", help="file of class names; default: those in the checkpoint")
@@ -55,19 +55,19 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", help="default: the weights' name with the suffix of the format")
 
     onnx = parser.add_argument_group("ONNX")
-    onnx.add_argument("--static_size", action="store_true", help="only pictures of --img_size; the batch stays free")
+    onnx.add_argument("--static_size", action="store_true", help="only images of --img_size; the batch stays free")
     onnx.add_argument("--nms", action="store_true", help="put non-maximum suppression into the graph")
     add_threshold_options(onnx, conf_thres=0.5, nms_thres=0.4)
-    onnx.add_argument("--int8", action="store_true", help="quantise, calibrated on training pictures of --data_config")
-    onnx.add_argument("--calibration", type=number(int, 1), default=100, help="pictures to calibrate on")
+    onnx.add_argument("--int8", action="store_true", help="quantise, calibrated on training images of --data_config")
+    onnx.add_argument("--calibration", type=number(int, 1), default=100, help="images to calibrate on")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--data_config", help="a data set's .data file: calibration pictures, and mAP in the check")
+    data.add_argument("--data_config", help="a data set's .data file: calibration images, and mAP in the check")
     data.add_argument(
-        "--image_folder", default="data/images", help="pictures of the check: a folder, or a glob in quotes"
+        "--image_folder", default="data/images", help="images of the check: a folder, or a glob in quotes"
     )
-    data.add_argument("--batch_size", type=number(int, 1), default=8, help="pictures at a time for mAP")
-    data.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures for mAP")
+    data.add_argument("--batch_size", type=number(int, 1), default=8, help="images at a time for mAP")
+    data.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images for mAP")
     parser.add_argument("--json", metavar="FILE", help="write the check's results there, too")
     return parser
 
@@ -129,29 +129,29 @@ def output_path(args: argparse.Namespace) -> Path:
 def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: int, args: argparse.Namespace) -> None:
     """Export, prove the float graph, and only then quantise it and add non-maximum suppression."""
     proto = export_onnx(model, names, img_size, dynamic_size=not args.static_size)
-    pictures = list(proof_pictures(img_size, model.network.stride))
-    gap = prove(model, proto, pictures[:1] if args.static_size else pictures)
+    images = list(proof_images(img_size, model.spec.stride))
+    gap = prove(model, proto, images[:1] if args.static_size else images)
     print(f"ONNX Runtime agrees with PyTorch to {gap:.1e}")
     if args.int8:
-        proto = quantize(proto, model.network, calibration_pictures(img_size, args))
+        proto = quantize(proto, model.spec, calibration_images(img_size, args))
     if args.nms:
         proto = add_suppression(proto, args.conf_thres, args.nms_thres)
     file.write(proto.SerializeToString())
 
 
-def calibration_pictures(img_size: int, args: argparse.Namespace) -> Iterator[Tensor]:
-    """--calibration pictures, evenly from the training pictures of --data_config, as images (1, 3, S, S) in [0, 1]."""
+def calibration_images(img_size: int, args: argparse.Namespace) -> Iterator[Tensor]:
+    """--calibration images, evenly from the training images of --data_config, as images (1, 3, S, S) in [0, 1]."""
     if not args.data_config:
-        raise InputError("--int8 needs --data_config: the ranges of values are measured on its training pictures")
+        raise InputError("--int8 needs --data_config: the ranges of values are measured on its training images")
     paths = check_data(read_data_config(args.data_config), "train", args.skip_bad).images
     return batches_of_one(paths[:: max(len(paths) // args.calibration, 1)][: args.calibration], img_size)
 
 
 def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namespace) -> None:
-    """Run the model in every runtime on the same pictures, and print one table."""
-    paths = find_pictures(args.image_folder)
+    """Run the model in every runtime on the same images, and print one table."""
+    paths = find_images(args.image_folder)
     trained_on = args.data_config and read_data_config(args.data_config).train
-    calibration = calibration_pictures(img_size, args) if trained_on else batches_of_one(paths, img_size)
+    calibration = calibration_images(img_size, args) if trained_on else batches_of_one(paths, img_size)
     found = deployments(model, names, img_size, calibration)
     running = [deployment.model for deployment in found if deployment.model]
     times = forward_times(running, next(batches_of_one(paths, img_size)))
@@ -161,7 +161,7 @@ def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namesp
     rows = [row(deployment, *(next(measures) if deployment.model else (None, None, None))) for deployment in found]
     print(check_table(rows))
     print(
-        f"{len(paths)} pictures of {img_size} pixels, {torch.get_num_threads()} thread(s). Differences to PyTorch "
+        f"{len(paths)} images of {img_size} pixels, {torch.get_num_threads()} thread(s). Differences to PyTorch "
         f"where a score is at least {LEAST_SCORE}: of scores, and of boxes relative to their pixels."
     )
     if args.json:
@@ -169,10 +169,10 @@ def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namesp
 
 
 @torch.inference_mode()
-def differences(models: list[nn.Module], pictures: Iterable[Tensor]) -> list[float | None]:
-    """The largest difference of each model to the first over all pictures; None where no picture has a box."""
+def differences(models: list[nn.Module], batches: Iterable[Tensor]) -> list[float | None]:
+    """The largest difference of each model to the first over all images; None where no image has a box."""
     gaps = []
-    for images in pictures:
+    for images in batches:
         outputs = [model(images) for model in models]
         gaps.append([prediction_difference(outputs[0], output, LEAST_SCORE) for output in outputs])
     # Python's max may lose a NaN.
@@ -183,7 +183,7 @@ def differences(models: list[nn.Module], pictures: Iterable[Tensor]) -> list[flo
 
 
 def mean_aps(models: list[nn.Module], model: Darknet, img_size: int, args: argparse.Namespace) -> list[float]:
-    """mAP@0.5 of each model on the validation pictures of --data_config."""
+    """mAP@0.5 of each model on the validation images of --data_config."""
     data = read_data_config(args.data_config)
     check_classes(model, data)
     checked = check_data(data, "valid", args.skip_bad)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.darknet import layers
-from utils.darknet.cfg import read_cfg
+from utils.darknet.cfg import Block, read_cfg
 from utils.darknet.layers import IMAGE
-from utils.darknet.parse import resolve
+from utils.darknet.spec import parse_network
 from utils.darknet.weights import load_darknet_weights, save_darknet_weights
 
 ACTIVATIONS = {
@@ -238,8 +238,7 @@ class Darknet(nn.Module):
         cfg: the path of a cfg file, or a list of blocks (see :mod:`utils.darknet.cfg`).
 
     Attributes:
-        blocks: the cfg's blocks, ``[net]`` first.
-        network: what they mean, see :class:`utils.darknet.layers.Network`.
+        spec: what the cfg says, see :class:`utils.darknet.spec.NetworkSpec`.
         module_list: one module a layer, by Darknet's layer numbers.
 
     Raises:
@@ -248,24 +247,26 @@ class Darknet(nn.Module):
 
     def __init__(self, cfg: str | Path | list[dict[str, str]]):
         super().__init__()
-        self.blocks = cfg if isinstance(cfg, list) else read_cfg(cfg)
-        self.network = resolve(self.blocks)
-        self.module_list = nn.ModuleList(MODULES[type(layer)](layer) for layer in self.network.layers)
+        self.spec = parse_network(cfg if isinstance(cfg, list) else read_cfg(cfg))
+        self.module_list = nn.ModuleList(MODULES[type(layer)](layer) for layer in self.spec.layers)
         # The outputs that a later layer than the next one reads; the others are let go at once.
-        self._kept = {source for layer in self.network.layers for source in layer.sources if source != layer.index - 1}
+        self._kept = {source for layer in self.spec.layers for source in layer.sources if source != layer.index - 1}
         self._start_heads()
 
     @property
-    def yolo_layers(self) -> list[Yolo]:
+    def blocks(self) -> list[Block]:
+        """The cfg's sections, ``[net]`` first."""
+        return self.spec.blocks
+
+    @property
+    def heads(self) -> list[Yolo]:
         """The detection heads in order."""
-        return [self.module_list[head.index] for head in self.network.heads]
+        return [self.module_list[head.index] for head in self.spec.heads]
 
     @property
     def batch_norms(self) -> dict[int, nn.BatchNorm2d]:
         """The BatchNorm of each convolution that has one, by layer number."""
-        return {
-            layer.index: self.batch_norm(layer.index) for layer in self.network.convolutions if layer.batch_normalize
-        }
+        return {layer.index: self.batch_norm(layer.index) for layer in self.spec.convolutions if layer.batch_normalize}
 
     def conv(self, index: int) -> nn.Conv2d:
         """The convolution of layer ``index``."""
@@ -275,32 +276,32 @@ class Darknet(nn.Module):
         """The BatchNorm of layer ``index``."""
         return self.module_list[index].get_submodule(f"batch_norm_{index}")
 
-    def heads(self, images: Tensor) -> list[Tensor]:
+    def raw_outputs(self, images: Tensor) -> list[Tensor]:
         """The raw output of each detection head, (B, A, H, W, 5 + C), for images (B, 3, S, S) in [0, 1]."""
         outputs: dict[int, Tensor] = {IMAGE: images}
-        found = []
+        raw = []
         x = images
-        for layer, module in zip(self.network.layers, self.module_list, strict=True):
+        for layer, module in zip(self.spec.layers, self.module_list, strict=True):
             x = module(*(x if source == layer.index - 1 else outputs[source] for source in layer.sources))
             if layer.index in self._kept:
                 outputs[layer.index] = x
             if isinstance(layer, layers.Yolo):
-                found.append(x)
-        return found
+                raw.append(x)
+        return raw
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Images (B, 3, S, S) in [0, 1], S a multiple of the network's stride.
 
         Returns:
             In eval mode the predictions (B, P, 5 + C): cx, cy, w, h in input pixels, objectness, class scores.
-            While training the raw heads, for :class:`utils.detection.loss.YoloLoss`.
+            While training the raw outputs of the heads, for :class:`utils.detection.loss.YoloLoss`.
         """
-        heads = self.heads(images)
+        raw = self.raw_outputs(images)
         if self.training:
-            return heads
+            return raw
         height, width = images.shape[-2:]
         return torch.cat(
-            [yolo.decode(raw, height, width) for yolo, raw in zip(self.yolo_layers, heads, strict=True)], dim=1
+            [head.decode(output, height, width) for head, output in zip(self.heads, raw, strict=True)], dim=1
         )
 
     def load_darknet_weights(self, path: str | Path) -> None:
@@ -308,13 +309,13 @@ class Darknet(nn.Module):
         load_darknet_weights(self, path)
 
     def save_darknet_weights(self, path: str | Path, seen: int = 0) -> None:
-        """Save as a Darknet ``.weights`` file of version 0.2.5, after ``seen`` training pictures."""
+        """Save as a Darknet ``.weights`` file of version 0.2.5, after ``seen`` training images."""
         save_darknet_weights(self, path, seen)
 
     def _start_heads(self) -> None:
         """Start where few boxes hold an object (focal loss, arXiv 1708.02002, section 3.3): a stable first epoch."""
-        for head in self.network.heads:
-            source = self.network.layers[head.sources[0]]
+        for head in self.spec.heads:
+            source = self.spec.layers[head.sources[0]]
             if not isinstance(source, layers.Convolution) or source.batch_normalize or head.new_coords:
                 continue
             bias = self.conv(source.index).bias.detach().view(len(head.anchors), 5 + head.classes)

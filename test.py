@@ -17,7 +17,7 @@ from utils.cli import ArgumentParser, number, run
 from utils.data.check import check_data, summary
 from utils.data.datasets import DetectionDataset, loader, read_data_config
 from utils.data.images import to_device
-from utils.detection.complexity import Stopwatch, count_macs, count_parameters
+from utils.detection.complexity import count_parameters
 from utils.detection.detector import load_model
 from utils.detection.inference import for_inference
 from utils.detection.metrics import DetectionMetrics, Metrics
@@ -28,9 +28,9 @@ from utils.detection.options import (
     check_classes,
     network_size,
 )
-from utils.devices import device_of, pick_device
+from utils.devices import device_of, memory_advice, pick_device, smaller_batch
 from utils.files import write_json
-from utils.training.nonfinite import memory_advice, smaller_batch
+from utils.timing import Stopwatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +51,9 @@ def evaluate(
     conf_thres: float = 0.001,
     nms_thres: float = 0.5,
 ) -> tuple[Metrics, Seconds]:
-    """Detect on every picture of ``batches`` and compare with its boxes.
+    """Detect on every image of ``batches`` and compare with its boxes.
 
-    Among several processes each takes pictures of its own, and the metrics are those of all.
+    Among several processes each takes images of its own, and the metrics are those of all.
 
     Args:
         model: the network, a Darknet, which is left as it is, or one of :mod:`utils.detection.runtimes`. A Darknet is
@@ -87,7 +87,7 @@ def evaluate(
 def get_args_parser() -> argparse.ArgumentParser:
     """The options of test.py."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--batch_size", type=number(int, 1), default=8, help="pictures at a time")
+    parser.add_argument("--batch_size", type=number(int, 1), default=8, help="images at a time")
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
     parser.add_argument(
@@ -97,7 +97,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--iou_thres", type=number(float, 0, 1), default=0.5, help="IoU of a right detection")
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
+    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
     add_skip_bad_option(parser)
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
     add_compile_option(parser)
@@ -106,7 +106,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Evaluate a model on the validation pictures of a data set and print the table."""
+    """Evaluate a model on the validation images of a data set and print the table."""
     model, about = load_model(args.model_def, args.weights_path, (args.conf_thres, args.nms_thres))
     img_size = network_size(model, args.img_size or about.get("img_size"))
     data = read_data_config(args.data_config)
@@ -120,10 +120,10 @@ def main(args: argparse.Namespace) -> None:
     metrics, seconds = evaluate(ready, batches, data.names, args.iou_thres, args.conf_thres, args.nms_thres)
 
     print(metrics_table(metrics, args.iou_thres))
-    parameters, macs = count_parameters(Darknet(model.blocks)), count_macs(model.blocks, img_size)
+    parameters, macs = count_parameters(Darknet(model.blocks)), model.spec.at(img_size).macs
     print(f"{parameters:,} parameters, {macs / 1e9:.3f} G MACs at {img_size}")
     print(
-        f"{metrics.images} pictures in {seconds.total:.1f} s, {metrics.images / seconds.total:.1f} a second: "
+        f"{metrics.images} images in {seconds.total:.1f} s, {metrics.images / seconds.total:.1f} a second: "
         f"forward {seconds.forward:.1f} s, non-maximum suppression {seconds.nms:.1f} s"
     )
     if args.json:

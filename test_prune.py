@@ -15,7 +15,7 @@ from utils.cli import ArgumentParser, number, run
 from utils.data.check import check_data
 from utils.data.datasets import DetectionDataset, loader, read_data_config
 from utils.detection.checkpoints import load_weights
-from utils.detection.complexity import Timing, count_macs, count_parameters, forward_times, state_dict_size
+from utils.detection.complexity import count_parameters, state_dict_size
 from utils.detection.inference import for_inference
 from utils.detection.options import add_skip_bad_option, check_classes, network_size
 from utils.devices import device_of, pick_device
@@ -24,8 +24,9 @@ from utils.files import refuse_folder, write_json
 from utils.plots import channels_figure, save_figure, sweep_figure
 from utils.pruning.coupling import couple
 from utils.pruning.proof import prove, write_pruned
-from utils.pruning.pruner import DEFAULT_PERCENT, LARGEST_PERCENT, Pruner, Trial, largest_percent, smallest_percent
-from utils.pruning.selection import STRATEGIES, allowed_percent
+from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO, Pruner, Trial, largest_ratio, smallest_ratio
+from utils.pruning.selection import STRATEGIES, allowed_ratio
+from utils.timing import Timing, forward_times
 
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
@@ -38,19 +39,20 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
 
     share = number(float, 0, 1)
-    ratio = parser.add_mutually_exclusive_group()
-    percent = number(float, 0, LARGEST_PERCENT)
-    ratio.add_argument(
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
         "--percent",
-        type=percent,
+        type=number(float, 0, LARGEST_RATIO),
         help="share of the prunable channels to cut, below 1; default: the --target_percent that the model was trained "
-        f"for, else {DEFAULT_PERCENT}",
+        f"for, else {DEFAULT_RATIO}",
     )
-    ratio.add_argument("--max_map_drop", type=share, help="cut as much as costs at most this much mAP@0.5")
-    ratio.add_argument("--target_macs", type=share, help="cut until at most this share of the MACs is left")
-    ratio.add_argument("--target_params", type=share, help="cut until at most this share of the parameters is left")
-    ratio.add_argument("--target_ms", type=number(float, above=0), help="cut until a forward pass here takes this long")
-    ratio.add_argument("--sweep", action="store_true", help="measure a range of ratios, and write only the curve")
+    amount.add_argument("--max_map_drop", type=share, help="cut as much as costs at most this much mAP@0.5")
+    amount.add_argument("--target_macs", type=share, help="cut until at most this share of the MACs is left")
+    amount.add_argument("--target_params", type=share, help="cut until at most this share of the parameters is left")
+    amount.add_argument(
+        "--target_ms", type=number(float, above=0), help="cut until a forward pass takes this long here"
+    )
+    amount.add_argument("--sweep", action="store_true", help="measure a range of ratios, and write only the curve")
 
     parser.add_argument("--strategy", choices=STRATEGIES, help="default: the one that the model was trained with")
     parser.add_argument("--layer_keep", type=share, default=0.01, help="share of a layer to keep, at least a channel")
@@ -68,8 +70,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out_weights", help="default: the weights' name with prune_ in front; x.weights for Darknet")
     add_skip_bad_option(parser)
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
-    parser.add_argument("--batch_size", type=number(int, 1), default=8, help="pictures at a time")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
+    parser.add_argument("--batch_size", type=number(int, 1), default=8, help="images at a time")
+    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
     parser.add_argument("--json", metavar="FILE", help="write the results there, too")
     return parser
 
@@ -87,13 +89,13 @@ class Measures:
 
 
 class Bench:
-    """Measures networks on the validation pictures of a data set."""
+    """Measures networks on the validation images of a data set."""
 
     def __init__(self, batches: DataLoader, names: list[str], img_size: int, device: torch.device):
         self.batches = batches
         self.names = names
         self.img_size = img_size
-        self.picture = torch.rand(1, 3, img_size, img_size, device=device)
+        self.image = torch.rand(1, 3, img_size, img_size, device=device)
 
     def mean_ap(self, model: Darknet) -> float:
         """mAP@0.5."""
@@ -101,19 +103,19 @@ class Bench:
 
     def macs(self, model: Darknet) -> int:
         """MACs at the size of the bench."""
-        return count_macs(model.blocks, self.img_size)
+        return model.spec.at(self.img_size).macs
 
     def forward(self, *models: Darknet) -> list[Timing]:
-        """The time of a forward pass of one picture, in turns, each network as it detects."""
-        return forward_times([for_inference(model) for model in models], self.picture)
+        """The time of a forward pass of one image, in turns, each network as it detects."""
+        return forward_times([for_inference(model) for model in models], self.image)
 
     def forward_share(self, model: Darknet, of: Darknet) -> float:
-        """The time of a forward pass of one picture as a share of another network's, taken in turns."""
+        """The time of a forward pass of one image as a share of another network's, taken in turns."""
         own, other = self.forward(model, of)
         return own.median / other.median
 
     def compare(self, *models: Darknet) -> list[Measures]:
-        """Everything about each network; forward times of one picture, taken in turns."""
+        """Everything about each network; forward times of one image, taken in turns."""
         return [
             Measures(
                 self.mean_ap(model),
@@ -131,14 +133,14 @@ def main(args: argparse.Namespace) -> None:
     """Choose a ratio, prune, prove, measure, and only then write."""
     model = Darknet(args.model_def)
     if args.show_coupling:
-        print(couple(model.network).describe())
+        print(couple(model.spec).describe())
         return
     for path in output_paths(args):
         refuse_folder(path)
     about = load_weights(model, args.weights_path)
     strategy = args.strategy or about.get("strategy", "normal")
     if args.percent is None:
-        args.percent = trained_percent(about)
+        args.percent = trained_ratio(about)
     img_size = network_size(model, args.img_size or about.get("img_size"))
     data = read_data_config(args.data_config)
     check_classes(model, data)
@@ -150,15 +152,15 @@ def main(args: argparse.Namespace) -> None:
     pruner = Pruner(model, strategy, args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias")
     if pruner.blocks:
         print(f"residual blocks cut out, by their shortcuts: {sorted(block.shortcut for block in pruner.blocks)}")
-    allowed = allowed_percent(pruner.coupling, strategy, pruner.gammas)
+    allowed = allowed_ratio(pruner.coupling, strategy, pruner.gammas)
     print(f"strategy {strategy}: a global threshold could take {allowed:.1%} of the channels and leave every layer one")
     if args.sweep:
         sweep(pruner, bench, args)
         return
-    trial = pruner.at(chosen_percent(pruner, bench, args))
+    trial = pruner.at(chosen_ratio(pruner, bench, args))
     if not pruner.separated(trial.choice) and not args.force:
         raise InputError(
-            f"{args.weights_path}: at {trial.percent:.1%} gammas up to {trial.choice.threshold:.3g} would die, not "
+            f"{args.weights_path}: at {trial.ratio:.1%} gammas up to {trial.choice.threshold:.3g} would die, not "
             "clearly smaller than the large ones: train with -sr, choose a lower ratio, or add --force"
         )
     max_diff = prove(trial, img_size, args.fold)
@@ -169,18 +171,18 @@ def main(args: argparse.Namespace) -> None:
     out_cfg, out_weights = output_paths(args)
     about = {"names": data.names, "img_size": img_size, "epoch": 0, "step": 0, "best_map": after.mAP}
     write_pruned(trial.pruned.model, out_cfg, out_weights, about | {"options": vars(args), "strategy": strategy})
-    picture = Path("runs") / out_cfg.stem / "channels.png"
-    layers = model.network.convolutions
+    image = Path("runs") / out_cfg.stem / "channels.png"
+    layers = model.spec.convolutions
     counts = [trial.counts[layer.index] for layer in layers]
-    save_figure(channels_figure([c.index for c in layers], [c.channels for c in layers], counts), picture)
-    print(f"{out_cfg}\n{out_weights}\n{picture}: channels before and after")
+    save_figure(channels_figure([c.index for c in layers], [c.channels for c in layers], counts), image)
+    print(f"{out_cfg}\n{out_weights}\n{image}: channels before and after")
     if args.json:
         rows = zip(layers, counts, strict=True)
         report = {
             "before": asdict(before),
             "after": asdict(after),
             "max_diff": max_diff,
-            "percent": trial.percent,
+            "percent": trial.ratio,
             "strategy": strategy,
             "silenced": trial.pruned.silenced,
             "carriers": trial.pruned.carriers,
@@ -189,48 +191,48 @@ def main(args: argparse.Namespace) -> None:
         write_json(args.json, report)
 
 
-def trained_percent(about: dict) -> float:
-    """The ratio that sparse training aimed at, by what its checkpoint says; DEFAULT_PERCENT where it aimed at none."""
+def trained_ratio(about: dict) -> float:
+    """The ratio that sparse training aimed at, by what its checkpoint says; DEFAULT_RATIO where it aimed at none."""
     options = about.get("options", {})
-    return options["target_percent"] if options.get("s_schedule") in ("local", "target") else DEFAULT_PERCENT
+    return options["target_percent"] if options.get("s_schedule") in ("local", "target") else DEFAULT_RATIO
 
 
-def chosen_percent(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> float:
+def chosen_ratio(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> float:
     """The ratio of --percent, or the one that meets the budget, by bisection."""
     model = pruner.model
 
-    def pruned(percent: float) -> Darknet:
-        return pruner.at(percent).pruned.model
+    def pruned(ratio: float) -> Darknet:
+        return pruner.at(ratio).pruned.model
 
     if args.max_map_drop is not None:
         least = bench.mean_ap(model) - args.max_map_drop
         budget = f"mAP@0.5 of at least {least:.4f}"
-        percent = largest_percent(lambda p: bench.mean_ap(pruned(p)) >= least, budget)
+        ratio = largest_ratio(lambda p: bench.mean_ap(pruned(p)) >= least, budget)
     elif args.target_macs is not None:
         most = args.target_macs * bench.macs(model)
         budget = f"at most {args.target_macs:.1%} of the MACs"
-        percent = smallest_percent(lambda p: bench.macs(pruned(p)) <= most, budget)
+        ratio = smallest_ratio(lambda p: bench.macs(pruned(p)) <= most, budget)
     elif args.target_params is not None:
         most = args.target_params * count_parameters(model)
         budget = f"at most {args.target_params:.1%} of the parameters"
-        percent = smallest_percent(lambda p: count_parameters(pruned(p)) <= most, budget)
+        ratio = smallest_ratio(lambda p: count_parameters(pruned(p)) <= most, budget)
     elif args.target_ms is not None:
         budget = f"a forward pass of {args.target_ms:g} ms"
-        percent = smallest_percent(lambda p: bench.forward(pruned(p))[0].median <= args.target_ms, budget)
+        ratio = smallest_ratio(lambda p: bench.forward(pruned(p))[0].median <= args.target_ms, budget)
     else:
         return args.percent
-    print(f"{percent:.2%} of the prunable channels go, for {budget}")
-    return percent
+    print(f"{ratio:.2%} of the prunable channels go, for {budget}")
+    return ratio
 
 
 def sweep(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> None:
     """Measure the pruned network at a range of ratios; print the table, draw the curve."""
     parameters, macs = count_parameters(pruner.model), bench.macs(pruner.model)
     rows = []
-    for percent in SWEEP:
-        trial = pruner.at(percent)
+    for ratio in SWEEP:
+        trial = pruner.at(ratio)
         small = trial.pruned.model
-        row = {"percent": percent, "mAP": bench.mean_ap(small), "threshold": trial.choice.threshold}
+        row = {"percent": ratio, "mAP": bench.mean_ap(small), "threshold": trial.choice.threshold}
         row |= {"parameters": count_parameters(small), "macs": bench.macs(small)}
         row["forward_share"] = bench.forward_share(small, pruner.model)
         rows.append(row)
@@ -247,13 +249,13 @@ def sweep(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> None:
         for row in rows
     ]
     print(AsciiTable(table).table)
-    picture = Path("runs") / output_paths(args)[0].stem / "sweep.png"
+    image = Path("runs") / output_paths(args)[0].stem / "sweep.png"
     shares = {
         name: np.array([row[name] / whole for row in rows])
         for name, whole in (("parameters", parameters), ("macs", macs))
     }
-    save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), picture)
-    print(f"{picture}: mAP against size")
+    save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), image)
+    print(f"{image}: mAP against size")
     if args.json:
         write_json(args.json, {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows})
 
@@ -261,10 +263,10 @@ def sweep(pruner: Pruner, bench: Bench, args: argparse.Namespace) -> None:
 def describe(trial: Trial, max_diff: float, pruner: Pruner) -> None:
     """Say what died, what it took, and how exact it is."""
     if trial.choice.floored:
-        old = [str(pruner.survivors[index]) for index in trial.choice.floored]
+        old = [str(pruner.kept_layers[index]) for index in trial.choice.floored]
         print(f"layers {', '.join(old)} are at their floor")
     print(
-        f"{trial.percent:.1%}: |gamma| up to {trial.choice.threshold:.3g} dies; {trial.pruned.carriers} constant "
+        f"{trial.ratio:.1%}: |gamma| up to {trial.choice.threshold:.3g} dies; {trial.pruned.carriers} constant "
         f"carriers, {trial.pruned.silenced} channels silenced; largest difference to the masked network {max_diff:.1e}"
     )
 

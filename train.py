@@ -17,15 +17,14 @@ from utils.data.check import check_data, summary
 from utils.data.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
 from utils.data.image_cache import budget
 from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
-from utils.detection.complexity import count_macs
 from utils.detection.options import add_precision_option, add_skip_bad_option, check_classes, network_size
 from utils.devices import computes_bf16, default_precision, describe_device, pick_device
 from utils.errors import InputError
 from utils.files import remove_leftovers, write_text
 from utils.plots import plot_training
 from utils.pruning.penalty import METHODS, GammaHistory, gamma_sizes
-from utils.pruning.prune_in_training import Survivors
-from utils.pruning.pruner import DEFAULT_PERCENT, LARGEST_PERCENT
+from utils.pruning.prune_in_training import KeptChannels
+from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO
 from utils.pruning.schedules import SCHEDULES, check_schedule
 from utils.pruning.selection import STRATEGIES
 from utils.signals import Stopped, StopRequest
@@ -36,20 +35,20 @@ from utils.training.report import gamma_row, loss_row, print_epoch
 from utils.training.resume import restore_options, resume_point
 from utils.training.run_log import RunLog
 from utils.training.runs import Run, default_name
-from utils.training.trainer import Training
+from utils.training.trainer import Trainer
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options of train.py."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--epochs", type=number(int, 1), default=100, help="number of epochs")
-    parser.add_argument("--batch_size", type=number(int, 1), default=16, help="pictures a batch, of all processes")
+    parser.add_argument("--batch_size", type=number(int, 1), default=16, help="images a batch, of all processes")
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
     parser.add_argument(
         "--pretrained_weights", "-pre", help="start from a checkpoint, state dict, Darknet .weights or backbone file"
     )
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="workers that read pictures, for each process")
+    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="workers that read images, for each process")
     add_skip_bad_option(parser)
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the cfg's if not given")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
@@ -78,28 +77,28 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--target_percent",
-        type=number(float, high=LARGEST_PERCENT, above=0),
+        type=number(float, high=LARGEST_RATIO, above=0),
         help="share of the prunable channels that should be dead at the end, the same as test_prune.py's --percent; "
-        f"without --s it finds s. Default where it is needed: {DEFAULT_PERCENT:g}",
+        f"without --s it finds s. Default where it is needed: {DEFAULT_RATIO:g}",
     )
     parser.add_argument("--sr_method", choices=METHODS, default="proximal", help="proximal gives gammas of exactly 0")
     parser.add_argument("--strategy", choices=STRATEGIES, default="normal", help="which gammas to penalise")
     parser.add_argument(
         "--prune_every", type=number(int, 0), default=0, help="epochs between cuts of dead channels (-sr); 0: no cuts"
     )
-    parser.add_argument("--cache", action="store_true", help="keep the decoded pictures in memory, as far as they fit")
+    parser.add_argument("--cache", action="store_true", help="keep the decoded images in memory, as far as they fit")
     parser.add_argument(
         "--channels_last",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="the memory layout of pictures and maps",
+        help="the memory layout of images and maps",
     )
     add_precision_option(parser)
     parser.add_argument("--sync_bn", action="store_true", help="BatchNorm over the batch of all processes; GPUs only")
     parser.add_argument(
         "--mosaic",
         type=number(float, 0, 1),
-        help=f"chance of four pictures in one; default: {TRAINING.mosaic:g}, fine-tuning {FINE_TUNING.mosaic:g}",
+        help=f"chance of four images in one; default: {TRAINING.mosaic:g}, fine-tuning {FINE_TUNING.mosaic:g}",
     )
     parser.add_argument("--teacher_cfg", help="learn also from this network, which has the same heads: its cfg")
     parser.add_argument("--teacher_weights", help="and its weights, of any kind: the unpruned model, in fine-tuning")
@@ -133,7 +132,7 @@ def train_network(args: argparse.Namespace) -> None:
         resolve_schedule(args)
     check_options(args)
     torch.manual_seed(args.seed)
-    model, survivors = make_model(args, files, checkpoint)
+    model, kept_channels = make_model(args, files, checkpoint)
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
@@ -143,7 +142,7 @@ def train_network(args: argparse.Namespace) -> None:
     device = pick_device()
     resolve_computing(args, device)
     torch.backends.cudnn.benchmark = not args.multiscale_training
-    training = Training(args, model.to(device), survivors, device, -(-len(batches) // args.accumulate))
+    training = Trainer(args, model.to(device), kept_channels, device, -(-len(batches) // args.accumulate))
     if args.sr and not checkpoint:
         check_reach(training)
     if args.pretrained_weights and not checkpoint:
@@ -155,7 +154,7 @@ def train_network(args: argparse.Namespace) -> None:
     if log:
         log.close()
     kind = "last epoch" if args.sr else f"best mAP@0.5 {training.best_map:.4f}"
-    print(f"{files.best}: {kind}\n{files.folder}: options, log.csv, TensorBoard events, pictures")
+    print(f"{files.best}: {kind}\n{files.folder}: options, log.csv, TensorBoard events, images")
     if args.prune_every:
         print(f"{files.cfg(args.model_def)}: the cfg of what is left, for --model_def of the other programs")
 
@@ -172,9 +171,7 @@ def check_options(args: argparse.Namespace) -> None:
             f"--batch_size {args.batch_size} is shared by {distributed.world()} processes: give a multiple of that"
         )
     if args.sync_bn and not torch.cuda.is_available():
-        raise InputError(
-            "--sync_bn works on GPUs only; without it each process uses the statistics of its own pictures"
-        )
+        raise InputError("--sync_bn works on GPUs only; without it each process uses the statistics of its own images")
     if args.prune_every and not (args.sr and args.sr_method == "proximal"):
         raise InputError("--prune_every needs -sr with --sr_method proximal: nothing else makes gammas exactly 0")
     if args.prune_every and args.s_schedule in ("local", "target"):
@@ -183,14 +180,14 @@ def check_options(args: argparse.Namespace) -> None:
         )
 
 
-def make_model(args: argparse.Namespace, files: Run, checkpoint: dict | None) -> tuple[Darknet, Survivors]:
+def make_model(args: argparse.Namespace, files: Run, checkpoint: dict | None) -> tuple[Darknet, KeptChannels]:
     """The network of the cfg, without the channels that the run to resume has cut."""
     model = Darknet(args.model_def)
-    survivors = Survivors(model.network)
+    kept_channels = KeptChannels(model.spec)
     if checkpoint and (cut := checkpoint["training"].get("survivors")):
-        survivors.load_state(cut, files.last)
-        model = Darknet(survivors.blocks(model.blocks))
-    return model, survivors
+        kept_channels.load_state(cut, files.last)
+        model = Darknet(kept_channels.blocks(model.blocks))
+    return model, kept_channels
 
 
 def resolve_schedule(args: argparse.Namespace) -> None:
@@ -207,7 +204,7 @@ def resolve_schedule(args: argparse.Namespace) -> None:
     if "s" in args.given and args.s_schedule == "target":
         raise InputError("--s has no use under --s_schedule target, which finds it: leave one of them out")
     args.s_schedule = args.s_schedule or default_schedule(args)
-    args.target_percent = args.target_percent or DEFAULT_PERCENT
+    args.target_percent = args.target_percent or DEFAULT_RATIO
     check_schedule(args.s_schedule, args.sr_method)
 
 
@@ -228,13 +225,13 @@ def resolve_computing(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def run_epochs(
-    training: Training, batches: DataLoader, valid_batches: DataLoader, data: DataConfig, files: Run, log: RunLog | None
+    training: Trainer, batches: DataLoader, valid_batches: DataLoader, data: DataConfig, files: Run, log: RunLog | None
 ) -> None:
-    """The epochs that are still to do, each with its log, its checkpoints, and its pictures.
+    """The epochs that are still to do, each with its log, its checkpoints, and its images.
 
     Raises:
         Stopped: Ctrl-C or SIGTERM; the step was finished and the checkpoint written.
-        NotFinite: the loss or the gradient is not finite; the pictures of the batch were written.
+        NotFinite: the loss or the gradient is not finite; the images of the batch were written.
     """
     history = files.folder / "gammas.npz"
     gammas = GammaHistory.load(history, before=training.epoch) if log else GammaHistory()
@@ -258,17 +255,17 @@ def run_epochs(
         except NotFinite as error:
             own = f"process_{distributed.rank()}" if distributed.world() > 1 else ""
             folder = write_batches(batches, error.batches, data.names, files.folder / "not_finite" / own)
-            raise InputError(f"{error}. The pictures of the batch are in {folder}") from error
+            raise InputError(f"{error}. The images of the batch are in {folder}") from error
 
 
 def load_pretrained(model: Darknet, path: str) -> None:
     """Start from weights of any kind, and say how many layers they fill."""
     about = load_weights(model, path, partial=True)
-    filled = f"{about['filled']} of {len(model.network.convolutions)}" if "filled" in about else "all"
+    filled = f"{about['filled']} of {len(model.spec.convolutions)}" if "filled" in about else "all"
     print(f"{path}: weights for {filled} convolutions")
 
 
-def restore_or_set_aside(training: Training, files: Run, checkpoint: dict | None) -> None:
+def restore_or_set_aside(training: Trainer, files: Run, checkpoint: dict | None) -> None:
     """Restore a checkpoint, or make the names of the run's files free; an earlier run is set aside."""
     if distributed.is_main():
         remove_leftovers(files.last.parent)
@@ -288,7 +285,7 @@ def restore_or_set_aside(training: Training, files: Run, checkpoint: dict | None
 
 
 def run_epoch(
-    training: Training,
+    training: Trainer,
     batches: DataLoader,
     valid_batches: DataLoader,
     data: DataConfig,
@@ -322,33 +319,33 @@ def run_epoch(
     if epoch + 1 == args.epochs or (epoch + 1) % args.evaluation_interval == 0:
         metrics, _ = evaluate(training.ema.model, watched, data.names)
         row |= metrics.quality()
-    survivors = training.survivors
-    gammas.record(epoch, survivors.coupling, args.strategy, survivors.spread(gamma_sizes(training.ema.model)))
+    kept_channels = training.kept_channels
+    gammas.record(epoch, kept_channels.coupling, args.strategy, kept_channels.spread(gamma_sizes(training.ema.model)))
     if distributed.is_main():
         print_epoch(args, training.model, epoch, sums, cells, metrics, gammas, training.penalty.s)
     if args.prune_every:
-        row["channels"] = sum(survivors.counts().values())
+        row["channels"] = sum(kept_channels.counts().values())
     training.end_epoch()
     return row | gamma_row(gammas, training.penalty.s)
 
 
-def cut(training: Training) -> None:
+def cut(training: Trainer) -> None:
     """Cut what died out of the network in training, and say what is left."""
     if gone := training.cut():
-        macs = count_macs(training.model.blocks, training.args.img_size)
-        left = sum(training.survivors.counts().values())
-        print(f"{gone} dead channels cut out; {left} are left, and {macs / 1e9:.3f} G MACs a picture")
+        macs = training.model.spec.at(training.args.img_size).macs
+        left = sum(training.kept_channels.counts().values())
+        print(f"{gone} dead channels cut out; {left} are left, and {macs / 1e9:.3f} G MACs an image")
 
 
-def checkpoint_due(training: Training) -> bool:
+def checkpoint_due(training: Trainer) -> bool:
     """Whether the checkpoint to resume from is to be written after this epoch."""
     return training.epoch == training.args.epochs or training.epoch % training.args.checkpoint_interval == 0
 
 
-def save_checkpoints(training: Training, files: Run, data: DataConfig, mean_ap: float | None) -> None:
+def save_checkpoints(training: Trainer, files: Run, data: DataConfig, mean_ap: float | None) -> None:
     """Write the checkpoints that are due after an epoch.
 
-    The one to resume from comes last: once it is there, the log, the pictures and all else of its epoch are.
+    The one to resume from comes last: once it is there, the log, the images and all else of its epoch are.
     """
     args, due = training.args, checkpoint_due(training)
     is_best = mean_ap is not None and mean_ap > training.best_map
@@ -362,7 +359,7 @@ def save_checkpoints(training: Training, files: Run, data: DataConfig, mean_ap: 
         save_last(training, files, data)
 
 
-def save_last(training: Training, files: Run, data: DataConfig) -> None:
+def save_last(training: Trainer, files: Run, data: DataConfig) -> None:
     """Write the checkpoint to resume from, between two optimizer steps."""
     training.check_finite()
     training.gather()
@@ -370,7 +367,7 @@ def save_last(training: Training, files: Run, data: DataConfig) -> None:
         save_checkpoint(files.last, training.ema.model, **description(training, data), training=training.state())
 
 
-def description(training: Training, data: DataConfig) -> dict:
+def description(training: Trainer, data: DataConfig) -> dict:
     """What a checkpoint says about itself."""
     args = training.args
     return {
@@ -385,7 +382,7 @@ def description(training: Training, data: DataConfig) -> dict:
 
 
 def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader, DataLoader]:
-    """Batches of the training and of the validation pictures."""
+    """Batches of the training and of the validation images."""
     closing = max(1, round(WITHOUT_MOSAIC * args.epochs))
     augmentation = Augmentation(mosaic=args.mosaic, first_plain_epoch=args.epochs - closing)
     checked = {split: check_data(data, split, args.skip_bad) for split in ("train", "valid")}
@@ -393,7 +390,7 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
     train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, augmentation, args.seed)
     valid = DetectionDataset(checked["valid"].images, checked["valid"].labels, args.img_size)
     if args.cache:
-        keep_pictures(train, valid)
+        keep_images(train, valid)
     rank, world = distributed.rank(), distributed.world()
     sampler = EpochSampler(len(train), args.seed, args.batch_size, rank, world)
     own = Subset(valid, distributed.share(len(valid), rank, world))
@@ -401,14 +398,14 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
     return loader(train, batch_size, args.n_cpu, sampler), loader(own, batch_size, args.n_cpu)
 
 
-def keep_pictures(*datasets: DetectionDataset) -> None:
-    """Keep decoded pictures in memory, and say how many fit."""
+def keep_images(*datasets: DetectionDataset) -> None:
+    """Keep decoded images in memory, and say how many fit."""
     most = free = budget()
     for dataset in datasets:
         free -= dataset.keep(free)
     kept, everything = (sum(map(len, group)) for group in ([d.kept for d in datasets], datasets))
     print(
-        f"--cache: {kept} of {everything} pictures in memory, {(most - free) / 1e9:.2f} GB"
+        f"--cache: {kept} of {everything} images in memory, {(most - free) / 1e9:.2f} GB"
         + (f"; the others do not fit into {most / 1e9:.2f} GB, half of what is free" if kept < everything else "")
     )
 

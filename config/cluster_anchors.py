@@ -31,27 +31,27 @@ EXIF_ORIENTATION = 0x0112
 EXIF_SIDEWAYS = (5, 6, 7, 8)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of a picture as it is seen, from its header alone.
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of an image as it is seen, from its header alone.
 
-    Raises :class:`InputError` where the file cannot be read as a picture.
+    Raises :class:`InputError` where the file cannot be read as an image.
     """
     try:
         with Image.open(path) as image:
             sideways = image.getexif().get(EXIF_ORIENTATION) in EXIF_SIDEWAYS
             return image.size[::-1] if sideways else image.size
     except Exception as error:  # a damaged file can fail anywhere in a decoder
-        raise InputError(f"{path}: cannot be read as a picture: {error}") from None
+        raise InputError(f"{path}: cannot be read as an image: {error}") from None
 
 
 def box_sizes(images: list[Path], classes: int, img_size: int) -> np.ndarray:
-    """Width and height of every labelled box, (N, 2), in pixels of the picture letterboxed to ``img_size``."""
+    """Width and height of every labelled box, (N, 2), in pixels of the image letterboxed to ``img_size``."""
     sizes = [np.empty((0, 2))]
     for image in images:
         labels, _ = read_labels(label_path(image), classes)
         if len(labels):
-            picture = np.array(picture_size(image), dtype=np.float64)
-            sizes.append(labels[:, 3:5] * picture * (img_size / picture.max()))
+            sample = np.array(image_size(image), dtype=np.float64)
+            sizes.append(labels[:, 3:5] * sample * (img_size / sample.max()))
     # Boxes of one size in pixels differ in their last bits: rounded, they count as one.
     rounded = np.concatenate(sizes).round(3)
     return rounded[(rounded > 0).all(axis=1)]
@@ -122,9 +122,7 @@ def main(args: argparse.Namespace) -> None:
     images = data.images("train")
     sizes = box_sizes(images, data.classes, args.img_size)
     if not len(sizes):
-        raise InputError(
-            f"{data.train}: no picture has a labelled box; the first's should be in {label_path(images[0])}"
-        )
+        raise InputError(f"{data.train}: no image has a labelled box; the first's should be in {label_path(images[0])}")
     anchors = cluster(sizes, args.anchors, args.seed)
     print(f"{len(sizes)} boxes of {data.train}, at {args.img_size} pixels")
     print(f"  {args.anchors} clustered anchors: {fit(sizes, anchors)}")

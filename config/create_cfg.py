@@ -16,7 +16,7 @@ if not __package__:  # run as `python config/create_cfg.py`: the repository root
 
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg
-from utils.darknet.parse import resolve
+from utils.darknet.spec import parse_network
 from utils.errors import InputError
 from utils.files import write_text
 
@@ -35,7 +35,7 @@ LARGEST_STRIDE = 32
 
 
 def convolutional(filters: int, size: int, stride: int = 1) -> Section:
-    """A convolution with BatchNorm and leaky ReLU, padded to keep the picture's size at stride 1."""
+    """A convolution with BatchNorm and leaky ReLU, padded to keep the image's size at stride 1."""
     return {
         "type": "convolutional",
         "batch_normalize": "1",
@@ -48,7 +48,7 @@ def convolutional(filters: int, size: int, stride: int = 1) -> Section:
 
 
 def maxpool(size: int, stride: int) -> Section:
-    """A max pooling; at stride 1 it keeps the picture's size."""
+    """A max pooling; at stride 1 it keeps the image's size."""
     return {"type": "maxpool", "size": str(size), "stride": str(stride)}
 
 
@@ -63,7 +63,7 @@ def route(*layers: int) -> Section:
 
 
 def upsample() -> Section:
-    """Doubles the picture's size."""
+    """Doubles the image's size."""
     return {"type": "upsample", "stride": "2"}
 
 
@@ -200,7 +200,7 @@ def scale_width(layers: list[Section], width: float) -> list[Section]:
 
 
 def scale_anchors(anchors: list[Anchor], img_size: int) -> list[Anchor]:
-    """Anchors given for 416 pixels as whole pixels, at least 1, of a picture of ``img_size`` pixels."""
+    """Anchors given for 416 pixels as whole pixels, at least 1, of an image of ``img_size`` pixels."""
     return [tuple(max(1, round(side * img_size / DARKNET_SIZE)) for side in anchor) for anchor in anchors]
 
 
@@ -265,7 +265,7 @@ def main(args: argparse.Namespace) -> None:
     blocks = create_cfg(args.base, args.classes, args.img_size, args.width, args.anchors)
     if Path(args.output).exists() and not args.overwrite:
         raise InputError(f"--output {args.output} exists; choose another name, or --overwrite to replace it")
-    resolve(blocks)  # refuses what would not fit into a memory
+    parse_network(blocks)  # refuses what would not fit into a memory
     write_text(args.output, format_cfg(blocks))
     print(f"{args.output}: {args.base}, {len(blocks) - 1} layers, anchors {blocks[-1]['anchors']}")
 

@@ -1,4 +1,4 @@
-"""Converts data sets of other formats to what the programs read: pictures, YOLO labels, and lists of pictures.
+"""Converts data sets of other formats to what the programs read: images, YOLO labels, and lists of images.
 
 python data/converter.py                                      Oxford hands: data/hand_dataset -> data
 python data/converter.py voc --source VOCdevkit/VOC2007       Pascal VOC -> data/voc
@@ -26,7 +26,7 @@ if not __package__:  # run as `python data/converter.py`: the repository root is
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import ArgumentParser, run
-from utils.data.images import PICTURE_SUFFIXES, read_image
+from utils.data.images import IMAGE_SUFFIXES, read_image
 from utils.errors import InputError
 from utils.files import read_names, write_text
 
@@ -42,10 +42,10 @@ COCO_FIELDS = {
 
 
 @dataclass
-class Picture:
-    """A picture and its boxes as the source has them.
+class Image:
+    """An image and its boxes as the source has them.
 
-    ``boxes`` is (N, 4): x1, y1, x2, y2 in pixels, where the picture's top left corner is 0, 0; they may pass the
+    ``boxes`` is (N, 4): x1, y1, x2, y2 in pixels, where the image's top left corner is 0, 0; they may pass the
     border. ``classes`` has N class names. ``skipped`` counts the objects that were left out on purpose.
     ``stated_size`` is the width and height that the annotation claims, if it does.
     """
@@ -58,12 +58,12 @@ class Picture:
     stated_size: tuple[float, float] | None = None
 
 
-Splits = dict[str, list[Picture]]
+Splits = dict[str, list[Image]]
 
 
 @dataclass
 class Converted:
-    """What becomes of a picture: ``name`` is its copy's, ``label`` its YOLO lines, ``row`` its share of the summary."""
+    """What becomes of an image: ``name`` is its copy's, ``label`` its YOLO lines, ``row`` its share of the summary."""
 
     source: Path
     name: str
@@ -86,33 +86,31 @@ def numbers(values: object, length: int, where: str | Path) -> np.ndarray:
 
 
 def read_oxford(source: Path) -> Splits:
-    """Read Oxford's ``hand_dataset`` (the folder or its parent): training and validation pictures, and test pictures.
+    """Read Oxford's ``hand_dataset`` (the folder or its parent): training and validation images, and test images.
 
-    Raises InputError for a missing folder, a picture without annotation or the other way round, and a broken ``.mat``.
+    Raises InputError for a missing folder, an image without annotation or the other way round, and a broken ``.mat``.
     """
     roots = [root for root in (source, source / "hand_dataset") if (root / "training_dataset").is_dir()]
     if not roots:
         raise InputError(
-            f"{source}: no folder training_dataset in it; data/download_oxford.sh fetches Oxford's pictures, "
+            f"{source}: no folder training_dataset in it; data/download_oxford.sh fetches Oxford's images, "
             "data/synthetic_hands.py draws others"
         )
     return {
-        split: [picture for folder in folders for picture in read_oxford_folder(roots[0] / folder)]
+        split: [image for folder in folders for image in read_oxford_folder(roots[0] / folder)]
         for split, folders in OXFORD_FOLDERS.items()
     }
 
 
-def read_oxford_folder(folder: Path) -> list[Picture]:
-    """Read the pictures of ``folder/images`` and their ``folder/annotations``, sorted by name."""
-    pictures = visible_files(folder / "images", ".jpg")
+def read_oxford_folder(folder: Path) -> list[Image]:
+    """Read the images of ``folder/images`` and their ``folder/annotations``, sorted by name."""
+    images = visible_files(folder / "images", ".jpg")
     annotations = visible_files(folder / "annotations", ".mat")
-    for stem in sorted(pictures.keys() - annotations.keys()):
-        raise InputError(f"{pictures[stem]}: has no annotation {folder / 'annotations' / stem}.mat")
-    for stem in sorted(annotations.keys() - pictures.keys()):
-        raise InputError(f"{annotations[stem]}: has no picture {folder / 'images' / stem}.jpg")
-    return [
-        read_mat(annotations[stem], pictures[stem]) for stem in tqdm(sorted(pictures), desc=f"reading {folder.name}")
-    ]
+    for stem in sorted(images.keys() - annotations.keys()):
+        raise InputError(f"{images[stem]}: has no annotation {folder / 'annotations' / stem}.mat")
+    for stem in sorted(annotations.keys() - images.keys()):
+        raise InputError(f"{annotations[stem]}: has no image {folder / 'images' / stem}.jpg")
+    return [read_mat(annotations[stem], images[stem]) for stem in tqdm(sorted(images), desc=f"reading {folder.name}")]
 
 
 def visible_files(folder: Path, *suffixes: str) -> dict[str, Path]:
@@ -128,7 +126,7 @@ def visible_files(folder: Path, *suffixes: str) -> dict[str, Path]:
     return files
 
 
-def read_mat(annotation: Path, source: Path) -> Picture:
+def read_mat(annotation: Path, source: Path) -> Image:
     """Read one of Oxford's annotations: rotated boxes, whose upright bounding boxes are the labels."""
     try:
         cells = loadmat(annotation, variable_names=["boxes"])["boxes"].ravel()
@@ -140,10 +138,10 @@ def read_mat(annotation: Path, source: Path) -> Picture:
             f"{annotation}: should hold a cell array `boxes` of structs with the corners a, b, c, d "
             f"({type(error).__name__}: {error})"
         ) from error
-    # MATLAB has the row first, and the first pixel's centre at 1: half a pixel from the picture's corner.
+    # MATLAB has the row first, and the first pixel's centre at 1: half a pixel from the image's corner.
     corners = np.reshape(corners, (-1, 4, 2))[:, :, ::-1] - 0.5
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-    return Picture(source, annotation, boxes, ["hand"] * len(boxes))
+    return Image(source, annotation, boxes, ["hand"] * len(boxes))
 
 
 # Pascal VOC
@@ -152,38 +150,38 @@ def read_mat(annotation: Path, source: Path) -> Picture:
 def read_voc(source: Path, split_files: dict[str, str], classes: list[str] | None) -> tuple[Splits, list[str]]:
     """Read a Pascal VOC folder: ``split_files`` says which file of ``ImageSets/Main`` is which split.
 
-    Returns the pictures and the class names: ``classes`` if given (objects of others are skipped), else all there
+    Returns the images and the class names: ``classes`` if given (objects of others are skipped), else all there
     are, sorted. Raises InputError for a missing file, broken XML, and ``classes`` of which no object has one.
     """
-    files = visible_files(source / "JPEGImages", *PICTURE_SUFFIXES)
+    files = visible_files(source / "JPEGImages", *IMAGE_SUFFIXES)
     splits = {split: read_voc_split(source, name, files) for split, name in split_files.items()}
-    found = sorted({name for picture in chain(*splits.values()) for name in picture.classes})
+    found = sorted({name for image in chain(*splits.values()) for name in image.classes})
     if not found:
-        raise InputError(f"{source / 'Annotations'}: no objects in the pictures of {', '.join(split_files.values())}")
+        raise InputError(f"{source / 'Annotations'}: no objects in the images of {', '.join(split_files.values())}")
     if classes is None:
         return splits, found
     if not set(found) & set(classes):
         raise InputError(f"--classes {','.join(classes)}: none is in {source}/Annotations, which has {','.join(found)}")
-    return {split: [only(picture, classes) for picture in pictures] for split, pictures in splits.items()}, classes
+    return {split: [only(image, classes) for image in images] for split, images in splits.items()}, classes
 
 
-def read_voc_split(source: Path, name: str, files: dict[str, Path]) -> list[Picture]:
-    """Read the pictures that ``ImageSets/Main/{name}.txt`` lists; ``files`` are the picture files by stem."""
+def read_voc_split(source: Path, name: str, files: dict[str, Path]) -> list[Image]:
+    """Read the images that ``ImageSets/Main/{name}.txt`` lists; ``files`` are the image files by stem."""
     path = source / "ImageSets" / "Main" / f"{name}.txt"
     if not path.is_file():
         raise InputError(f"{path}: no such split; there are {', '.join(sorted(visible_files(path.parent, '.txt')))}")
-    pictures = []
-    for stem in tqdm(dict.fromkeys(read_names(path, "list of pictures")), desc=f"reading {name}"):
+    images = []
+    for stem in tqdm(dict.fromkeys(read_names(path, "list of images")), desc=f"reading {name}"):
         annotation = source / "Annotations" / f"{stem}.xml"
         if stem not in files:
-            raise InputError(f"{path}: names {stem}, but there is no picture {source / 'JPEGImages' / stem}.jpg")
+            raise InputError(f"{path}: names {stem}, but there is no image {source / 'JPEGImages' / stem}.jpg")
         if not annotation.is_file():
             raise InputError(f"{path}: names {stem}, but there is no {annotation}")
-        pictures.append(read_xml(annotation, files[stem]))
-    return pictures
+        images.append(read_xml(annotation, files[stem]))
+    return images
 
 
-def read_xml(annotation: Path, source: Path) -> Picture:
+def read_xml(annotation: Path, source: Path) -> Image:
     """Read one VOC annotation. Its pixels are counted from 1, and ``xmax`` and ``ymax`` belong to the box."""
     try:
         root = ElementTree.parse(annotation).getroot()
@@ -200,17 +198,17 @@ def read_xml(annotation: Path, source: Path) -> Picture:
     # Two corners on one line are a click without a drag, which has no area, and not a box one pixel wide.
     boxes[:, :2] -= boxes[:, 2:] > boxes[:, :2]
     size = stated_size(root.findtext("size/width"), root.findtext("size/height"), annotation)
-    return Picture(source, annotation, boxes, classes, stated_size=size)
+    return Image(source, annotation, boxes, classes, stated_size=size)
 
 
-def only(picture: Picture, classes: list[str]) -> Picture:
-    """``picture`` without the objects of other classes, which it counts as skipped."""
-    kept = [i for i, name in enumerate(picture.classes) if name in classes]
+def only(image: Image, classes: list[str]) -> Image:
+    """``image`` without the objects of other classes, which it counts as skipped."""
+    kept = [i for i, name in enumerate(image.classes) if name in classes]
     return replace(
-        picture,
-        boxes=picture.boxes[kept],
-        classes=[picture.classes[i] for i in kept],
-        skipped=picture.skipped + len(picture.classes) - len(kept),
+        image,
+        boxes=image.boxes[kept],
+        classes=[image.classes[i] for i in kept],
+        skipped=image.skipped + len(image.classes) - len(kept),
     )
 
 
@@ -226,9 +224,9 @@ def class_list(text: str) -> list[str]:
 
 
 def read_coco(sources: dict[str, tuple[Path, Path]]) -> tuple[Splits, list[str]]:
-    """Read COCO instances: ``sources`` has every split's annotation file and folder of pictures.
+    """Read COCO instances: ``sources`` has every split's annotation file and folder of images.
 
-    Returns the pictures and the class names in the order of the category ids. Raises InputError for a broken or
+    Returns the images and the class names in the order of the category ids. Raises InputError for a broken or
     incomplete file, and for splits whose categories contradict each other.
     """
     contents = {split: load_coco(annotation) for split, (annotation, _) in sources.items()}
@@ -262,8 +260,8 @@ def load_coco(path: Path) -> dict[str, list[dict]]:
     return content
 
 
-def read_coco_split(content: dict[str, list], categories: dict[int, str], path: Path, folder: Path) -> list[Picture]:
-    """The pictures of one COCO file, sorted by name."""
+def read_coco_split(content: dict[str, list], categories: dict[int, str], path: Path, folder: Path) -> list[Image]:
+    """The images of one COCO file, sorted by name."""
     things: dict[int, list[dict]] = {}
     for image in content["images"]:
         if image["id"] in things:
@@ -278,16 +276,16 @@ def read_coco_split(content: dict[str, list], categories: dict[int, str], path: 
             )
         things[thing["image_id"]].append(thing)
     images = sorted(content["images"], key=lambda image: image["file_name"])
-    return [coco_picture(image, things[image["id"]], categories, path, folder) for image in images]
+    return [coco_image(image, things[image["id"]], categories, path, folder) for image in images]
 
 
-def coco_picture(image: dict, things: list[dict], categories: dict[int, str], path: Path, folder: Path) -> Picture:
-    """One picture of a COCO file. Its boxes are x, y, width, height, from 0; a box around a crowd is no object."""
+def coco_image(image: dict, things: list[dict], categories: dict[int, str], path: Path, folder: Path) -> Image:
+    """One image of a COCO file. Its boxes are x, y, width, height, from 0; a box around a crowd is no object."""
     where = f"{path}: image {image['file_name']}"
     single = [thing for thing in things if not thing.get("iscrowd")]
     boxes = np.reshape([numbers(thing["bbox"], 4, f"{where}: bbox") for thing in single], (-1, 4))
     boxes[:, 2:] += boxes[:, :2]
-    return Picture(
+    return Image(
         source=folder / image["file_name"],
         annotation=path,
         boxes=boxes,
@@ -305,26 +303,26 @@ def stated_size(width: object, height: object, where: str | Path) -> tuple[float
     return None if width is None or height is None else tuple(numbers([width, height], 2, f"{where}: size"))
 
 
-def picture_size(picture: Picture) -> tuple[int, int]:
-    """Width and height of a picture file, upright as its EXIF data says; InputError if it is missing or broken."""
-    if not picture.source.is_file():
-        raise InputError(f"{picture.annotation}: names the picture {picture.source}, which is missing")
-    return read_image(picture.source).size  # decoded, so that a broken one fails now, not in training
+def image_size(image: Image) -> tuple[int, int]:
+    """Width and height of an image file, upright as its EXIF data says; InputError if it is missing or broken."""
+    if not image.source.is_file():
+        raise InputError(f"{image.annotation}: names the image {image.source}, which is missing")
+    return read_image(image.source).size  # decoded, so that a broken one fails now, not in training
 
 
-def label_text(picture: Picture, size: tuple[int, int], names: list[str]) -> tuple[str, int]:
-    """The YOLO label lines of a picture of ``size`` (width, height) in pixels, and how many boxes were clipped.
+def label_text(image: Image, size: tuple[int, int], names: list[str]) -> tuple[str, int]:
+    """The YOLO label lines of an image of ``size`` (width, height) in pixels, and how many boxes were clipped.
 
-    Boxes are clipped to the picture. One without area there, or too little for a label's six decimals, has no line.
+    Boxes are clipped to the image. One without area there, or too little for a label's six decimals, has no line.
     """
-    inside = np.clip(picture.boxes, 0, [*size, *size])
+    inside = np.clip(image.boxes, 0, [*size, *size])
     centres, sides = (inside[:, :2] + inside[:, 2:]) / 2, inside[:, 2:] - inside[:, :2]
     labels = np.round(np.concatenate([centres / size, sides / size], axis=1), 6)
     kept = (labels[:, 2:] > 0).all(axis=1)
-    clipped = (np.abs(inside - picture.boxes) > 1e-3).any(axis=1)  # less is the noise of floats
+    clipped = (np.abs(inside - image.boxes) > 1e-3).any(axis=1)  # less is the noise of floats
     lines = [
         f"{names.index(name)} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}\n"
-        for name, (cx, cy, w, h), keep in zip(picture.classes, labels, kept, strict=True)
+        for name, (cx, cy, w, h), keep in zip(image.classes, labels, kept, strict=True)
         if keep
     ]
     return "".join(lines), int((clipped & kept).sum())
@@ -338,56 +336,56 @@ def free_name(source: Path, taken: set[str]) -> str:
     return stem + source.suffix
 
 
-def convert_split(pictures: list[Picture], names: list[str], taken: set[str]) -> list[Converted]:
-    """Check and convert the pictures of one split; ``taken`` are the stems that have gone to other pictures."""
+def convert_split(images: list[Image], names: list[str], taken: set[str]) -> list[Converted]:
+    """Check and convert the images of one split; ``taken`` are the stems that have gone to other images."""
     with ThreadPoolExecutor() as pool:
-        sizes = list(tqdm(pool.map(picture_size, pictures), total=len(pictures), desc="checking pictures"))
+        sizes = list(tqdm(pool.map(image_size, images), total=len(images), desc="checking images"))
     converted = []
-    for picture, size in zip(pictures, sizes, strict=True):
-        label, clipped = label_text(picture, size, names)
+    for image, size in zip(images, sizes, strict=True):
+        label, clipped = label_text(image, size, names)
         boxes = label.count("\n")
         row = {
-            "pictures": 1,
+            "images": 1,
             "boxes": boxes,
             "clipped": clipped,
-            "dropped (no area)": len(picture.boxes) - boxes,
-            "skipped": picture.skipped,
+            "dropped (no area)": len(image.boxes) - boxes,
+            "skipped": image.skipped,
             "negatives": int(not boxes),
-            "size differs": int(picture.stated_size not in (None, size)),
+            "size differs": int(image.stated_size not in (None, size)),
         }
-        converted.append(Converted(picture.source, free_name(picture.source, taken), label, row))
+        converted.append(Converted(image.source, free_name(image.source, taken), label, row))
     return converted
 
 
-def write_pictures(pictures: list[Converted], output: Path) -> None:
-    """Copy pictures to ``output/images`` and write their labels to ``output/labels``: all, or none if one fails."""
+def write_images(images: list[Converted], output: Path) -> None:
+    """Copy images to ``output/images`` and write their labels to ``output/labels``: all, or none if one fails."""
     for folder in ("images", "labels"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".converter-", dir=output) as name:
         staging = Path(name)
         (staging / "images").mkdir()
         (staging / "labels").mkdir()
-        for picture in tqdm(pictures, desc="copying pictures"):
-            shutil.copy2(picture.source, staging / "images" / picture.name)
-            (staging / "labels" / picture.name).with_suffix(".txt").write_text(picture.label, encoding="utf-8")
+        for image in tqdm(images, desc="copying images"):
+            shutil.copy2(image.source, staging / "images" / image.name)
+            (staging / "labels" / image.name).with_suffix(".txt").write_text(image.label, encoding="utf-8")
         for path in sorted(staging.glob("*/*")):
             os.replace(path, output / path.relative_to(staging))
 
 
 def write_data_set(splits: Splits, names: list[str], output: Path) -> None:
-    """Check all of a data set, then write its pictures, labels and lists to ``output``, and print a summary.
+    """Check all of a data set, then write its images, labels and lists to ``output``, and print a summary.
 
     ``names`` are the classes in the order of their numbers. Files of the same names in ``output`` are replaced and
-    others stay. InputError for a split without pictures and a missing or broken picture: then all is as it was.
+    others stay. InputError for a split without images and a missing or broken image: then all is as it was.
     """
-    for split, pictures in splits.items():
-        if not pictures:
-            raise InputError(f"the {split} split has no pictures, but should have some")
+    for split, images in splits.items():
+        if not images:
+            raise InputError(f"the {split} split has no images, but should have some")
     taken: set[str] = set()
-    converted = {split: convert_split(pictures, names, taken) for split, pictures in splits.items()}
-    write_pictures(list(chain(*converted.values())), output)
-    for split, pictures in converted.items():
-        write_text(output / f"{split}.txt", "".join(f"images/{picture.name}\n" for picture in pictures))
+    converted = {split: convert_split(images, names, taken) for split, images in splits.items()}
+    write_images(list(chain(*converted.values())), output)
+    for split, images in converted.items():
+        write_text(output / f"{split}.txt", "".join(f"images/{image.name}\n" for image in images))
     print(summary(converted))
 
 
@@ -395,8 +393,8 @@ def summary(converted: dict[str, list[Converted]]) -> str:
     """A table with a row of counts a split."""
     columns = list(converted["train"][0].row)
     rows = [
-        [split, *(sum(picture.row[column] for picture in pictures) for column in columns)]
-        for split, pictures in converted.items()
+        [split, *(sum(image.row[column] for image in images) for column in columns)]
+        for split, images in converted.items()
     ]
     return AsciiTable([["split", *columns], *rows]).table
 
@@ -451,7 +449,7 @@ class ModesParser(ArgumentParser):
 
 def get_args_parser() -> ArgumentParser:
     """Build the command line."""
-    parser = ModesParser("Convert a data set to pictures, YOLO labels, train.txt and valid.txt.")
+    parser = ModesParser("Convert a data set to images, YOLO labels, train.txt and valid.txt.")
     modes = parser.add_subparsers(metavar="mode", required=True, parser_class=ArgumentParser)
 
     about = "Oxford hands, or synthetic ones in their layout: training and validation data become train.txt (default)"
@@ -477,7 +475,7 @@ def get_args_parser() -> ArgumentParser:
         coco.add_argument(
             f"--annotations_{split}", type=Path, required=True, help=f"instances JSON file for {split}.txt"
         )
-        coco.add_argument(f"--images_{split}", type=Path, required=True, help="folder of its pictures")
+        coco.add_argument(f"--images_{split}", type=Path, required=True, help="folder of its images")
     coco.add_argument("--output", type=Path, default=Path("data/coco"), help="folder to write to")
     coco.set_defaults(convert=convert_coco)
     return parser

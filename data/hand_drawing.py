@@ -169,7 +169,7 @@ def hand_solid(pose: Pose, skin: Array, rng: Rng) -> Solid:
 def arm_solid(away: Array, bend_angle: float, skin: Array, rng: Rng) -> Solid:
     """Forearm and upper arm from the wrist at the origin on, bare or in a sleeve; ``away`` points away from the palm.
 
-    The arm keeps closer to the plane of the picture than the hand, or it would hide everything.
+    The arm keeps closer to the plane of the image than the hand, or it would hide everything.
     """
     flat = away * [1, 1, 0.4]
     forearm = rotation(0, 0, bend_angle) @ flat / np.linalg.norm(flat)

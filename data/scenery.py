@@ -1,4 +1,4 @@
-"""What else is in a picture of hands: things that could be taken for hands, and backgrounds."""
+"""What else is in an image of hands: things that could be taken for hands, and backgrounds."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from data.solids import Array, Cone, Rng, Solid, any_colour, blurred, chain, rot
 
 
 def any_turn(rng: Rng) -> Array:
-    """A rotation in the plane of the picture."""
+    """A rotation in the plane of the image."""
     return rotation(0, 0, rng.uniform(0, 2 * np.pi))
 
 
@@ -167,8 +167,8 @@ def background(rng: Rng, side: int) -> Array:
     angle = rng.normal(0, 0.4) + rng.choice([0, np.pi / 2])
     y, x = np.mgrid[-0.5 : 0.5 : side * 1j, -0.5 : 0.5 : side * 1j].astype(np.float32)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    picture = rng.choice(BACKGROUNDS)(rng, u, v)
+    image = rng.choice(BACKGROUNDS)(rng, u, v)
     if rng.random() < 0.5:
         beyond = v > rng.uniform(-0.3, 0.3)
-        picture = np.where(beyond[..., None], rng.choice(BACKGROUNDS)(rng, u, v), picture)
-    return blurred(picture.astype(np.float32), side * rng.uniform(0, 0.012))
+        image = np.where(beyond[..., None], rng.choice(BACKGROUNDS)(rng, u, v), image)
+    return blurred(image.astype(np.float32), side * rng.uniform(0, 0.012))

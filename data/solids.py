@@ -104,7 +104,7 @@ def any_colour(rng: Rng, saturation: float = 0.5) -> Array:
     return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0, saturation), rng.uniform(0.12, 0.98)))
 
 
-# Pictures of solids.
+# Images of solids.
 
 Window = tuple[slice, slice]  # rows, columns
 

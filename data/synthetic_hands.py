@@ -2,11 +2,11 @@
 
 The repository's own data set: it needs no download and no licence, and ``data/converter.py`` runs on it for real. A
 hand is a skeleton in three dimensions, posed and clothed in tapered capsules (``data/hand_drawing.py``), amid other
-things (``data/scenery.py``); the picture is what a light (``data/solids.py``), a lens and a sensor make of it::
+things (``data/scenery.py``); the image is what a light (``data/solids.py``), a lens and a sensor make of it::
 
     python data/synthetic_hands.py --output data --train 400 --valid 40 --test 100
 
-Picture ``k`` of a split depends on the seed, the split and ``k`` alone, so a larger set begins with the smaller one.
+Image ``k`` of a split depends on the seed, the split and ``k`` alone, so a larger set begins with the smaller one.
 """
 
 import argparse
@@ -41,8 +41,8 @@ from utils.errors import InputError
 from utils.files import atomic_writer
 
 SPLITS = {"training": "train", "validation": "valid", "test": "test"}  # Oxford's folder names: our options
-SUPERSAMPLING = 2  # a picture is drawn this many times larger, which smooths every edge
-LEAST_VISIBLE = 0.65  # share of a hand that must stay visible and inside the picture
+SUPERSAMPLING = 2  # an image is drawn this many times larger, which smooths every edge
+LEAST_VISIBLE = 0.65  # share of a hand that must stay visible and inside the image
 MAT_HEADER = b"MATLAB 5.0 MAT-file, drawn by data/synthetic_hands.py".ljust(116)  # savemat's own has the time in it
 
 
@@ -59,7 +59,7 @@ class PlacedHand(NamedTuple):
 
 @dataclass
 class Stage:
-    """The picture so far, and the hands in it."""
+    """The image so far, and the hands in it."""
 
     canvas: Array  # (S, S, 3)
     light: Light
@@ -96,7 +96,7 @@ class Stage:
 
 
 def put_hand(stage: Stage, rng: Rng, crowd: int) -> None:
-    """Put one hand where twelve tries find room; its longer side is 20 to 60 % of the picture's, less in a crowd."""
+    """Put one hand where twelve tries find room; its longer side is 20 to 60 % of the image's, less in a crowd."""
     side = len(stage.canvas)
     for _ in range(12):
         solid, box = random_hand(rng)
@@ -109,7 +109,7 @@ def put_hand(stage: Stage, rng: Rng, crowd: int) -> None:
 
 
 def put_things(stage: Stage, rng: Rng, kinds: tuple[Callable, ...], count: int, size: float) -> None:
-    """Put up to ``count`` things somewhere, a palm length of them at most ``size`` of the picture's side."""
+    """Put up to ``count`` things somewhere, a palm length of them at most ``size`` of the image's side."""
     side = len(stage.canvas)
     for _ in range(count):
         stage.put(rng.choice(kinds)(rng), side * rng.uniform(0.4, 1) * size, side * rng.uniform(0, 1, 2))
@@ -131,14 +131,14 @@ def draw_scene(rng: Rng, side: int) -> Stage:
 def develop(canvas: Array, rng: Rng) -> Image.Image:
     """What lens and sensor make of a canvas: exposure, colour cast, vignette, blur, noise."""
     side = len(canvas) // SUPERSAMPLING
-    picture = canvas.reshape(side, SUPERSAMPLING, side, SUPERSAMPLING, 3).mean((1, 3))
+    image = canvas.reshape(side, SUPERSAMPLING, side, SUPERSAMPLING, 3).mean((1, 3))
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32)
     falloff = 1 + rng.normal(0, 0.15) * x + rng.normal(0, 0.15) * y - rng.uniform(0, 0.15) * (x**2 + y**2)
     cast = rng.normal(1, 0.05, 3) * rng.uniform(0.8, 1.35)
-    picture = np.clip(picture * falloff[..., None] * cast, 0, 1) ** rng.uniform(0.8, 1.25)
-    picture = blurred(picture, 1 + rng.choice([0, 0, 0, 0, 1, 2]) * side / 256)
-    picture += rng.normal(0, rng.uniform(0.002, 0.025), picture.shape)
-    return Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
+    image = np.clip(image * falloff[..., None] * cast, 0, 1) ** rng.uniform(0.8, 1.25)
+    image = blurred(image, 1 + rng.choice([0, 0, 0, 0, 1, 2]) * side / 256)
+    image += rng.normal(0, rng.uniform(0.002, 0.025), image.shape)
+    return Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8))
 
 
 # Files.
@@ -150,7 +150,7 @@ def folder_of(dataset: Path, split: str) -> Path:
 
 
 def write_annotation(path: Path, boxes: Array) -> None:
-    """Write ``boxes``, (N, 4, 2) corners (x, y) in pixels from the picture's corner, as Oxford's ``.mat`` files do.
+    """Write ``boxes``, (N, 4, 2) corners (x, y) in pixels from the image's corner, as Oxford's ``.mat`` files do.
 
     There ``boxes`` is a 1xN cell array of structs a, b, c, d: 1x2 doubles (row, column), the first pixel's centre
     being at (1, 1).
@@ -170,8 +170,8 @@ def read_annotation(path: Path) -> Array:
     return np.array(boxes).reshape(-1, 4, 2) - 0.5
 
 
-def draw_picture(task: tuple[str, int], dataset: Path, size: int, seed: int) -> int:
-    """Draw and write picture ``task`` (split, number) of ``size`` x ``size`` pixels; returns its number of hands."""
+def draw_image(task: tuple[str, int], dataset: Path, size: int, seed: int) -> int:
+    """Draw and write image ``task`` (split, number) of ``size`` x ``size`` pixels; returns its number of hands."""
     split, k = task
     rng = np.random.default_rng([seed, list(SPLITS).index(split), k])
     stage = draw_scene(rng, size * SUPERSAMPLING)
@@ -184,7 +184,7 @@ def draw_picture(task: tuple[str, int], dataset: Path, size: int, seed: int) -> 
 
 
 def draw_dataset(dataset: Path, counts: dict[str, int], size: int, seed: int, n_cpu: int) -> int:
-    """Draw ``counts`` pictures of each split into the new folder ``dataset``; returns the number of hands.
+    """Draw ``counts`` images of each split into the new folder ``dataset``; returns the number of hands.
 
     The files do not depend on ``n_cpu``, the number of processes.
     """
@@ -192,8 +192,8 @@ def draw_dataset(dataset: Path, counts: dict[str, int], size: int, seed: int, n_
         for kind in ("images", "annotations"):
             (folder_of(dataset, split) / kind).mkdir(parents=True)
     tasks = [(split, k) for split, count in counts.items() for k in range(count)]
-    draw = partial(draw_picture, dataset=dataset, size=size, seed=seed)
-    progress = partial(tqdm, total=len(tasks), desc="drawing hands", unit="picture")
+    draw = partial(draw_image, dataset=dataset, size=size, seed=seed)
+    progress = partial(tqdm, total=len(tasks), desc="drawing hands", unit="image")
     if n_cpu == 1:
         return sum(progress(map(draw, tasks)))
     # Ctrl-C is for this process alone, which then ends the others.
@@ -216,18 +216,18 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def contact_sheet(dataset: Path, columns: int = 6, rows: int = 4) -> Image.Image:
-    """The first pictures of a data set in a grid, read from their files, with the boxes as annotated and upright."""
+    """The first images of a data set in a grid, read from their files, with the boxes as annotated and upright."""
     paths = sorted(dataset.glob("*/*/images/*.jpg"), key=lambda path: ("training" not in path.stem, path.stem))
     paths = paths[: columns * rows]
     side = Image.open(paths[0]).width
     sheet = Image.new("RGB", (columns * side, -(-len(paths) // columns) * side), "white")
     for k, path in enumerate(paths):
-        picture = Image.open(path)
-        draw = ImageDraw.Draw(picture)
+        image = Image.open(path)
+        draw = ImageDraw.Draw(image)
         for corners in read_annotation(path.parents[1] / "annotations" / f"{path.stem}.mat"):
             draw.rectangle([*corners.min(0), *corners.max(0)], outline="white")
             draw.polygon([tuple(corner) for corner in corners], outline="lime", width=2)
-        sheet.paste(picture, (k % columns * side, k // columns * side))
+        sheet.paste(image, (k % columns * side, k // columns * side))
     return sheet
 
 
@@ -238,16 +238,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = ArgumentParser("Draw a synthetic hand data set in the layout of the Oxford hand data set.")
     parser.add_argument("--output", type=Path, default=Path("data"), help="folder in which to make hand_dataset/")
-    parser.add_argument("--train", type=number(int, 0), default=400, help="number of training pictures")
-    parser.add_argument("--valid", type=number(int, 0), default=40, help="number of validation pictures")
-    parser.add_argument("--test", type=number(int, 0), default=100, help="number of test pictures")
-    parser.add_argument("--size", type=number(int, 64, 2048), default=256, help="side of a picture, pixels")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="another seed draws other pictures")
+    parser.add_argument("--train", type=number(int, 0), default=400, help="number of training images")
+    parser.add_argument("--valid", type=number(int, 0), default=40, help="number of validation images")
+    parser.add_argument("--test", type=number(int, 0), default=100, help="number of test images")
+    parser.add_argument("--size", type=number(int, 64, 2048), default=256, help="side of an image, pixels")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="another seed draws other images")
     parser.add_argument("--n_cpu", type=number(int, 1), default=os.cpu_count(), help="number of processes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing hand_dataset/")
-    parser.add_argument(
-        "--contact_sheet", type=Path, metavar="FILE.png", help="show the first pictures and their boxes"
-    )
+    parser.add_argument("--contact_sheet", type=Path, metavar="FILE.png", help="show the first images and their boxes")
     return parser
 
 
@@ -261,11 +259,11 @@ def main(args: argparse.Namespace) -> None:
         raise InputError("nothing to draw: one of --train, --valid and --test must be greater than 0")
     with replaced_folder(dataset) as folder:
         hands = draw_dataset(folder, counts, args.size, args.seed, args.n_cpu)
-    print(f"{dataset}: {sum(counts.values())} pictures with {hands} hands")
+    print(f"{dataset}: {sum(counts.values())} images with {hands} hands")
     if args.contact_sheet:
         with atomic_writer(args.contact_sheet) as file:
             contact_sheet(dataset).save(file, format="PNG")
-        print(f"{args.contact_sheet}: the first pictures and their boxes")
+        print(f"{args.contact_sheet}: the first images and their boxes")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Draws the study: pictures and Markdown tables out of the CSV that studies/study.py writes.
+"""Draws the study: images and Markdown tables out of the CSV that studies/study.py writes.
 
 - {data}_size.png: mAP against parameters and MACs, each way to train sparse a line, with its spread over seeds;
 - {data}_ratio.png: the ratio at which mAP has fallen by 0.01;
 - results.md: the rows from baseline to fine-tuned; of each way to train sparse mAP at equal parameters and that ratio;
-- {data}_detections.jpg, with --run: pictures before and after.
+- {data}_detections.jpg, with --run: images before and after.
 """
 
 import argparse
@@ -45,7 +45,7 @@ STAGES = {
 }
 TICKS = (100, 50, 30, 20, 10, 5, 3, 2, 1)  # per cent
 CONFIDENCE = 0.25  # of the boxes that are drawn
-SIDE = 320  # pixels of a drawn picture's longer side
+SIDE = 320  # pixels of a drawn image's longer side
 
 Row = dict[str, str]
 Curve = dict[str, np.ndarray]  # of one sweep, by rising ratio: percent, mAP, parameters, macs
@@ -58,7 +58,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("docs/study"), help="folder to write to")
     parser.add_argument("--run", help="id of a finetuned or distilled run of the CSV whose detections are drawn")
     add_data_option(parser)
-    parser.add_argument("--pictures", type=number(int, 1), default=4, help="how many of them")
+    parser.add_argument("--images", type=number(int, 1), default=4, help="how many of them")
     return parser
 
 
@@ -80,8 +80,8 @@ def main(args: argparse.Namespace) -> None:
     write_text(args.output / "results.md", "\n".join(text))
     print("\n".join(text))
     if args.run:
-        draw_run(rows, args.run, data_sets(args.data), args.pictures, args.output)
-    print(f"{args.output}: pictures and results.md")
+        draw_run(rows, args.run, data_sets(args.data), args.images, args.output)
+    print(f"{args.output}: images and results.md")
 
 
 def curves(rows: Sequence[Row]) -> dict[str, list[Curve]]:
@@ -144,7 +144,7 @@ def stage_table(rows: Sequence[Row]) -> str:
         if row["stage"] in STAGES:
             way = label_of(row) if row.get("sparsity") else ""
             groups[way, row.get("percent", ""), row["stage"]].append(row)
-    used = {"", *(way for way, percent, _ in groups if percent)}
+    used = {"", *(way for way, ratio, _ in groups if ratio)}
     stages, ways = list(STAGES), list(dict.fromkeys(["", *(way for way, _, _ in groups)]))
     keys = [key for key in groups if key[0] in used]
     keys.sort(key=lambda key: (ways.index(key[0]), key[1], stages.index(key[2])))
@@ -237,7 +237,7 @@ def ratio_figure(data: str, sweeps: dict[str, list[Curve]]) -> Figure:
 
 
 def draw_run(rows: Sequence[Row], run_id: str, known: Sequence[DataSet], count: int, output: Path) -> None:
-    """Draw what the baseline and a fine-tuned run find on the same validation pictures, side by side."""
+    """Draw what the baseline and a fine-tuned run find on the same validation images, side by side."""
     row = next((row for row in rows if row["id"] == run_id), None)
     if row is None or row["stage"] not in ("finetuned", "distilled"):
         raise InputError(f"--run {run_id}: the CSV has no finetuned or distilled run of this id")
@@ -249,8 +249,8 @@ def draw_run(rows: Sequence[Row], run_id: str, known: Sequence[DataSet], count: 
         detector(data, pruned_cfg_of(run_id.rpartition("/")[0]), weights_of(run_id)),
     ]
     paths = config.images("valid")
-    pictures = [read_image(path) for path in paths[:: max(1, len(paths) // count)][:count]]
-    save_picture(side_by_side(pictures, sides, config.names), output / f"{data.name}_detections.jpg")
+    paths = [read_image(path) for path in paths[:: max(1, len(paths) // count)][:count]]
+    save_image(side_by_side(paths, sides, config.names), output / f"{data.name}_detections.jpg")
 
 
 def detector(data: DataSet, model_def: str, weights: str) -> Detector:
@@ -260,14 +260,14 @@ def detector(data: DataSet, model_def: str, weights: str) -> Detector:
     return Detector(model.to(pick_device()).eval(), data.img_size, *thresholds)
 
 
-def side_by_side(pictures: Sequence[Image.Image], sides: Sequence[Detector], names: Sequence[str]) -> Image.Image:
-    """A row of pictures for each detector, with what it finds; pictures are scaled to one height."""
+def side_by_side(paths: Sequence[Image.Image], sides: Sequence[Detector], names: Sequence[str]) -> Image.Image:
+    """A row of images for each detector, with what it finds; images are scaled to one height."""
     drawn = []
     for side in sides:
-        found = side([to_square(picture, side.img_size) for picture in pictures], pictures)
-        drawn.append([draw_detections(*pair, names) for pair in zip(pictures, found, strict=True)])
-    widths = [round(picture.width * SIDE / max(picture.size)) for picture in pictures]
-    heights = [round(picture.height * SIDE / max(picture.size)) for picture in pictures]
+        found = side([to_square(path, side.img_size) for path in paths], paths)
+        drawn.append([draw_detections(*pair, names) for pair in zip(paths, found, strict=True)])
+    widths = [round(path.width * SIDE / max(path.size)) for path in paths]
+    heights = [round(path.height * SIDE / max(path.size)) for path in paths]
     sheet = Image.new("RGB", (sum(widths), len(sides) * max(heights)), "white")
     for line, images in enumerate(drawn):
         for k, image in enumerate(images):
@@ -275,10 +275,10 @@ def side_by_side(pictures: Sequence[Image.Image], sides: Sequence[Detector], nam
     return sheet
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture as JPEG, atomically."""
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image as JPEG, atomically."""
     with atomic_writer(path) as file:
-        picture.save(file, format="JPEG", quality=90)
+        image.save(file, format="JPEG", quality=90)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shows that pruning lost nothing: the detections of two networks on real pictures, compared box by box.
+"""Shows that pruning lost nothing: the detections of two networks on real images, compared box by box.
 
 Where the gammas that died were exactly 0, the pruned network must find the same boxes as the sparse one.
 """
@@ -63,13 +63,13 @@ def main(args: argparse.Namespace) -> None:
     rows.append([f"detections of score >= {args.conf_thres:g}", *(sum(map(len, side)) for side in found.values())])
     rows.append(["mAP@0.5", *(f"{value:.7f}" for value in maps.values())])
     print(AsciiTable(rows).table)
-    print(f"pictures with the same number of detections: {same} of {len(pairs)}")
+    print(f"images with the same number of detections: {same} of {len(pairs)}")
     print(f"largest difference of a box: {max(boxes):.2g} pixels; of a score: {max(scores):.2g}")
 
 
 @torch.inference_mode()
 def detect(model: Darknet, batches: DataLoader, conf_thres: float, nms_thres: float, name: str) -> list[Tensor]:
-    """Detections (D, 6) of each picture, in pixels of the square."""
+    """Detections (D, 6) of each image, in pixels of the square."""
     device = device_of(model)
     found = []
     for images, _ in tqdm(batches, name, leave=False, unit="batch"):
@@ -80,7 +80,7 @@ def detect(model: Darknet, batches: DataLoader, conf_thres: float, nms_thres: fl
 
 
 def mean_ap(found: list[Tensor], batches: DataLoader, names: list[str]) -> float:
-    """mAP@0.5 of the detections of each picture."""
+    """mAP@0.5 of the detections of each image."""
     metrics, remaining = DetectionMetrics(names), iter(found)
     for images, targets in batches:
         for image in range(len(images)):
@@ -89,7 +89,7 @@ def mean_ap(found: list[Tensor], batches: DataLoader, names: list[str]) -> float
 
 
 def differences(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """How far the detections (D, 6) of one picture are from their nearest in the other: in pixels, and in score."""
+    """How far the detections (D, 6) of one image are from their nearest in the other: in pixels, and in score."""
     if not len(first) or not len(second):
         nothing = 0.0 if len(first) == len(second) else float("inf")
         return nothing, nothing

@@ -41,10 +41,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options of plain_recipe.py; those of train.py that have a meaning here."""
     parser = ArgumentParser(__doc__.split("\n\n")[0])
     parser.add_argument("--epochs", type=number(int, 1), default=100, help="number of epochs")
-    parser.add_argument("--batch_size", type=number(int, 1), default=16, help="pictures a step")
+    parser.add_argument("--batch_size", type=number(int, 1), default=16, help="images a step")
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read pictures")
+    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the cfg's if not given")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
@@ -57,7 +57,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def flip(load, index: int, count: int, size: int, epoch: int, random: np.random.Generator):
-    """A letterboxed picture, every second one mirrored; called as :class:`utils.data.augmentations.Augmentation` is."""
+    """A letterboxed image, every second one mirrored; called as :class:`utils.data.augmentations.Augmentation` is."""
     image, boxes = letterbox(load(index), size)
     if random.random() < 0.5:
         image = image[:, ::-1].copy()
@@ -65,9 +65,9 @@ def flip(load, index: int, count: int, size: int, epoch: int, random: np.random.
     return image, boxes
 
 
-def plain_loss(yolo_layers: list[Yolo], heads: list[Tensor], targets: Tensor, img_size: int) -> Tensor:
+def plain_loss(heads: list[Yolo], raw: list[Tensor], targets: Tensor, img_size: int) -> Tensor:
     """The sum of the heads' losses; see :func:`head_loss`."""
-    return sum(head_loss(yolo, raw, targets, img_size) for yolo, raw in zip(yolo_layers, heads, strict=True))
+    return sum(head_loss(head, output, targets, img_size) for head, output in zip(heads, raw, strict=True))
 
 
 def head_loss(yolo: Yolo, raw: Tensor, targets: Tensor, img_size: int) -> Tensor:
@@ -77,7 +77,7 @@ def head_loss(yolo: Yolo, raw: Tensor, targets: Tensor, img_size: int) -> Tensor
         yolo: the head.
         raw: (B, A, H, W, 5 + C).
         targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
-        img_size: the side of the pictures in pixels.
+        img_size: the side of the images in pixels.
     """
     grid = targets.new_tensor([raw.shape[3], raw.shape[2]])
     position = targets[:, 2:4] * grid
@@ -161,8 +161,8 @@ def train_epoch(
     for images, targets in tqdm(batches, f"epoch {epoch + 1}", leave=False, unit="batch"):
         images, targets = to_device(images, device), targets.to(device)
         with autocast(device, precision):
-            heads = [raw.float() for raw in model(images)]
-        loss = plain_loss(model.yolo_layers, heads, targets, images.shape[-1])
+            raw = [output.float() for output in model(images)]
+        loss = plain_loss(model.heads, raw, targets, images.shape[-1])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -24,7 +24,7 @@ class DataSet:
         baseline, sparse, tune: epochs of the three stages.
         s: strength of the penalty that suits the steps of ``sparse`` epochs.
         seconds: about what an epoch of the full network takes on two cores, for the estimates.
-        batch_size: pictures a step.
+        batch_size: images a step.
         checkpoint_interval, evaluation_interval: epochs.
     """
 
@@ -60,7 +60,7 @@ class Experiment:
         sparsity: the names of ways to train sparse.
         strategies: which channels may die.
         seeds: one run of everything for each.
-        percent: the ratio to prune at, and the target of the schedules that have one.
+        ratio: the ratio to prune at, and the target of the schedules that have one.
         stages: which of plain, baseline, continued, sparse, sweep, pruned, finetuned, distilled.
     """
 
@@ -68,7 +68,7 @@ class Experiment:
     sparsity: tuple[str, ...]
     strategies: tuple[str, ...] = ("normal",)
     seeds: tuple[int, ...] = (0,)
-    percent: float = 0.7
+    ratio: float = 0.7
     stages: tuple[str, ...] = ("baseline", "sparse", "sweep")
 
 
@@ -92,18 +92,18 @@ CONTROLS = ("baseline", "continued", "sparse", "pruned", "distilled")
 PLAN: dict[str, tuple[Experiment, ...]] = {
     # One seed finds the finalists: every way to train sparse, and over the strategies those that aim at a ratio.
     "methods": (
-        Experiment("hands", ("target", "constant", "subgradient", "global", "local"), percent=0.8),
-        Experiment("hands", ("target",), ("shortcut", "slim"), percent=0.8),
-        Experiment("hands", ("local",), ("slim",), percent=0.8, stages=ROWS[1:]),
+        Experiment("hands", ("target", "constant", "subgradient", "global", "local"), ratio=0.8),
+        Experiment("hands", ("target",), ("shortcut", "slim"), ratio=0.8),
+        Experiment("hands", ("local",), ("slim",), ratio=0.8, stages=ROWS[1:]),
     ),
     # Three seeds for the finalists: the rows of the README, and the comparison with the plain recipe.
     "hands": (
-        Experiment("hands", ("target", "local", "constant"), seeds=(0, 1, 2), percent=0.8, stages=ROWS),
-        Experiment("hands", ("target",), percent=0.8, stages=CONTROLS),
+        Experiment("hands", ("target", "local", "constant"), seeds=(0, 1, 2), ratio=0.8, stages=ROWS),
+        Experiment("hands", ("target",), ratio=0.8, stages=CONTROLS),
     ),
     "bccd": (
-        Experiment("bccd", ("target", "local"), seeds=(0, 1, 2), percent=0.8, stages=ROWS),
-        Experiment("bccd", ("target",), percent=0.8, stages=CONTROLS),
+        Experiment("bccd", ("target", "local"), seeds=(0, 1, 2), ratio=0.8, stages=ROWS),
+        Experiment("bccd", ("target",), ratio=0.8, stages=CONTROLS),
     ),
     # Where distillation should pay: so much cut that the pruned network needs to learn again.
     "high": (
@@ -204,7 +204,7 @@ def jobs(experiments: Sequence[Experiment], known: Sequence[DataSet] = DATA_SETS
             made = [*_whole(data, seed)]
             for name in experiment.sparsity:
                 for strategy in experiment.strategies:
-                    made += _sparse(data, seed, sparsities[name], strategy, experiment.percent)
+                    made += _sparse(data, seed, sparsities[name], strategy, experiment.ratio)
             found |= {job.id: job for job in made if job.stage in experiment.stages}
     return list(found.values())
 
@@ -240,14 +240,14 @@ def _whole(data: DataSet, seed: int) -> Iterator[Job]:
     yield Job(job_id, "continued", data, "train.py", options, data.model_def, settings, (baseline,), data.sparse)
 
 
-def _sparse(data: DataSet, seed: int, sparsity: Sparsity, strategy: str, percent: float) -> Iterator[Job]:
+def _sparse(data: DataSet, seed: int, sparsity: Sparsity, strategy: str, ratio: float) -> Iterator[Job]:
     """The runs from one sparse training on."""
     baseline = f"{data.name}/baseline/seed{seed}"
     aimed = sparsity.schedule in ("local", "target")
-    ratio = f"{percent:g}"
+    ratio = f"{ratio:g}"
     sparse = f"{data.name}/{sparsity.name}{ratio if aimed else ''}-{strategy}/seed{seed}"
     settings = {"seed": seed, "strategy": strategy, **asdict(sparsity), "s": data.s}
-    settings |= {"sparsity": settings.pop("name"), "target_percent": percent if aimed else ""}
+    settings |= {"sparsity": settings.pop("name"), "target_percent": ratio if aimed else ""}
     if sparsity.schedule == "target":  # which finds it
         settings["s"] = ""
     options = _training(data, seed, data.model_def, data.sparse, "-pre", weights_of(baseline))
@@ -261,7 +261,7 @@ def _sparse(data: DataSet, seed: int, sparsity: Sparsity, strategy: str, percent
 
     pruned = f"{sparse}/pruned{ratio}"
     small = pruned_cfg_of(pruned)
-    settings = settings | {"percent": percent}
+    settings = settings | {"percent": ratio}
     options += ("--percent", ratio, "--force")
     yield Job(pruned, "pruned", data, "test_prune.py", options, small, settings, (sparse,))
 

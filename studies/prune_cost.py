@@ -26,7 +26,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options of prune_cost.py."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
-    parser.add_argument("--img_size", type=number(int, 32), default=416, help="side in pixels of the proof's pictures")
+    parser.add_argument("--img_size", type=number(int, 32), default=416, help="side in pixels of the proof's images")
     parser.add_argument("--percent", type=number(float, 0, 0.95), default=0.65, help="share of the channels to cut")
     return parser
 

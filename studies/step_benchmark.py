@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from models import Darknet
 from utils.darknet import layers
+from utils.darknet.spec import NetworkSpec
 from utils.data.images import to_device
-from utils.detection.complexity import Timing, time_in_turns
-from utils.pruning.prune_in_training import Survivors
-from utils.training.trainer import Batch, Training
+from utils.pruning.prune_in_training import KeptChannels
+from utils.timing import Timing, time_in_turns
+from utils.training.trainer import Batch, Trainer
 
 WARM_UP = 1  # rounds that are not counted
 LEARNING_RATE = 1e-4
-BOXES = 3  # a picture
+BOXES = 3  # an image
 
 
 class BareStack(nn.Module):
@@ -24,12 +25,12 @@ class BareStack(nn.Module):
     reads random numbers, and the gradient of its input is computed all the same.
     """
 
-    def __init__(self, network: layers.Network):
+    def __init__(self, spec: NetworkSpec):
         super().__init__()
-        shapes = {layers.IMAGE: (3, network.height, network.width)}
-        shapes |= {layer.index: (layer.channels, layer.height, layer.width) for layer in network.layers}
-        self.inputs = [shapes[layer.sources[0]] for layer in network.convolutions]
-        self.stages = nn.ModuleList(_stage(layer) for layer in network.convolutions)
+        shapes = {layers.IMAGE: (3, spec.height, spec.width)}
+        shapes |= {layer.index: (layer.channels, layer.height, layer.width) for layer in spec.layers}
+        self.inputs = [shapes[layer.sources[0]] for layer in spec.convolutions]
+        self.stages = nn.ModuleList(_stage(layer) for layer in spec.convolutions)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) to a scalar, the sum of everything that no layer reads."""
@@ -54,21 +55,21 @@ def _stage(layer: layers.Convolution) -> nn.Sequential:
 
 
 def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.device, rounds: int) -> list[Timing]:
-    """Times of our sparse training step and of the bare stack, in turns, on random pictures with a few boxes each.
+    """Times of our sparse training step and of the bare stack, in turns, on random images with a few boxes each.
 
     Both in channels_last, as train.py trains.
 
     Args:
-        blocks: the network's cfg; the size of the pictures is its own.
-        batch_size: pictures a step.
+        blocks: the network's cfg; the size of the images is its own.
+        batch_size: images a step.
         device: where to compute.
         rounds: how many steps of each to time.
     """
     model = Darknet(blocks)
-    size, classes = model.network.height, model.network.heads[0].classes
-    bare = BareStack(model.network).to(device, memory_format=torch.channels_last)
+    size, classes = model.spec.height, model.spec.heads[0].classes
+    bare = BareStack(model.spec).to(device, memory_format=torch.channels_last)
     model.to(device).train()
-    training = Training(step_options(batch_size, size), model, Survivors(model.network), device, steps_per_epoch=1)
+    training = Trainer(step_options(batch_size, size), model, KeptChannels(model.spec), device, steps_per_epoch=1)
     batch = random_batch(batch_size, size, classes)
     images = to_device(batch[0], device, channels_last=True)
 
@@ -76,7 +77,7 @@ def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.devi
         bare.zero_grad()
         bare(images).backward()
 
-    return time_in_turns([lambda: training.step_on([batch], LEARNING_RATE), bare_step], device, rounds, WARM_UP)
+    return time_in_turns([lambda: training.train_step([batch], LEARNING_RATE), bare_step], device, rounds, WARM_UP)
 
 
 def step_options(batch_size: int, img_size: int) -> argparse.Namespace:
@@ -102,7 +103,7 @@ def step_options(batch_size: int, img_size: int) -> argparse.Namespace:
 
 
 def random_batch(count: int, size: int, classes: int) -> Batch:
-    """Random pictures (B, 3, S, S) uint8 with BOXES boxes each, targets (N, 6)."""
+    """Random images (B, 3, S, S) uint8 with BOXES boxes each, targets (N, 6)."""
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=random)
     number = torch.arange(count).repeat_interleave(BOXES)[:, None].float()

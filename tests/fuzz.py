@@ -36,7 +36,7 @@ from config.create_cfg import create_cfg
 from models import Darknet
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
-from utils.darknet.parse import resolve
+from utils.darknet.spec import parse_network
 from utils.data.check import READER, read_memory
 from utils.data.datasets import read_data_config, read_image_list
 from utils.data.images import read_image
@@ -132,10 +132,10 @@ def case(random: np.random.Generator, seeds: Sequence[bytes]) -> bytes:
 def read_network(path: Path) -> str:
     """cfg parser, resolver, and the network if it is small."""
     blocks = read_cfg(path)
-    network = resolve(blocks)
+    spec = parse_network(blocks)
     again = parse_cfg(format_cfg(blocks))
     assert again == blocks, "the cfg does not survive writing and reading"
-    size = sum(layer.parameters for layer in network.convolutions)
+    size = sum(layer.parameters for layer in spec.convolutions)
     if size > BUILT:
         return "resolved"
     Darknet(blocks)
@@ -152,13 +152,13 @@ def read_data(path: Path) -> str:
 
 
 def read_list(path: Path) -> str:
-    """The list of pictures."""
+    """The list of images."""
     read_image_list(path)
     return "read"
 
 
 def read_boxes(path: Path) -> str:
-    """Label reader: what it gives lies in the picture."""
+    """Label reader: what it gives lies in the image."""
     boxes, _ = read_labels(path, classes=3)
     assert boxes.dtype == np.float32
     assert boxes.shape[1:] == (5,)
@@ -168,7 +168,7 @@ def read_boxes(path: Path) -> str:
     return "read" if len(boxes) else "empty"
 
 
-def read_picture(path: Path) -> str:
+def read_image_file(path: Path) -> str:
     """Image loader."""
     image = read_image(path)
     assert image.mode == "RGB"
@@ -195,7 +195,7 @@ def read_pth(path: Path) -> str:
 
 
 def read_check(path: Path) -> str:
-    """What an earlier check of the pictures remembered, which is never an error."""
+    """What an earlier check of the images remembered, which is never an error."""
     return "read" if read_memory(path) else "empty"
 
 
@@ -220,7 +220,7 @@ def data_seeds() -> list[bytes]:
 
 
 def list_seeds() -> list[bytes]:
-    """Lists of the pictures that are there, and of others."""
+    """Lists of the images that are there, and of others."""
     return [b"images/a.png\nimages/b.jpg\n", b"images/a.png\r\n\r\n/nowhere/c.png\n../images/a.png\n"]
 
 
@@ -233,10 +233,10 @@ def label_seeds() -> list[bytes]:
     ]
 
 
-def picture_seeds() -> list[bytes]:
-    """Pictures of every mode and format that data sets have."""
+def image_seeds() -> list[bytes]:
+    """Images of every mode and format that data sets have."""
     random = np.random.default_rng(0)
-    picture = Image.fromarray(random.integers(0, 255, (24, 32, 3), dtype=np.uint8))
+    image = Image.fromarray(random.integers(0, 255, (24, 32, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
     modes = {
@@ -251,20 +251,20 @@ def picture_seeds() -> list[bytes]:
     seeds = []
     for kind, names in modes.items():
         for mode in names:
-            grey = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
-            changed = grey if mode == "I;16" else picture.convert(mode)
+            grey = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+            changed = grey if mode == "I;16" else image.convert(mode)
             seeds.append(_saved(changed, kind))
             if kind in ("JPEG", "PNG", "WEBP", "TIFF") and mode == "RGB":
                 seeds.append(_saved(changed, kind, exif=exif))
-    seeds.append(_saved(picture, "JPEG", progressive=True))
-    seeds.append(_saved(picture, "GIF", save_all=True, append_images=[picture.rotate(90)]))
-    seeds.append(_saved(picture, "TIFF", compression="tiff_lzw"))
+    seeds.append(_saved(image, "JPEG", progressive=True))
+    seeds.append(_saved(image, "GIF", save_all=True, append_images=[image.rotate(90)]))
+    seeds.append(_saved(image, "TIFF", compression="tiff_lzw"))
     return seeds
 
 
-def _saved(picture: Image.Image, kind: str, **options) -> bytes:
+def _saved(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -290,8 +290,8 @@ def pth_seeds() -> list[bytes]:
 
 def check_seeds() -> list[bytes]:
     """A memory as it is written, and JSON of other shapes."""
-    good = {"reader": READER, "pictures": {"/a.png": [1, 2, False, None], "/b.png": [3, 4, True, "damaged"]}}
-    return [json.dumps(good).encode(), b"[[[[]]]]", b'{"pictures": {"a": 1}}']
+    good = {"reader": READER, "images": {"/a.png": [1, 2, False, None], "/b.png": [3, 4, True, "damaged"]}}
+    return [json.dumps(good).encode(), b"[[[[]]]]", b'{"images": {"a": 1}}']
 
 
 READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]] = {
@@ -301,7 +301,7 @@ READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]]
     "labels": (read_boxes, label_seeds, "a.txt"),
     "weights": (read_weights, weights_seeds, "a.conv.1"),
     "pth": (read_pth, pth_seeds, "a.pth"),
-    "pictures": (read_picture, picture_seeds, "a.png"),
+    "images": (read_image_file, image_seeds, "a.png"),
     "check": (read_check, check_seeds, "a.json"),
 }
 

@@ -45,17 +45,17 @@ def uneven(model: Darknet, seed: int = 0) -> Darknet:
 
 @torch.no_grad()
 def lively(model: Darknet, seed: int = 0) -> Darknet:
-    """A network that looks at the picture, as a trained one does, with scores spread over (0, 1); in eval mode.
+    """A network that looks at the image, as a trained one does, with scores spread over (0, 1); in eval mode.
 
     BatchNorm takes the statistics of noise, without which a network of random weights gives much the same for any
-    picture; the heads get random biases.
+    image; the heads get random biases.
     """
     random = torch.Generator().manual_seed(seed)
     for norm in model.batch_norms.values():
         norm.reset_running_stats()
         norm.momentum = None  # a mean over what it sees
     coarse = torch.rand(8, 3, 8, 8, generator=random)
-    model.train()(torch.nn.functional.interpolate(coarse, size=(model.network.height, model.network.width)))
-    for head in model.network.heads:
+    model.train()(torch.nn.functional.interpolate(coarse, size=(model.spec.height, model.spec.width)))
+    for head in model.spec.heads:
         model.conv(head.sources[0]).bias.data.normal_(generator=random)
     return model.eval()

@@ -1,4 +1,4 @@
-"""A project folder in miniature for the programs: a narrow network, and pictures with a bright square each."""
+"""A project folder in miniature for the programs: a narrow network, and images with a bright square each."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def make_project(root: Path, train: int = 6, valid: int = 3, size: int = 64, see
 
 
 def draw_square(path: Path, size: int, random: np.random.Generator) -> None:
-    """A dark noisy picture with one bright square, and its label."""
+    """A dark noisy image with one bright square, and its label."""
     pixels = random.integers(0, 60, (size, size, 3), dtype=np.uint8)
     side = int(random.integers(size // 4, size // 2))
     x, y = random.integers(0, size - side, 2)
@@ -43,7 +43,7 @@ def draw_square(path: Path, size: int, random: np.random.Generator) -> None:
 
 
 def dataset_of(images, classes, *options):
-    """The data set of pictures with the labels that lie beside them."""
+    """The data set of images with the labels that lie beside them."""
     return DetectionDataset(images, [read_labels(label_path(image), classes)[0] for image in images], *options)
 
 

@@ -43,7 +43,7 @@ def test_fit_by_hand(width, height, place):
 @pytest.mark.parametrize("width", [1, 3, 97, 640, 5000])
 @pytest.mark.parametrize("height", [1, 31, 480, 641])
 @pytest.mark.parametrize("size", [64, 416])
-def test_a_picture_fills_the_square_on_one_side_and_lies_in_the_middle(width, height, size):
+def test_an_image_fills_the_square_on_one_side_and_lies_in_the_middle(width, height, size):
     place = Letterbox.fit(width, height, size)
     drawn = place.scale_x * width, place.scale_y * height
     assert max(drawn) == pytest.approx(size)
@@ -56,7 +56,7 @@ def test_a_picture_fills_the_square_on_one_side_and_lies_in_the_middle(width, he
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (333, 77), (77, 333), (64, 64), (1, 1)])
-def test_to_picture_undoes_fit(width, height):
+def test_to_image_undoes_fit(width, height):
     place = Letterbox.fit(width, height, 416)
     random = np.random.default_rng(0)
     corners = np.sort(random.uniform(0, 1, (20, 2, 2)), axis=1) * (width, height)
@@ -65,17 +65,17 @@ def test_to_picture_undoes_fit(width, height):
     square = xyxy * scale + torch.tensor([place.left, place.top] * 2)
     assert (square >= 0).all()
     assert (square <= 416).all()
-    torch.testing.assert_close(place.to_picture(square, width, height), xyxy, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(place.to_image(square, width, height), xyxy, rtol=1e-4, atol=1e-3)
 
 
-def test_to_picture_clips_to_the_picture():
+def test_to_image_clips_to_the_image():
     place = Letterbox.fit(200, 100, 100)
-    found = place.to_picture(torch.tensor([[-10.0, 0, 120, 100], [10, 30, 20, 40]]), 200, 100)
+    found = place.to_image(torch.tensor([[-10.0, 0, 120, 100], [10, 30, 20, 40]]), 200, 100)
     assert found.tolist() == [[0, 0, 200, 100], [20, 10, 40, 30]]
 
 
-def test_to_picture_of_no_boxes():
-    assert Letterbox.fit(20, 10, 10).to_picture(torch.zeros(0, 4), 20, 10).shape == (0, 4)
+def test_to_image_of_no_boxes():
+    assert Letterbox.fit(20, 10, 10).to_image(torch.zeros(0, 4), 20, 10).shape == (0, 4)
 
 
 # non-maximum suppression

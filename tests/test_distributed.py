@@ -62,7 +62,7 @@ def test_two_processes_take_the_steps_of_one_that_accumulates_their_halves(proje
     ]
     assert moved[0].abs().max() > 1e-3  # three steps change more than the tolerance
 
-    # Both evaluated the five pictures, each a part of them: what one process finds.
+    # Both evaluated the five images, each a part of them: what one process finds.
     model = Darknet("config/yolov3-hand.cfg")
     load_state(model, two["model"], "two")
     data = read_data_config("config/oxfordhand.data")

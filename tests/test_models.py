@@ -11,7 +11,7 @@ from models import Darknet
 from tests.networks import randomize, shrink
 from utils.darknet.cfg import parse_cfg, read_cfg
 from utils.data.datasets import DataConfig
-from utils.detection.complexity import count_macs, count_parameters, state_dict_size
+from utils.detection.complexity import count_parameters, state_dict_size
 from utils.detection.options import check_classes, network_size
 from utils.errors import InputError
 
@@ -29,7 +29,7 @@ def linear(filters):
     return f"[convolutional]\nfilters={filters}\nsize=1\nactivation=linear\n"
 
 
-def network(text, height=6, width=9, head=HEAD):
+def spec(text, height=6, width=9, head=HEAD):
     return Darknet(parse_cfg(f"[net]\nwidth={width}\nheight={height}\nchannels=3\n{text}{head}")).eval()
 
 
@@ -40,8 +40,8 @@ def tiny(classes=1, img_size=64):
 
 @torch.no_grad()
 def outputs(model, images=None):
-    """What each layer gives for one picture, as (C, H, W) arrays by layer number; -1 is the picture."""
-    size = model.network
+    """What each layer gives for one image, as (C, H, W) arrays by layer number; -1 is the image."""
+    size = model.spec
     images = torch.randn(1, 3, size.height, size.width) if images is None else images
     found = {-1: images[0].double().numpy()}
     with ExitStack() as hooks:
@@ -93,7 +93,7 @@ def maxpool(x, size, stride_y, stride_x, padding):
 )
 @pytest.mark.parametrize(("height", "width"), [(6, 9), (7, 4)])
 def test_maxpool_pads_with_minus_infinity(options, numbers, height, width):
-    model = network(f"{linear(2)}[maxpool]\n{options}\n", height, width)
+    model = spec(f"{linear(2)}[maxpool]\n{options}\n", height, width)
     model.conv(0).bias.data -= 20  # below zero everywhere, so that padding with zeros would show
     found = outputs(model)
     assert found[0].max() < 0
@@ -134,7 +134,7 @@ def convolve(x, weight, bias, stride_y, stride_x, padding, dilation, groups):
     ],
 )
 def test_convolution(options, numbers):
-    model = network(f"{linear(4)}[convolutional]\n{options}\nactivation=linear\n")
+    model = spec(f"{linear(4)}[convolutional]\n{options}\nactivation=linear\n")
     found = outputs(model)
     conv = model.conv(1)
     weight, bias = conv.weight.detach().double().numpy(), conv.bias.detach().double().numpy()
@@ -142,7 +142,7 @@ def test_convolution(options, numbers):
 
 
 def test_batch_normalization_has_no_bias_and_darknets_epsilon():
-    model = network("[convolutional]\nfilters=4\nsize=1\nbatch_normalize=1\nactivation=linear\n")
+    model = spec("[convolutional]\nfilters=4\nsize=1\nbatch_normalize=1\nactivation=linear\n")
     norm = model.batch_norm(0)
     assert type(norm) is torch.nn.BatchNorm2d
     assert model.conv(0).bias is None
@@ -179,7 +179,7 @@ ACTIVATIONS = {
     ids=["alone", "conv"],
 )
 def test_activations(name, text):
-    model = network(linear(4) + text.format(name))
+    model = spec(linear(4) + text.format(name))
     model.conv(0).weight.data *= 9
     if "conv" in text:
         model.conv(1).weight.data = torch.eye(4).view(4, 4, 1, 1)
@@ -201,38 +201,38 @@ def add(x, *others):
 
 @pytest.mark.parametrize(("first", "second"), [(4, 4), (4, 6), (6, 4), (1, 5)])
 def test_shortcut_adds_the_channels_that_both_have_and_keeps_the_count_of_the_layer_before(first, second):
-    found = outputs(network(linear(first) + linear(second) + "[shortcut]\nfrom=-2\nactivation=leaky\n"))
+    found = outputs(spec(linear(first) + linear(second) + "[shortcut]\nfrom=-2\nactivation=leaky\n"))
     assert len(found[2]) == second
     assert_equal(found[2], ACTIVATIONS["leaky"](add(found[1], found[0])))
 
 
 def test_shortcut_of_several_layers():
-    found = outputs(network(linear(4) + linear(7) + linear(5) + "[shortcut]\nfrom=0,-2\nactivation=linear\n"))
+    found = outputs(spec(linear(4) + linear(7) + linear(5) + "[shortcut]\nfrom=0,-2\nactivation=linear\n"))
     assert_equal(found[3], add(found[2], found[0], found[1]))
 
 
 def test_shortcut_to_itself_doubles_and_leaves_its_sources_alone():
-    model = network(linear(4) + "[shortcut]\nfrom=-1\nactivation=relu\n[route]\nlayers=0,1\n")
+    model = spec(linear(4) + "[shortcut]\nfrom=-1\nactivation=relu\n[route]\nlayers=0,1\n")
     found = outputs(model)
     assert_equal(found[1], np.maximum(2 * found[0], 0))
     assert_equal(found[2], np.concatenate([found[0], found[1]]))
 
 
 def test_route_concatenates_in_the_order_given():
-    found = outputs(network(linear(2) + linear(3) + "[route]\nlayers=1,0,-1\n"))
+    found = outputs(spec(linear(2) + linear(3) + "[route]\nlayers=1,0,-1\n"))
     assert_equal(found[2], np.concatenate([found[1], found[0], found[1]]))
 
 
 @pytest.mark.parametrize("group", [0, 1, 2])
 def test_route_takes_one_group_of_each_source(group):
-    model = network(linear(6) + linear(3) + f"[route]\nlayers=0,1\ngroups=3\ngroup_id={group}\n")
+    model = spec(linear(6) + linear(3) + f"[route]\nlayers=0,1\ngroups=3\ngroup_id={group}\n")
     found = outputs(model)
     expected = [found[0][2 * group], found[0][2 * group + 1], found[1][group]]
     assert_equal(found[2], np.stack(expected))
 
 
 def reorg_cpu(x, width, height, channels, stride):
-    """Darknet's reorg_cpu without ``forward``, on flat arrays, for one picture."""
+    """Darknet's reorg_cpu without ``forward``, on flat arrays, for one image."""
     out = np.empty_like(x)
     in_channels = channels // (stride * stride)
     for k in range(channels):
@@ -249,7 +249,7 @@ def reorg_cpu(x, width, height, channels, stride):
 
 @pytest.mark.parametrize(("stride", "channels"), [(1, 3), (2, 4), (2, 8), (3, 9)])
 def test_old_reorg_reads_memory_as_darknet_does(stride, channels):
-    found = outputs(network(f"{linear(channels)}[reorg]\nstride={stride}\n", 6, 12))
+    found = outputs(spec(f"{linear(channels)}[reorg]\nstride={stride}\n", 6, 12))
     # [reorg] passes the size of its input: the result differs from a true space to depth.
     expected = reorg_cpu(found[0].ravel(), 12, 6, channels, stride)
     assert_equal(found[1], expected.reshape(channels * stride**2, 6 // stride, 12 // stride))
@@ -257,7 +257,7 @@ def test_old_reorg_reads_memory_as_darknet_does(stride, channels):
 
 @pytest.mark.parametrize(("stride", "channels"), [(1, 3), (2, 3), (3, 2)])
 def test_reorg3d_reads_memory_as_darknet_does(stride, channels):
-    found = outputs(network(f"{linear(channels)}[reorg3d]\nstride={stride}\n", 6, 12))
+    found = outputs(spec(f"{linear(channels)}[reorg3d]\nstride={stride}\n", 6, 12))
     # [reorg3d] passes the size of its output: a true space to depth.
     depth, height, width = channels * stride**2, 6 // stride, 12 // stride
     assert_equal(found[1], reorg_cpu(found[0].ravel(), width, height, depth, stride).reshape(depth, height, width))
@@ -267,35 +267,35 @@ def test_reorg3d_reads_memory_as_darknet_does(stride, channels):
     ("options", "stride", "scale"), [("", 2, 1), ("stride=3\nscale=.5", 3, 0.5), ("stride=1", 1, 1)]
 )
 def test_upsample_repeats_pixels_and_scales_values(options, stride, scale):
-    found = outputs(network(f"{linear(2)}[upsample]\n{options}\n"))
+    found = outputs(spec(f"{linear(2)}[upsample]\n{options}\n"))
     assert_equal(found[1], scale * found[0].repeat(stride, axis=1).repeat(stride, axis=2))
 
 
-def test_avgpool_is_the_mean_of_the_picture():
-    found = outputs(network(linear(4) + "[avgpool]\n"))
+def test_avgpool_is_the_mean_of_the_image():
+    found = outputs(spec(linear(4) + "[avgpool]\n"))
     assert_equal(found[1], found[0].sum((1, 2), keepdims=True) / 54)
 
 
 def test_scale_channels_multiplies_each_channel_by_its_gate():
     gate = "[avgpool]\n[convolutional]\nfilters=4\nsize=1\nactivation=logistic\n"
-    found = outputs(network(linear(4) + gate + "[scale_channels]\nfrom=0\nactivation=relu\n"))
+    found = outputs(spec(linear(4) + gate + "[scale_channels]\nfrom=0\nactivation=relu\n"))
     expected = np.stack([found[0][k] * found[2][k, 0, 0] for k in range(4)])
     assert_equal(found[3], np.maximum(expected, 0))
 
 
 def test_sam_multiplies_element_by_element():
-    found = outputs(network(linear(4) + linear(4) + "[sam]\nfrom=-2\nactivation=leaky\n"))
+    found = outputs(spec(linear(4) + linear(4) + "[sam]\nfrom=-2\nactivation=leaky\n"))
     assert_equal(found[2], ACTIVATIONS["leaky"](found[0] * found[1]))
 
 
 def test_empty_and_dropout_pass_values_on_when_detecting():
-    found = outputs(network(linear(4) + "[empty]\n[dropout]\nprobability=.9\n"))
+    found = outputs(spec(linear(4) + "[empty]\n[dropout]\nprobability=.9\n"))
     assert_equal(found[1], found[0])
     assert_equal(found[2], found[0])
 
 
 def test_dropout_drops_its_share_and_keeps_the_sum_when_training():
-    model = network(f"{linear(8)}[dropout]\nprobability=.25\n", 64, 64).train()
+    model = spec(f"{linear(8)}[dropout]\nprobability=.25\n", 64, 64).train()
     found = outputs(model)
     dropped = found[1] == 0
     assert dropped.mean() == pytest.approx(0.25, abs=0.02)
@@ -327,7 +327,7 @@ def test_boxes_follow_the_formula_in_the_order_of_the_mask(scale, new_coords):
         f"[convolutional]\nfilters=16\nsize=1\nstride_x=3\nstride_y=2\nactivation={activation}\n[yolo]\nmask=2,0\nnum=3\n"
         f"anchors=10,14, 20,5, 33.5,40\nclasses=3\nscale_x_y={scale}\nnew_coords={new_coords}\n"
     )
-    model = network("", head=head)
+    model = spec("", head=head)
     images = torch.randn(1, 3, 6, 9)
     expected = decode(outputs(model, images)[0], [(33.5, 40), (10, 14)], 3, 6, 9, scale, new_coords)
     assert_equal(model(images)[0].detach().numpy(), expected, 1e-4)
@@ -338,7 +338,7 @@ def test_predictions_of_several_heads_stand_one_behind_the_other():
         "[route]\nlayers=0\n[convolutional]\nfilters=7\nsize=1\nactivation=linear\n[yolo]\nanchors=3,4\nclasses=2\n"
     )
     first = "[convolutional]\nfilters=7\nsize=1\nstride=3\nactivation=linear\n[yolo]\nanchors=10,14\nclasses=2\n"
-    model = network(linear(4), head=first + second)
+    model = spec(linear(4), head=first + second)
     images = torch.randn(1, 3, 6, 9)
     found = outputs(model, images)
     expected = [decode(found[1], [(10, 14)], 2, 6, 9), decode(found[4], [(3, 4)], 2, 6, 9)]
@@ -348,14 +348,14 @@ def test_predictions_of_several_heads_stand_one_behind_the_other():
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 96), (64, 128)])
 def test_positions_scale_with_the_input_and_anchors_stay_in_pixels(height, width):
     model = tiny()
-    for layer in model.network.heads:
+    for layer in model.spec.heads:
         conv = model.conv(layer.index - 1)
         conv.weight.data.zero_()
         conv.bias.data.zero_()
     boxes = model(torch.rand(1, 3, height, width))[0].detach()
     coarse, fine = 3 * height * width // 32**2, 3 * height * width // 16**2
     assert boxes.shape == (coarse + fine, 6)
-    anchors = [anchor for head in model.network.heads for anchor in head.anchors]
+    anchors = [anchor for head in model.spec.heads for anchor in head.anchors]
     assert sorted({tuple(box.tolist()) for box in boxes[:, 2:4]}) == sorted(anchors)
     for part, stride in ((boxes[:coarse], 32), (boxes[coarse:], 16)):
         assert sorted({x.item() for x in part[:, 0]}) == [stride * (k + 0.5) for k in range(width // stride)]
@@ -377,7 +377,7 @@ def test_raw_heads_are_what_detections_are_decoded_from():
     model = tiny(classes=2)
     images = torch.rand(1, 3, 64, 64)
     found = outputs(model, images)
-    for index, raw in zip((15, 22), model.heads(images), strict=True):
+    for index, raw in zip((15, 22), model.raw_outputs(images), strict=True):
         raw = raw[0].detach().double().numpy()
         for a, k in np.ndindex(3, 7):
             assert_equal(raw[a, :, :, k], found[index][a * 7 + k])
@@ -393,7 +393,7 @@ def test_a_fresh_network_takes_few_boxes_for_objects():
     assert boxes[..., 4].mean() < 0.05
 
 
-def test_each_picture_of_a_batch_is_seen_alone():
+def test_each_image_of_a_batch_is_seen_alone():
     model = tiny()
     images = torch.rand(3, 3, 64, 96)
     batch = model(images)
@@ -402,7 +402,7 @@ def test_each_picture_of_a_batch_is_seen_alone():
 
 
 def test_images_are_left_as_they_are():
-    model = network("[activation]\nactivation=relu\n" + linear(3) + "[shortcut]\nfrom=0\n")
+    model = spec("[activation]\nactivation=relu\n" + linear(3) + "[shortcut]\nfrom=0\n")
     images = torch.randn(1, 3, 6, 9)
     before = images.clone()
     model(images)
@@ -413,7 +413,7 @@ def test_images_are_left_as_they_are():
 
 
 def test_parameters_have_the_names_of_the_older_ports():
-    model = network("[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\npad=1\nactivation=leaky\n[maxpool]\n")
+    model = spec("[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\npad=1\nactivation=leaky\n[maxpool]\n")
     assert list(model.state_dict()) == [
         "module_list.0.conv_0.weight",
         "module_list.0.batch_norm_0.weight",
@@ -440,12 +440,12 @@ def test_the_baseline_has_the_published_size():
     model = Darknet(ROOT / "config/yolov3-hand.cfg")
     assert count_parameters(model) == 61_523_734
     assert state_dict_size(model) / 1e6 == pytest.approx(246.4, abs=0.1)
-    assert count_macs(model.blocks, 416) / 1e9 == pytest.approx(32.645, abs=5e-4)
+    assert model.spec.at(416).macs / 1e9 == pytest.approx(32.645, abs=5e-4)
 
 
 def test_darknets_networks_run_and_train(darknet_cfg):
     model = Darknet(shrink(read_cfg(darknet_cfg)))
-    sizes = [(head.height, head.width) for head in model.network.heads]
+    sizes = [(head.height, head.width) for head in model.spec.heads]
     images = torch.rand(2, 3, 64, 64)
     heads = model.train()(images)
     assert [head.shape for head in heads] == [(2, 3, *size, 85) for size in sizes]
@@ -473,7 +473,7 @@ def test_the_size_to_feed_is_the_cfgs_own_or_a_multiple_of_the_stride():
 
 
 def test_a_cfg_that_is_no_square_needs_a_size():
-    model = network("[maxpool]\nsize=2\nstride=2\n", 8, 16)
+    model = spec("[maxpool]\nsize=2\nstride=2\n", 8, 16)
     with pytest.raises(InputError, match="the cfg's input is 16x8"):
         network_size(model, None)
     assert network_size(model, 32) == 32

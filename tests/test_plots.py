@@ -14,7 +14,7 @@ from utils.plots import channels_figure, plot_training, save_figure, training_fi
 from utils.pruning.penalty import HISTOGRAM_BINS, GammaHistory
 from utils.training.run_log import RunLog
 
-GAMMA_PICTURES = {"gamma_quintiles.png", "gamma_first_layer.png", "gamma_distribution.png"}
+GAMMA_IMAGES = {"gamma_quintiles.png", "gamma_first_layer.png", "gamma_distribution.png"}
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +60,9 @@ def coloured(pixels):
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 @pytest.mark.parametrize("evaluated", [0, 1, 2])
-def test_every_picture_of_a_run_is_written_and_shows_something(tmp_path, epochs, evaluated):
+def test_every_image_of_a_run_is_written_and_shows_something(tmp_path, epochs, evaluated):
     plot_training(log_rows(epochs, evaluated), history(epochs), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"training.png"} | GAMMA_PICTURES
+    assert {path.name for path in tmp_path.iterdir()} == {"training.png"} | GAMMA_IMAGES
     for path in tmp_path.iterdir():
         pixels = opened(path)
         assert pixels.shape[1] > 300
@@ -70,7 +70,7 @@ def test_every_picture_of_a_run_is_written_and_shows_something(tmp_path, epochs,
         assert coloured(pixels) > 50, path.name
 
 
-def test_without_gammas_there_is_the_training_picture_alone(tmp_path):
+def test_without_gammas_there_is_the_training_image_alone(tmp_path):
     plot_training(log_rows(3), GammaHistory(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["training.png"]
 
@@ -134,7 +134,7 @@ def found(*rows):
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
 
 
-def grey_picture(width=200, height=160):
+def grey_image(width=200, height=160):
     return Image.new("RGB", (width, height), (90, 90, 90))
 
 
@@ -150,8 +150,8 @@ def test_classes_have_colours_that_can_be_told_apart():
     assert class_colour(3) == class_colour(3)
 
 
-def test_a_box_is_drawn_where_it_is_and_the_picture_is_not_touched():
-    image = grey_picture()
+def test_a_box_is_drawn_where_it_is_and_the_image_is_not_touched():
+    image = grey_image()
     drawn = draw_detections(image, found([40, 60, 120, 140, 0.87, 1]), ["a", "b"])
     assert np.ptp(np.asarray(image)) == 0
     assert drawn.size == image.size
@@ -164,21 +164,21 @@ def test_a_box_is_drawn_where_it_is_and_the_picture_is_not_touched():
 
 
 def test_no_detection_draws_nothing():
-    assert np.array_equal(draw_detections(grey_picture(), found(), ["a"]), grey_picture())
+    assert np.array_equal(draw_detections(grey_image(), found(), ["a"]), grey_image())
 
 
 def test_the_best_detection_is_on_top():
     best, other = [40, 60, 120, 140, 0.9, 0], [40, 60, 120, 140, 0.2, 1]
-    drawn = draw_detections(grey_picture(), found(best, other), ["a", "b"])
+    drawn = draw_detections(grey_image(), found(best, other), ["a", "b"])
     assert drawn.getpixel((40, 100)) == class_colour(0)
 
 
 @pytest.mark.parametrize("box", [[0, 0, 30, 30], [180, 0, 200, 30], [150, 100, 200, 160], [60, 2, 90, 40]])
-def test_the_label_stays_within_the_picture(box):
+def test_the_label_stays_within_the_image(box):
     def label_size(box):
         name = "a long class name"
-        with_label = draw_detections(grey_picture(), found([*box, 0.5, 0]), [name])
-        without = draw_detections(grey_picture(), found([*box, 0.5, 0]), [""])
+        with_label = draw_detections(grey_image(), found([*box, 0.5, 0]), [name])
+        without = draw_detections(grey_image(), found([*box, 0.5, 0]), [""])
         changed = np.nonzero((np.asarray(with_label) == (0, 0, 0)).all(axis=2))
         return len(changed[0]) - len(np.nonzero((np.asarray(without) == (0, 0, 0)).all(axis=2))[0])
 
@@ -186,7 +186,7 @@ def test_the_label_stays_within_the_picture(box):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (2000, 20)])
-def test_small_pictures_and_thin_boxes(size):
+def test_small_images_and_thin_boxes(size):
     width, height = size
     rows = found([0, 0, width, height, 0.9, 0], [0, 0, 0, 0, 0.8, 0], [width, height, width, height, 0.7, 1])
     drawn = draw_detections(Image.new("RGB", size), rows, ["a", "b"])

@@ -21,7 +21,7 @@ WILD = 1e5  # pixels; NMS on a GPU takes boxes that reach farther for boxes that
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a picture lies in the square that the network sees: pixel (x, y) goes to (left + x * scale_x, top + ...)."""
+    """How an image lies in the square that the network sees: pixel (x, y) goes to (left + x * scale_x, top + ...)."""
 
     scale_x: float
     scale_y: float
@@ -30,13 +30,13 @@ class Letterbox:
 
     @classmethod
     def fit(cls, width: int, height: int, size: int) -> "Letterbox":
-        """The largest picture of the same aspect in the middle of a ``size`` x ``size`` square, on whole pixels."""
+        """The largest image of the same aspect in the middle of a ``size`` x ``size`` square, on whole pixels."""
         scale = size / max(width, height)
         new_width, new_height = max(round(width * scale), 1), max(round(height * scale), 1)
         return cls(new_width / width, new_height / height, (size - new_width) // 2, (size - new_height) // 2)
 
-    def to_picture(self, xyxy: Tensor, width: int, height: int) -> Tensor:
-        """Boxes (D, 4) xyxy in pixels of the square, to pixels of the ``width`` x ``height`` picture, clipped to it."""
+    def to_image(self, xyxy: Tensor, width: int, height: int) -> Tensor:
+        """Boxes (D, 4) xyxy in pixels of the square, to pixels of the ``width`` x ``height`` image, clipped to it."""
         offset = xyxy.new_tensor([self.left, self.top, self.left, self.top])
         scale = xyxy.new_tensor([self.scale_x, self.scale_y, self.scale_x, self.scale_y])
         limit = xyxy.new_tensor([width, height, width, height])

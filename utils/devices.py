@@ -1,9 +1,12 @@
 """The device to compute on, and reduced precision where it helps."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
+
+from utils.errors import InputError
 
 PRECISIONS = ("mixed", "full")
 
@@ -51,3 +54,27 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # which older PyTorch lacks
     return any(has for name, has in capabilities.items() if name.endswith("bf16"))
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn an exhausted memory of GPU or CPU into an InputError that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        where = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
+        raise InputError(f"{where} is too small: {advice}") from error
+
+
+def smaller_batch(batch_size: int, img_size: int, accumulate: int | None = None, processes: int = 1) -> str:
+    """What to change where a process's batch is too large; with the number of batches a step, to the same steps.
+
+    ``--batch_size`` is that of all processes.
+    """
+    smaller = batch_size // 2 * processes
+    if not smaller:
+        return f"a lower --img_size than {img_size}, or a narrower cfg"
+    steps = "" if accumulate is None else f" --accumulate {2 * accumulate}, which takes the same steps"
+    return f"try --batch_size {smaller}{steps}, or a lower --img_size than {img_size}"

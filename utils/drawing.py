@@ -1,4 +1,4 @@
-"""Boxes and labels drawn onto pictures."""
+"""Boxes and labels drawn onto images."""
 
 import colorsys
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ def _tag(
     text: str,
     font: ImageFont.ImageFont,
     colour: tuple[int, int, int],
-    picture: tuple[int, int],
+    image: tuple[int, int],
 ) -> None:
-    """A label above the box, or inside it where the picture ends."""
+    """A label above the box, or inside it where the image ends."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
-    x = min(max(corner[0], 0), max(picture[0] - width, 0))
+    x = min(max(corner[0], 0), max(image[0] - width, 0))
     y = corner[1] - height if corner[1] >= height else corner[1]
     draw.rectangle((x, y, x + width, y + height), fill=colour)
     draw.text((x + 2 - left, y + 2 - top), text, font=font, fill=(0, 0, 0))

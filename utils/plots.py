@@ -1,4 +1,4 @@
-"""The pictures of training, sparsity and pruning. Figures are made without pyplot, so nothing is global."""
+"""The images of training, sparsity and pruning. Figures are made without pyplot, so nothing is global."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def plot_training(rows: Sequence[dict[str, Any]], gammas: "GammaHistory", folder: Path) -> None:
-    """Draw the pictures of a run into ``folder``: training, quintiles, first layer, and distribution of gammas."""
+    """Draw the images of a run into ``folder``: training, quintiles, first layer, and distribution of gammas."""
     save_figure(training_figure(rows), folder / "training.png")
     if len(gammas.epochs) and len(gammas.first_layer[0]):
         epochs = np.array(gammas.epochs) + 1
@@ -39,7 +39,7 @@ def training_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, quality = figure.subplots(1, 2)
     last = max(int(row["epoch"]) for row in rows) + 1
-    for name, label in (("box_loss", "box, a positive"), ("objectness_loss", "objectness, a picture")):
+    for name, label in (("box_loss", "box, a positive"), ("objectness_loss", "objectness, an image")):
         _line(losses, rows, name, label)
     losses.set(title="loss", yscale="log")
     for name, label in (("mAP", "mAP@0.5"), ("mAP_50_95", "mAP@0.5:0.95"), ("f1", "F1")):

@@ -1,4 +1,4 @@
-"""The processes that read pictures: what they do about signals, and what is said when one of them ends."""
+"""The processes that read images: what they do about signals, and what is said when one of them ends."""
 
 import errno
 import os
@@ -58,5 +58,5 @@ def explain(error: Exception) -> InputError | None:
         found = re.search(r"killed by signal: (.*?)\. ?", f"{text} {error.__cause__}")
         how = f"was killed ({found[1]})" if found else "ended"
         cause = CAUSES.get(found[1], UNKNOWN) if found else UNKNOWN
-        return InputError(f"a process that reads pictures {how}: {cause}. The checkpoints are as they were")
+        return InputError(f"a process that reads images {how}: {cause}. The checkpoints are as they were")
     return None

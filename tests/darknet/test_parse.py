@@ -5,7 +5,8 @@ import pytest
 
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.layers import IMAGE, AvgPool, Convolution, Dropout, MaxPool
-from utils.darknet.parse import ACTIVATIONS, resolve
+from utils.darknet.parse import ACTIVATIONS
+from utils.darknet.spec import parse_network
 from utils.errors import InputError
 
 NET = "[net]\nwidth=32\nheight=16\nchannels=3\n"
@@ -14,7 +15,7 @@ CONV = "[convolutional]\nfilters=4\nsize=1\n"
 
 
 def layers(text, head=HEAD, net=NET):
-    return resolve(parse_cfg(net + text + head)).layers
+    return parse_network(parse_cfg(net + text + head)).layers
 
 
 def shape(layer):
@@ -24,7 +25,7 @@ def shape(layer):
 def refused(text, head=HEAD, net=NET):
     """The message of the error; every layer's message begins with file, line, number and type."""
     with pytest.raises(InputError) as error:
-        resolve(parse_cfg(net + text + head, "wrong.cfg"))
+        parse_network(parse_cfg(net + text + head, "wrong.cfg"))
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -158,13 +159,13 @@ def test_the_stride_is_that_of_the_coarsest_map():
         (half + "[avgpool]\n" + CONV + "[scale_channels]\nfrom=-3\n" + half, 4),
         (half + "[avgpool]\n" + CONV + "[route]\nlayers=-3\n", 2),
     ):
-        assert resolve(parse_cfg(net + text + HEAD)).stride == stride, text
+        assert parse_network(parse_cfg(net + text + HEAD)).stride == stride, text
 
 
 def test_shapes_follow_the_size_that_is_fed():
     text = NET + "[convolutional]\nfilters=4\nsize=3\npad=1\nstride=2\n" + HEAD
-    assert shape(resolve(parse_cfg(text)).layers[0]) == (4, 8, 16)
-    assert shape(resolve(parse_cfg(text), 64).layers[0]) == (4, 32, 32)
+    assert shape(parse_network(parse_cfg(text)).layers[0]) == (4, 8, 16)
+    assert shape(parse_network(parse_cfg(text), 64).layers[0]) == (4, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -205,17 +206,17 @@ def test_a_gate_reads_the_layer_before_and_the_one_it_gates():
 
 
 def test_consumers_are_the_sources_seen_from_the_other_side():
-    network = resolve(parse_cfg(NET + CONV * 2 + "[shortcut]\nfrom=0\n[route]\nlayers=2,2\n" + HEAD))
-    consumers = {index: [layer.index for layer in readers] for index, readers in network.consumers.items()}
+    spec = parse_network(parse_cfg(NET + CONV * 2 + "[shortcut]\nfrom=0\n[route]\nlayers=2,2\n" + HEAD))
+    consumers = {index: [layer.index for layer in readers] for index, readers in spec.consumers.items()}
     assert consumers == {IMAGE: [0], 0: [1, 2], 1: [2], 2: [3], 3: [4], 4: [5], 5: []}
 
 
 def test_a_network_lists_its_convolutions_and_heads():
-    network = resolve(parse_cfg(NET + CONV + HEAD + "[route]\nlayers=0\n" + HEAD))
-    assert [layer.index for layer in network.convolutions] == [0, 1, 4]
-    assert [layer.index for layer in network.heads] == [2, 5]
-    assert all(isinstance(layer, Convolution) for layer in network.convolutions)
-    assert (network.height, network.width) == (16, 32)
+    spec = parse_network(parse_cfg(NET + CONV + HEAD + "[route]\nlayers=0\n" + HEAD))
+    assert [layer.index for layer in spec.convolutions] == [0, 1, 4]
+    assert [layer.index for layer in spec.heads] == [2, 5]
+    assert all(isinstance(layer, Convolution) for layer in spec.convolutions)
+    assert (spec.height, spec.width) == (16, 32)
 
 
 # What is refused. NET has 4 lines, so that a first layer stands on line 5 and the one behind CONV on line 8.
@@ -362,7 +363,7 @@ def test_a_wrong_head_is_named_with_its_file_line_and_number(filters, yolo, what
         ("[net]\nwidth=32\n", "height= is missing"),
         ("[net]\nheight=32\n", "width= is missing"),
         ("[net]\nwidth=32\nheight=0\n", "height=0 must be from 1"),
-        ("[net]\nwidth=32\nheight=32\nchannels=1\n", "channels=1: pictures are RGB"),
+        ("[net]\nwidth=32\nheight=32\nchannels=1\n", "channels=1: images are RGB"),
     ],
 )
 def test_a_wrong_net_section_is_named(net, what):
@@ -377,13 +378,13 @@ def test_a_network_without_heads_is_refused():
 
 def test_a_list_of_blocks_without_net_is_refused():
     with pytest.raises(InputError, match=r"begins with \[net\]"):
-        resolve([{"type": "convolutional", "filters": "4", "size": "1"}])
+        parse_network([{"type": "convolutional", "filters": "4", "size": "1"}])
 
 
 def test_plain_dicts_will_do_and_messages_then_name_the_layer_alone():
     blocks = [dict(block) for block in parse_cfg(NET + "[convolutional]\nfilters=4\n" + HEAD)]
     with pytest.raises(InputError, match=r"^cfg: layer 0 \[convolutional\]: size= is missing"):
-        resolve(blocks)
+        parse_network(blocks)
 
 
 # Options that stay in the cfg
@@ -423,18 +424,18 @@ def test_options_for_training_pass_through_to_the_written_cfg():
         "iou_loss=ciou\niou_normalizer=0.07\nnms_kind=greedynms\nbeta_nms=0.6\nmax_delta=5\nresize=1.5\n"
     )
     blocks = parse_cfg(text)
-    dropout = resolve(blocks).layers[1]
+    dropout = parse_network(blocks).layers[1]
     assert isinstance(dropout, Dropout)
     assert format_cfg(blocks) == text
 
 
 def test_darknets_networks_resolve(darknet_cfg):
     blocks = read_cfg(darknet_cfg)
-    network = resolve(blocks)
-    assert len(network.layers) == len(blocks) - 1
-    assert len(network.heads) in (2, 3)
-    for head in network.heads:
-        assert (network.height / head.height) in (8, 16, 32)
+    spec = parse_network(blocks)
+    assert len(spec.layers) == len(blocks) - 1
+    assert len(spec.heads) in (2, 3)
+    for head in spec.heads:
+        assert (spec.height / head.height) in (8, 16, 32)
         assert head.channels == 255
 
 
@@ -446,8 +447,8 @@ def test_darknets_networks_resolve(darknet_cfg):
     ],
 )
 def test_macs_are_half_of_what_darknet_prints(darknet_cfgs, name, billions):
-    network = resolve(read_cfg(darknet_cfgs / f"{name}.cfg"), 416)
-    assert sum(layer.macs for layer in network.convolutions) / 1e9 == pytest.approx(billions, rel=0.005)
+    spec = parse_network(read_cfg(darknet_cfgs / f"{name}.cfg"), 416)
+    assert sum(layer.macs for layer in spec.convolutions) / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 def test_avgpool_of_one_pixel_is_still_one_pixel():

@@ -233,12 +233,12 @@ def test_a_darknet_file_is_known_by_its_name(name, darknets):
 def test_darknet53_fills_every_network_that_begins_with_it_and_the_count_is_said(tmp_path, base, capsys):
     source = randomize(Darknet(create_cfg("v3", 1, 64, width=0.0625)))
     source.save_darknet_weights(tmp_path / "whole.weights")
-    backbone = source.network.convolutions[:52]  # up to layer 74
+    backbone = source.spec.convolutions[:52]  # up to layer 74
     size = sum(sum(t.numel() for t in source.module_list[c.index].state_dict().values()) - 1 for c in backbone)
     (tmp_path / "darknet53.conv.74").write_bytes((tmp_path / "whole.weights").read_bytes()[: 20 + 4 * size])
     model = Darknet(create_cfg(base, 3, 96, width=0.0625))
     load_pretrained(model, str(tmp_path / "darknet53.conv.74"))
-    count = len(model.network.convolutions)
+    count = len(model.spec.convolutions)
     assert f"weights for 52 of {count} convolutions" in capsys.readouterr().out
     assert all(torch.equal(model.conv(c.index).weight, source.conv(c.index).weight) for c in backbone)
     with pytest.raises(InputError, match="too short: layer 75"):

@@ -11,8 +11,8 @@ STILL = {"mosaic": 0.0, "zoom": 0.0, "stretch": 0.0, "shift": 0.0}
 SIZE = 96
 
 
-def picture(size, rectangle, label=0):
-    """A black picture with a rectangle (x1, y1, x2, y2) in the colour of its class."""
+def sample(size, rectangle, label=0):
+    """A black image with a rectangle (x1, y1, x2, y2) in the colour of its class."""
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     x1, y1, x2, y2 = rectangle
     pixels[y1:y2, x1:x2] = COLOURS[label]
@@ -30,14 +30,14 @@ def seen(image, label):
     return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]), len(rows)
 
 
-def four_pictures(random):
-    """A loader that hands out pictures of four colours one after another, and the rectangles' areas times scale^2."""
+def four_images(random):
+    """A loader that hands out images of four colours one after another, and the rectangles' areas times scale^2."""
     made, areas = [], []
     for label in range(4):
         width, height = random.integers(40, 160, size=2)
         x1, x2 = sorted(random.choice(np.arange(0, width + 1, 8), size=2, replace=False))
         y1, y2 = sorted(random.choice(np.arange(0, height + 1, 8), size=2, replace=False))
-        made.append(picture((width, height), (x1, y1, x2, y2), label))
+        made.append(sample((width, height), (x1, y1, x2, y2), label))
         areas.append((x2 - x1) * (y2 - y1) * (SIZE / max(width, height)) ** 2)
     left = iter(made)
     return (lambda index: next(left)), areas
@@ -48,7 +48,7 @@ def test_boxes_follow_the_pixels(mosaic, largest_scale):
     found = dropped = 0
     for seed in range(150):
         random = np.random.default_rng(seed)
-        load, areas = four_pictures(random)
+        load, areas = four_images(random)
         image, boxes = Augmentation(mosaic=mosaic, **NO_COLOUR)(load, 0, 4, SIZE, 0, random)
         assert image.shape == (SIZE, SIZE, 3)
         targets = {int(box[0]): box[1:] for box in boxes}
@@ -71,9 +71,9 @@ def test_boxes_follow_the_pixels(mosaic, largest_scale):
         assert dropped > 10
 
 
-def test_the_four_pictures_of_a_mosaic_meet_in_one_point():
+def test_the_four_images_of_a_mosaic_meet_in_one_point():
     for seed in range(20):
-        four = iter([picture((90, 90), (0, 0, 90, 90), label) for label in range(4)])
+        four = iter([sample((90, 90), (0, 0, 90, 90), label) for label in range(4)])
         augmentation = Augmentation(mosaic=1.0, stretch=0.3, **NO_COLOUR)
         image, _ = augmentation(lambda index, four=four: next(four), 0, 4, SIZE, 0, np.random.default_rng(seed))
         places = [seen(image, label)[0] for label in range(4)]  # above: 0 and 1, below: 2 and 3; perhaps mirrored
@@ -85,7 +85,7 @@ def test_the_four_pictures_of_a_mosaic_meet_in_one_point():
 
 
 def test_both_sides_of_a_flip_are_seen_and_boxes_turn_with_it():
-    image, boxes = picture((SIZE, SIZE), (8, 16, 24, 80))
+    image, boxes = sample((SIZE, SIZE), (8, 16, 24, 80))
     augmentation = Augmentation(**STILL, **NO_COLOUR)
     found = []
     for seed in range(40):
@@ -96,8 +96,8 @@ def test_both_sides_of_a_flip_are_seen_and_boxes_turn_with_it():
     assert 8 < sum(found) < 32
 
 
-def test_without_changes_a_picture_is_letterboxed():
-    given = picture((80, 40), (8, 8, 40, 32))
+def test_without_changes_an_image_is_letterboxed():
+    given = sample((80, 40), (8, 8, 40, 32))
     wanted, at = letterbox(given, SIZE)
     mirrored = [[0, SIZE - at[0, 3], at[0, 2], SIZE - at[0, 1], at[0, 4]]]
     for seed in range(6):
@@ -109,8 +109,8 @@ def test_without_changes_a_picture_is_letterboxed():
         np.testing.assert_allclose(moved, mirrored if flipped else at, atol=1e-3)
 
 
-def test_a_picture_without_boxes_stays_without():
-    image, boxes = picture((80, 40), (8, 8, 40, 32))
+def test_an_image_without_boxes_stays_without():
+    image, boxes = sample((80, 40), (8, 8, 40, 32))
     for mosaic in (0.0, 1.0):
         _, moved = Augmentation(mosaic=mosaic)(
             lambda index: (image, boxes[:0]), 0, 1, SIZE, 0, np.random.default_rng(0)
@@ -124,7 +124,7 @@ def test_mosaic_ends_at_its_last_epoch():
 
         def load(index):
             asked.append(index)
-            return picture((40, 40), (8, 8, 24, 24))
+            return sample((40, 40), (8, 8, 24, 24))
 
         Augmentation(**options)(load, 6, 9, 32, epoch, np.random.default_rng(seed))
         assert asked[0] == 6
@@ -168,7 +168,7 @@ def test_saturation_and_hue_leave_the_brightness():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3000), (3000, 1)])
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
-def test_thin_pictures(size, mosaic):
+def test_thin_images(size, mosaic):
     boxes = np.array([[0, 0, 0, *size]], np.float32)
     image = Image.new("RGB", size, COLOURS[0])
     for seed in range(20):

@@ -27,7 +27,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The names of the pictures that were decoded."""
+    """The names of the images that were decoded."""
     names, decode = [], check_module.decode
     monkeypatch.setattr(check_module, "decode", lambda path, about: names.append(path.name) or decode(path, about))
     return names
@@ -38,17 +38,17 @@ def check(split="train", skip_bad=False):
 
 
 def spoil(project):
-    """Four of the six training pictures get something wrong, one of them two lines."""
+    """Four of the six training images get something wrong, one of them two lines."""
     images, labels = project / "data/images", project / "data/labels"
     (images / "train_0.png").unlink()
-    (images / "train_1.png").write_bytes(b"no picture")
+    (images / "train_1.png").write_bytes(b"no image")
     (labels / "train_2.txt").write_text("0 .5 .5 .1 .1\n3 .5 .5 .1 .1\n0 .5 nan .1 .1\n")
     (labels / "train_4.txt").write_text("0 .99 .5 .1 .1\n")
 
 
 PROBLEMS = [
-    "data/train.txt:1: there is no picture images/train_0.png",
-    "data/images/train_1.png: cannot be read as a picture",
+    "data/train.txt:1: there is no image images/train_0.png",
+    "data/images/train_1.png: cannot be read as an image",
     "data/labels/train_2.txt:2: class 3, but the classes are 0 to 0",
     "data/labels/train_2.txt:3: '0 .5 nan .1 .1' holds a value that is not finite",
     "data/labels/train_4.txt:1: the box passes the border",
@@ -58,11 +58,11 @@ PROBLEMS = [
 def test_all_that_is_wrong_is_shown_at_once(project, capsys):
     spoil(project)
     with pytest.raises(
-        InputError, match=r"train_0\.png \(5 problem\(s\) with 4 picture\(s\) in all\); --skip_bad"
+        InputError, match=r"train_0\.png \(5 problem\(s\) with 4 image\(s\) in all\); --skip_bad"
     ) as error:
         check()
     assert "\n" not in str(error.value)
-    lines = capsys.readouterr().err.split("data/train.txt: 5 problem(s) with 4 picture(s):\n")[1].splitlines()
+    lines = capsys.readouterr().err.split("data/train.txt: 5 problem(s) with 4 image(s):\n")[1].splitlines()
     assert len(lines) == len(PROBLEMS)
     for line, wanted in zip(lines, PROBLEMS, strict=True):
         assert wanted in line
@@ -70,7 +70,7 @@ def test_all_that_is_wrong_is_shown_at_once(project, capsys):
 
 def test_of_many_problems_ten_are_shown(project, capsys):
     (project / "data/labels/train_3.txt").write_text("0 .5 .5 0 0\n" * 30)
-    with pytest.raises(InputError, match=r"train_3\.txt:1: .*30 problem\(s\) with 1 picture\(s\)"):
+    with pytest.raises(InputError, match=r"train_3\.txt:1: .*30 problem\(s\) with 1 image\(s\)"):
         check()
     shown = capsys.readouterr().err
     assert "train_3.txt:10:" in shown
@@ -94,10 +94,10 @@ def test_skip_bad_goes_on_without_them_and_says_how_many(project, capsys, monkey
         row[0].strip(): dict(zip(map(str.strip, rows[0]), map(str.strip, row), strict=True))
         for row in rows[1 : 1 + lists]
     }
-    assert counts["valid"]["pictures"] == "2"
+    assert counts["valid"]["images"] == "2"
     assert counts["valid"]["left out"] == "1"
     if program == "train":
-        assert counts["train"]["pictures"] == "2"
+        assert counts["train"]["images"] == "2"
         assert counts["train"]["left out"] == "4"
 
 
@@ -113,7 +113,7 @@ def test_what_is_not_wrong_is_counted(project):
     listing.write_text(listing.read_text() + f"images/train_5.png\n{images}/../images/train_5.png\n")
     checked = check()
     assert checked.counts == {
-        "pictures": 8,
+        "images": 8,
         "boxes": 9,
         "without a box": 2,
         "boxes clipped": 1,
@@ -128,40 +128,40 @@ def test_what_is_not_wrong_is_counted(project):
     assert "warning" not in text
 
 
-def test_pictures_in_both_lists_are_noticed(project):
+def test_images_in_both_lists_are_noticed(project):
     (project / "data/valid.txt").write_text("images/valid_0.png\nimages/train_1.png\nimages/train_2.png\n")
-    assert "warning: 2 pictures are in both lists" in summary({"train": check(), "valid": check("valid")})
+    assert "warning: 2 images are in both lists" in summary({"train": check(), "valid": check("valid")})
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_negatives_only_end_in_a_sentence(project, split):
     for path in (project / "data/labels").glob(f"{split}_*.txt"):
         path.write_text("")
-    with pytest.raises(InputError, match=rf"data/{split}\.txt: none of its . pictures has a labelled box"):
+    with pytest.raises(InputError, match=rf"data/{split}\.txt: none of its . images has a labelled box"):
         train.main(train.get_args_parser().parse_args(["--n_cpu", "0"]))
     assert not (project / "checkpoints").exists()
 
 
 def test_where_nothing_can_be_used_skip_bad_ends_in_a_sentence(project):
     shutil.rmtree(project / "data/images")
-    with pytest.raises(InputError, match=r"data/train\.txt: none of its 6 pictures can be used"):
+    with pytest.raises(InputError, match=r"data/train\.txt: none of its 6 images can be used"):
         check(skip_bad=True)
 
 
 # What is remembered
 
 
-def test_a_picture_is_decoded_again_only_when_it_changed(project, decoded):
+def test_an_image_is_decoded_again_only_when_it_changed(project, decoded):
     wanted = check()
     assert sorted(decoded) == [f"train_{k}.png" for k in range(6)]
     decoded.clear()
     assert check().counts == wanted.counts
     assert decoded == []
-    picture = project / "data/images/train_3.png"
-    os.utime(picture, ns=(1, 1))
+    image = project / "data/images/train_3.png"
+    os.utime(image, ns=(1, 1))
     check()
     assert decoded == ["train_3.png"]
-    picture.write_bytes(b"no picture")
+    image.write_bytes(b"no image")
     for _ in range(2):
         with pytest.raises(InputError, match=r"train_3\.png: cannot be read"):
             check()
@@ -186,10 +186,10 @@ def test_labels_are_read_again_each_time(project, decoded):
         b"[]",
         b"null",
         b'{"reader": 1}',
-        json.dumps({"reader": check_module.READER, "pictures": {"a": [1]}}).encode(),
-        json.dumps({"reader": check_module.READER, "pictures": {"a": [1, 2, 3, 4]}}).encode(),
-        json.dumps({"reader": check_module.READER, "pictures": 7}).encode(),
-        json.dumps({"reader": "another", "pictures": {}}).encode(),
+        json.dumps({"reader": check_module.READER, "images": {"a": [1]}}).encode(),
+        json.dumps({"reader": check_module.READER, "images": {"a": [1, 2, 3, 4]}}).encode(),
+        json.dumps({"reader": check_module.READER, "images": 7}).encode(),
+        json.dumps({"reader": "another", "images": {}}).encode(),
     ],
 )
 def test_a_damaged_memory_is_made_anew(project, decoded, content):
@@ -209,10 +209,10 @@ def test_a_data_set_that_cannot_be_written_to_is_checked_each_time(project, deco
     assert len(decoded) == 12
 
 
-# Pictures of every kind
+# Images of every kind
 
 
-def test_pictures_of_one_pixel_width_can_be_trained_on(project):
+def test_images_of_one_pixel_width_can_be_trained_on(project):
     for size in ((1, 300), (300, 1), (1, 1)):
         Image.new("RGB", size, (200, 0, 0)).save(project / "data/images/train_0.png")
         (project / "data/labels/train_0.txt").write_text("0 .5 .5 1 1\n")

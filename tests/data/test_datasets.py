@@ -22,16 +22,16 @@ def data_file(folder, text):
     return write(folder / "a.data", text)
 
 
-def labelled(folder, name, picture, lines):
+def labelled(folder, name, image, lines):
     path = folder / "images" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
     write(folder / "labels" / f"{name}.txt", "\n".join(lines))
     return path
 
 
 def with_rectangle(size, rectangle, colour=RED):
-    """A black picture with a filled rectangle (x1, y1, x2, y2), and its label line of class 0."""
+    """A black image with a filled rectangle (x1, y1, x2, y2), and its label line of class 0."""
     width, height = size
     pixels = np.zeros((height, width, 3), np.uint8)
     x1, y1, x2, y2 = rectangle
@@ -40,7 +40,7 @@ def with_rectangle(size, rectangle, colour=RED):
     return Image.fromarray(pixels), "0 " + " ".join(f"{number:.6f}" for number in numbers)
 
 
-def five_pictures(folder, classes=2):
+def five_images(folder, classes=2):
     random = np.random.default_rng(0)
     paths = []
     for number in range(5):
@@ -94,7 +94,7 @@ def test_a_missing_data_file_is_named(tmp_path):
         read_data_config(tmp_path / "none.data")
 
 
-def test_a_picture_in_place_of_a_data_file_is_named(tmp_path):
+def test_an_image_in_place_of_a_data_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"p\.png: not a text file"):
         read_data_config(save(tmp_path / "p.png"))
 
@@ -112,7 +112,7 @@ def test_a_missing_list_stops_only_who_needs_it(tmp_path, split):
 
 def test_a_list_that_is_not_there_is_named(tmp_path):
     config = read_data_config(data_file(tmp_path, "classes=2\ntrain=gone.txt\n"))
-    with pytest.raises(InputError, match=r"gone\.txt: there is no such list of pictures"):
+    with pytest.raises(InputError, match=r"gone\.txt: there is no such list of images"):
         config.images("train")
 
 
@@ -129,27 +129,27 @@ def test_paths_are_absolute_or_relative_to_the_working_directory_or_to_the_file(
 # lists
 
 
-def test_a_missing_picture_is_named_by_file_and_line(tmp_path):
+def test_a_missing_image_is_named_by_file_and_line(tmp_path):
     save(tmp_path / "a.png")
     listing = write(tmp_path / "list.txt", "a.png\n\nb.png\nc.png\n")
-    with pytest.raises(InputError, match=r"list\.txt:3: there is no picture b\.png \(and 1 more\)"):
+    with pytest.raises(InputError, match=r"list\.txt:3: there is no image b\.png \(and 1 more\)"):
         read_image_list(listing)
 
 
-def test_a_folder_is_no_picture(tmp_path):
+def test_a_folder_is_no_image(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match=r"list\.txt:1"):
         read_image_list(write(tmp_path / "list.txt", "folder\n"))
 
 
 def test_an_empty_list_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"list\.txt: the list names no picture"):
+    with pytest.raises(InputError, match=r"list\.txt: the list names no image"):
         read_image_list(write(tmp_path / "list.txt", "\n  \n"))
 
 
-def test_a_name_that_no_file_can_have_is_no_picture_and_no_list(tmp_path):
+def test_a_name_that_no_file_can_have_is_no_image_and_no_list(tmp_path):
     for name in ("x" * 5000, "a\0b"):
-        with pytest.raises(InputError, match=r"list\.txt:1: there is no picture"):
+        with pytest.raises(InputError, match=r"list\.txt:1: there is no image"):
             read_image_list(write(tmp_path / "list.txt", name))
         with pytest.raises(InputError, match="cannot be read as a file of class names"):
             read_data_config(write(tmp_path / "a.data", f"classes=1\nnames={name}\n"))
@@ -180,7 +180,7 @@ def test_letterboxed_boxes_lie_on_their_object(tmp_path, size):
     assert np.abs(np.array(edges) - np.array(seen)).max() <= (1 if max(size) > 32 else 4)
 
 
-def test_bars_beside_a_letterboxed_picture_are_grey(tmp_path):
+def test_bars_beside_a_letterboxed_image_are_grey(tmp_path):
     image, _ = dataset_of([save(tmp_path / "a.png", (64, 32), RED)], 1, 64)[0]
     assert (image[:, :16] == 127).all()
     assert (image[:, 48:] == 127).all()
@@ -188,7 +188,7 @@ def test_bars_beside_a_letterboxed_picture_are_grey(tmp_path):
 
 
 def test_an_item_depends_on_seed_epoch_and_index_alone(tmp_path):
-    images = five_pictures(tmp_path)
+    images = five_images(tmp_path)
 
     def item(seed, epoch, index):
         return dataset_of(images, 2, 32, Augmentation(), seed)[epoch, index]
@@ -204,7 +204,7 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(tmp_path):
 
 
 def test_batches_are_the_same_with_and_without_workers(tmp_path):
-    images = five_pictures(tmp_path)
+    images = five_images(tmp_path)
 
     def batches(n_cpu):
         dataset = dataset_of(images, 2, 32, Augmentation(), 3)
@@ -222,7 +222,7 @@ def test_batches_are_the_same_with_and_without_workers(tmp_path):
     assert not torch.equal(alone[0][0][0], alone[1][0][0])
 
 
-def test_every_epoch_has_all_pictures_in_an_order_of_its_own():
+def test_every_epoch_has_all_images_in_an_order_of_its_own():
     sampler = EpochSampler(50, seed=1)
     orders = []
     for epoch in range(3):
@@ -248,7 +248,7 @@ def test_collate_numbers_the_boxes_of_a_batch():
     assert torch.equal(targets[:, 1:], torch.cat([boxes, boxes[:1]]))
 
 
-def test_collate_of_pictures_without_boxes():
+def test_collate_of_images_without_boxes():
     images, targets = collate([(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(0, 5))] * 2)
     assert images.shape == (2, 3, 8, 8)
     assert targets.shape == (0, 6)

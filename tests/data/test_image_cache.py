@@ -20,15 +20,15 @@ def project(tmp_path, monkeypatch):
     return make_project(tmp_path)
 
 
-def pictures(folder):
-    """Three pictures of 300, 600 and 900 bytes."""
+def images(folder):
+    """Three images of 300, 600 and 900 bytes."""
     for k in (1, 2, 3):
         Image.fromarray(np.random.default_rng(k).integers(0, 256, (10, 10 * k, 3), np.uint8)).save(folder / f"{k}.png")
     return [folder / f"{k}.png" for k in (1, 2, 3)]
 
 
-def test_the_first_pictures_are_kept_as_far_as_they_fit(tmp_path):
-    paths = pictures(tmp_path)
+def test_the_first_images_are_kept_as_far_as_they_fit(tmp_path):
+    paths = images(tmp_path)
     assert [decoded_bytes(path) for path in paths] == [300, 600, 900]
     for most, fitting in ((0, 0), (299, 0), (300, 1), (1799, 2), (1800, 3), (10**9, 3)):
         kept = decode_all(paths, read_image, most)
@@ -37,15 +37,15 @@ def test_the_first_pictures_are_kept_as_far_as_they_fit(tmp_path):
             np.testing.assert_array_equal(pixels, np.asarray(Image.open(path)))
 
 
-def test_a_picture_that_cannot_be_read_is_named(tmp_path):
-    paths = pictures(tmp_path)
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    paths = images(tmp_path)
     paths[1].write_bytes(paths[1].read_bytes()[:120])
     with pytest.raises(InputError, match=r"2\.png"):
         decode_all(paths, read_image, 10**9)
 
 
 @pytest.mark.parametrize("n_cpu", [0, 2])
-def test_kept_pictures_give_the_same_batches_without_their_files(project, n_cpu):
+def test_kept_images_give_the_same_batches_without_their_files(project, n_cpu):
     images = read_data_config("config/oxfordhand.data").images("train")
     batches = list(loader(dataset_of(images, 1, 64), 4, n_cpu, EpochSampler(6, 0)))
     dataset = dataset_of(images, 1, 64)
@@ -55,12 +55,12 @@ def test_kept_pictures_give_the_same_batches_without_their_files(project, n_cpu)
     torch.testing.assert_close(list(loader(dataset, 4, n_cpu, EpochSampler(6, 0))), batches, rtol=0, atol=0)
 
 
-def test_a_part_of_the_pictures_is_kept_and_said_so(project, monkeypatch, capsys):
+def test_a_part_of_the_images_is_kept_and_said_so(project, monkeypatch, capsys):
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
     monkeypatch.setattr(train, "budget", lambda: 4 * 64 * 64 * 3 + 1)
     words = ["--cache", "--epochs", "1", "--n_cpu", "0", "--batch_size", "4"]
     train.main(train.get_args_parser().parse_args(words))
-    assert "--cache: 4 of 9 pictures in memory, 0.00 GB; the others do not fit into" in capsys.readouterr().out
+    assert "--cache: 4 of 9 images in memory, 0.00 GB; the others do not fit into" in capsys.readouterr().out
 
 
 def test_memory_is_shared_with_the_other_processes_of_the_machine(monkeypatch):

@@ -14,8 +14,8 @@ from utils.errors import InputError
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def test_a_picture_that_is_missing_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"none\.jpg: there is no such picture"):
+def test_an_image_that_is_missing_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.jpg: there is no such image"):
         read_image(tmp_path / "none.jpg")
 
 
@@ -24,15 +24,15 @@ def test_a_truncated_jpeg_is_named(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(pixels).save(path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as an image"):
         read_image(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x10JFIF"])
-def test_what_is_no_picture_is_named(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x10JFIF"])
+def test_what_is_no_image_is_named(tmp_path, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as an image"):
         read_image(path)
 
 
@@ -48,11 +48,11 @@ def png_header(width, height):
 def test_a_decompression_bomb_is_not_decoded(tmp_path, side):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(side, side))
-    with pytest.raises(InputError, match=r"bomb\.png: cannot be read as a picture: .*pixels"):
+    with pytest.raises(InputError, match=r"bomb\.png: cannot be read as an image: .*pixels"):
         read_image(path)
 
 
-def test_pictures_read_by_many_threads_leave_the_warning_filters_alone(tmp_path):
+def test_images_read_by_many_threads_leave_the_warning_filters_alone(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(path)
     before = list(warnings.filters)
@@ -64,7 +64,7 @@ def test_pictures_read_by_many_threads_leave_the_warning_filters_alone(tmp_path)
     assert warnings.filters == before
 
 
-# left, right, top, bottom half of the upright picture: where the red half lies
+# left, right, top, bottom half of the upright image: where the red half lies
 ROTATIONS = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}
 
 
@@ -90,7 +90,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16", "I"])
-def test_any_kind_of_picture_is_read_as_rgb(tmp_path, mode):
+def test_any_kind_of_image_is_read_as_rgb(tmp_path, mode):
     grey = np.repeat(np.array([[0, 255]], np.uint8), 8, axis=0).repeat(8, axis=1)
     path = tmp_path / ("a.tif" if mode in ("CMYK", "I") else "a.png")
     if mode.startswith("I"):

@@ -15,7 +15,7 @@ from utils.errors import InputError
         ("/d/images/train/a.b.png", "/d/labels/train/a.b.txt"),
         ("/images/set/images/a.jpg", "/images/set/labels/a.txt"),
         ("/images/my_images/a.jpg", "/labels/my_images/a.txt"),
-        ("/d/pictures/a.jpg", "/d/pictures/a.txt"),
+        ("/d/photos/a.jpg", "/d/photos/a.txt"),
         ("/d/images/images.jpg", "/d/labels/images.txt"),
         ("/d/images/images", "/d/labels/images.txt"),
     ],
@@ -24,7 +24,7 @@ def test_label_path_changes_the_last_folder_named_images(image, label):
     assert label_path(Path(image)) == Path(label)
 
 
-def test_a_missing_or_empty_label_file_is_a_negative_picture(tmp_path):
+def test_a_missing_or_empty_label_file_is_a_negative_image(tmp_path):
     for path in (tmp_path / "none.txt", write(tmp_path / "empty.txt", ""), write(tmp_path / "blank.txt", "\n \n")):
         boxes, clipped = read_labels(path, 1)
         assert (boxes.shape, clipped) == ((0, 5), 0)
@@ -50,10 +50,10 @@ def test_labels_are_read_as_written(tmp_path):
         ("nan .5 .5 .1 .1", "not finite"),
         ("0 .5 .5 0 .1", r"no area: w=0 h=\.1"),
         ("0 .5 .5 .1 -.1", r"no area: w=\.1 h=-\.1"),
-        ("0 .5 .5 1.003 .1", r"passes the border of the picture by 0\.0015 of its side"),
+        ("0 .5 .5 1.003 .1", r"passes the border of the image by 0\.0015 of its side"),
         ("0 .1 .5 .203 .1", "passes the border"),
         ("0 .5 .95 .1 .103", "passes the border"),
-        ("0 1.0005 .5 .0005 .1", "no area within the picture"),
+        ("0 1.0005 .5 .0005 .1", "no area within the image"),
         ("0 320 240 50 60", "passes the border"),
     ],
 )

@@ -17,7 +17,7 @@ from utils.errors import InputError
 CFG = parse_cfg(format_cfg(create_cfg("v3-tiny", 1, 64, width=0.25)))
 
 
-def network(seed=0, cfg=CFG):
+def spec(seed=0, cfg=CFG):
     torch.manual_seed(seed)
     return randomize(Darknet(cfg), seed=seed)
 
@@ -32,7 +32,7 @@ def same(before, after):
 
 def refused(path, model=None):
     """The message of the error; the model stays as it was."""
-    model = model or network()
+    model = model or spec()
     before = state(model)
     with pytest.raises(InputError) as error:
         load_weights(model, path)
@@ -47,14 +47,14 @@ def refused(path, model=None):
 def saved(tmp_path):
     """The path of a checkpoint of ``network(seed=1)``."""
     path = tmp_path / "a.pth"
-    save_checkpoint(path, network(seed=1), epoch=7, names=["hand"], best_map=0.5, options={"s": 0.01, "sparse": True})
+    save_checkpoint(path, spec(seed=1), epoch=7, names=["hand"], best_map=0.5, options={"s": 0.01, "sparse": True})
     return path
 
 
 def test_a_checkpoint_gives_back_weights_and_description(saved):
-    model = network(seed=2)
+    model = spec(seed=2)
     about = load_weights(model, saved)
-    assert same(state(network(seed=1)), state(model))
+    assert same(state(spec(seed=1)), state(model))
     assert about.pop("revision")
     assert parse_cfg(about.pop("cfg")) == CFG
     assert about == {"epoch": 7, "names": ["hand"], "best_map": 0.5, "options": {"s": 0.01, "sparse": True}}
@@ -65,7 +65,7 @@ def test_a_checkpoint_describes_the_network_to_build(saved):
     model = Darknet(parse_cfg(checkpoint["cfg"])).eval()
     load_weights(model, saved)
     images = torch.rand(1, 3, 64, 64)
-    assert torch.equal(model(images), network(seed=1)(images))
+    assert torch.equal(model(images), spec(seed=1)(images))
 
 
 def test_a_checkpoint_holds_nothing_that_pytorch_deems_unsafe(saved):
@@ -101,19 +101,19 @@ def _nested(state):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 def test_state_dicts_of_other_programs_load(tmp_path, change, zipped):
     path = tmp_path / "a.pth"
-    source = state(network(seed=1))
+    source = state(spec(seed=1))
     torch.save(change(source), path, _use_new_zipfile_serialization=zipped)
-    model = network(seed=2)
+    model = spec(seed=2)
     load_weights(model, path)
     assert same(source, state(model))
 
 
 def test_half_precision_weights_load_into_a_network_of_full_precision(tmp_path):
-    torch.save(network(seed=1).half().state_dict(), tmp_path / "a.pth")
-    model = network(seed=2)
+    torch.save(spec(seed=1).half().state_dict(), tmp_path / "a.pth")
+    model = spec(seed=2)
     load_weights(model, tmp_path / "a.pth")
     assert model.conv(0).weight.dtype == torch.float32
-    assert torch.equal(model.conv(0).weight, network(seed=1).conv(0).weight.half().float())
+    assert torch.equal(model.conv(0).weight, spec(seed=1).conv(0).weight.half().float())
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_half_precision_weights_load_into_a_network_of_full_precision(tmp_path):
     ],
 )
 def test_the_first_tensor_that_differs_is_named(tmp_path, name, edit, message):
-    content = state(network(seed=1))
+    content = state(spec(seed=1))
     edit(content)
     torch.save(content, tmp_path / "a.pth")
     error = refused(tmp_path / "a.pth")
@@ -142,9 +142,9 @@ def test_the_first_tensor_that_differs_is_named(tmp_path, name, edit, message):
 
 
 def test_a_checkpoint_of_another_cfg_is_refused(saved):
-    error = refused(saved, network(cfg=create_cfg("v3-tiny", 2, 64, width=0.25)))
+    error = refused(saved, spec(cfg=create_cfg("v3-tiny", 2, 64, width=0.25)))
     assert "belongs to another cfg: module_list.15.conv_15.weight has shape (18, " in error
-    assert "belongs to another cfg" in refused(saved, network(cfg=create_cfg("v3", 1, 64, width=0.05)))
+    assert "belongs to another cfg" in refused(saved, spec(cfg=create_cfg("v3", 1, 64, width=0.05)))
 
 
 class Code:
@@ -160,7 +160,7 @@ class Code:
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 def test_code_in_a_checkpoint_does_not_run(tmp_path, zipped):
     path, proof = tmp_path / "a.pth", tmp_path / "ran"
-    torch.save({"model": state(network()), "names": Code(proof)}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({"model": state(spec()), "names": Code(proof)}, path, _use_new_zipfile_serialization=zipped)
     assert "not a checkpoint that can be read safely" in refused(path)
     assert not proof.exists()
     torch.load(path, weights_only=False)  # so the file does hold code
@@ -178,7 +178,7 @@ def test_code_in_a_bare_pickle_does_not_run(tmp_path):
 @pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_file_is_refused(tmp_path, share, zipped):
     buffer = io.BytesIO()
-    torch.save(state(network()), buffer, _use_new_zipfile_serialization=zipped)
+    torch.save(state(spec()), buffer, _use_new_zipfile_serialization=zipped)
     path = tmp_path / "a.pth"
     path.write_bytes(buffer.getvalue()[: int(share * buffer.tell())])
     refused(path)
@@ -229,14 +229,14 @@ def test_a_folder_is_no_checkpoint(tmp_path):
 
 
 def test_darknet_files_load_by_their_name(tmp_path):
-    source, model = network(seed=1), network(seed=2)
+    source, model = spec(seed=1), spec(seed=2)
     source.save_darknet_weights(tmp_path / "a.weights")
     assert load_weights(model, tmp_path / "a.weights") == {"filled": 13}
     assert torch.equal(model.conv(22).weight, source.conv(22).weight)
 
 
 def test_a_darknet_backbone_is_for_those_who_ask(tmp_path):
-    source, model = network(seed=1), network(seed=2)
+    source, model = spec(seed=1), spec(seed=2)
     source.save_darknet_weights(tmp_path / "a.weights")
     first = 4 * 8 + 8 * 3 * 9  # the first convolution of the network
     content = (tmp_path / "a.weights").read_bytes()[: 20 + 4 * first]
@@ -250,7 +250,7 @@ def test_a_darknet_backbone_is_for_those_who_ask(tmp_path):
 def test_a_failing_save_leaves_the_old_checkpoint(saved):
     before = saved.read_bytes()
     with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
-        save_checkpoint(saved, network(seed=2), callback=lambda: None)
+        save_checkpoint(saved, spec(seed=2), callback=lambda: None)
     assert saved.read_bytes() == before
     assert [file.name for file in saved.parent.iterdir()] == ["a.pth"]
 
@@ -258,14 +258,14 @@ def test_a_failing_save_leaves_the_old_checkpoint(saved):
 @pytest.mark.parametrize("buffers", [True, False], ids=["PyTorch-YOLOv3", "YOLOv3-model-pruning"])
 def test_state_dicts_of_the_older_repositories_load(tmp_path, buffers):
     """Names as their create_modules() gives them; newer versions of PyTorch-YOLOv3 also keep the cfg's anchors."""
-    source = network(seed=1)
+    source = spec(seed=1)
     foreign = OrderedDict(source.state_dict())
     if buffers:
-        for head in source.network.heads:
+        for head in source.spec.heads:
             anchors = torch.tensor(head.anchors)
             foreign[f"module_list.{head.index}.yolo_{head.index}.anchors"] = anchors
             foreign[f"module_list.{head.index}.yolo_{head.index}.anchor_grid"] = anchors.view(1, -1, 1, 1, 2)
     torch.save(foreign, tmp_path / "yolov3_ckpt_99.pth")
-    model = network(seed=2)
+    model = spec(seed=2)
     load_weights(model, tmp_path / "yolov3_ckpt_99.pth")
     assert same(state(source), state(model))

@@ -7,14 +7,9 @@ from torch import nn
 from config.create_cfg import create_cfg
 from models import Darknet
 from utils.darknet.cfg import parse_cfg
-from utils.detection.complexity import (
-    Stopwatch,
-    count_macs,
-    count_parameters,
-    forward_times,
-    state_dict_size,
-    time_in_turns,
-)
+from utils.darknet.spec import parse_network
+from utils.detection.complexity import count_parameters, state_dict_size
+from utils.timing import Stopwatch, forward_times, time_in_turns
 
 SMALL = parse_cfg("""[net]
 width=32
@@ -57,12 +52,12 @@ def test_macs_are_counted_by_hand():
     depthwise = side16 * 8 * 1 * 3**2
     grouped = 12 * 6 * 12 * 2 * 5**2  # 16 - 5 + 1 = 12 rows, half of the columns
     head = 12 * 6 * 6 * 12  # halved, doubled
-    assert count_macs(SMALL, 32) == first + depthwise + grouped + head
+    assert parse_network(SMALL, 32).macs == first + depthwise + grouped + head
 
 
 def test_macs_grow_with_the_area_of_the_input():
     blocks = create_cfg("v3-tiny", 1, 64, width=0.25)
-    assert count_macs(blocks, 128) == 4 * count_macs(blocks, 64)
+    assert parse_network(blocks, 128).macs == 4 * parse_network(blocks, 64).macs
     assert blocks[0]["width"] == "64"
 
 
@@ -78,7 +73,7 @@ def test_macs_agree_with_what_the_modules_really_do():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
     model(torch.rand(1, 3, 96, 96))
-    assert count_macs(model.blocks, 96) == counted
+    assert model.spec.at(96).macs == counted
 
 
 def test_parameters_are_kernels_biases_gammas_and_betas():

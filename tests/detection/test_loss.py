@@ -15,7 +15,7 @@ KINDS = {
 }
 
 
-def network(classes=3, kind="v3"):
+def spec(classes=3, kind="v3"):
     torch.manual_seed(0)
     blocks = create_cfg("v3-tiny", classes, SIZE, width=0.05)
     return Darknet([block | KINDS[kind] if block["type"] == "yolo" else block for block in blocks])
@@ -25,7 +25,7 @@ def random_heads(model, batch=2, seed=0, spread=1.0):
     """Raw outputs of the two heads, in float32; between 0 and 1 where the convolution before has a sigmoid."""
     generator = torch.Generator().manual_seed(seed)
     heads = []
-    for yolo, side in zip(model.yolo_layers, (2, 4), strict=True):
+    for yolo, side in zip(model.heads, (2, 4), strict=True):
         raw = spread * torch.randn(batch, 3, side, side, 5 + yolo.classes, generator=generator)
         heads.append((raw.sigmoid() if yolo.new_coords else raw).requires_grad_())
     return heads
@@ -104,8 +104,8 @@ def plain_bce(probability, aim):
     return -(aim * torch.log(probability) + (1 - aim) * torch.log(1 - probability))
 
 
-def divisor(positives, pictures):
-    return max(positives, pictures)
+def divisor(positives, images):
+    return max(positives, images)
 
 
 def plain_loss(model, heads, targets):
@@ -162,14 +162,14 @@ def agrees_with_the_plain_formula(model, heads, targets):
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_value_and_gradient_are_those_of_the_plain_formula(kind, classes, seed):
-    model = network(classes, kind)
+    model = spec(classes, kind)
     targets = random_targets(6, classes=classes, seed=seed)
     positives = agrees_with_the_plain_formula(model, random_heads(model, seed=seed), targets)[0]
     assert positives >= 6
 
 
 def test_a_target_that_fits_no_anchor_trains_the_nearest():
-    model = network()
+    model = spec()
     heads = random_heads(model)
     target = torch.tensor([[0, 1, 0.5, 0.5, 0.9, 0.02]])
     sides = 0.9 * SIZE, 0.02 * SIZE
@@ -179,7 +179,7 @@ def test_a_target_that_fits_no_anchor_trains_the_nearest():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_targets_in_one_cell(kind):
-    model = network(kind=kind)
+    model = spec(kind=kind)
     first = [0, 1, 0.40, 0.40, 0.30, 0.35]
     targets = torch.tensor([first, [0, 2, 0.42, 0.38, 0.32, 0.33], first])
     chosen = plain_assignment(model, random_heads(model), targets)
@@ -189,20 +189,20 @@ def test_two_targets_in_one_cell(kind):
 
 @pytest.mark.parametrize("kind", ["wide", "new_coords"])
 def test_neighbours_whose_centre_reaches_the_target_learn_it_too(kind):
-    model = network(kind=kind)
+    model = spec(kind=kind)
     target = torch.tensor([[0, 0, 0.52, 0.3, 0.8, 0.8]])  # just right of the middle line, mid-cell otherwise
     heads = random_heads(model)
     chosen = plain_assignment(model, heads, target)
     columns = {place[4] for place in chosen if place[0] == 0}
     assert columns == {0, 1}
     assert agrees_with_the_plain_formula(model, heads, target)[0] == len(chosen)
-    assert len(plain_assignment(network(), heads, target)) < len(chosen)
+    assert len(plain_assignment(spec(), heads, target)) < len(chosen)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("centre", [(1.0, 0.5), (0.5, 1.0), (1.0, 1.0), (0.0, 0.0)])
 def test_a_centre_on_the_border_belongs_to_the_cell_beside_it(kind, centre):
-    model = network(kind=kind)
+    model = spec(kind=kind)
     heads = random_heads(model)
     targets = torch.tensor([[1, 0, *centre, 0.3, 0.3]])
     agrees_with_the_plain_formula(model, heads, targets)
@@ -218,7 +218,7 @@ def test_a_centre_on_the_border_belongs_to_the_cell_beside_it(kind, centre):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_targets_only_objectness_is_trained(kind):
-    model = network(kind=kind)
+    model = spec(kind=kind)
     heads = random_heads(model)
     assert agrees_with_the_plain_formula(model, heads, torch.zeros(0, 6))[0] == 0
     loss, _ = YoloLoss(model)(heads, torch.zeros(0, 6), SIZE)
@@ -229,8 +229,8 @@ def test_without_targets_only_objectness_is_trained(kind):
         assert not gradient[..., 5:].any()
 
 
-def test_a_picture_without_targets_learns_that_there_is_nothing():
-    model = network()
+def test_an_image_without_targets_learns_that_there_is_nothing():
+    model = spec()
     heads = random_heads(model, batch=3)
     targets = random_targets(4, batch=1)
     targets[:2, 0] = 2
@@ -245,7 +245,7 @@ def test_a_picture_without_targets_learns_that_there_is_nothing():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_targets_does_not_matter(kind):
-    model = network(kind=kind)
+    model = spec(kind=kind)
     heads = random_heads(model)
     targets = torch.cat([random_targets(7), random_targets(7)])
     targets[7:, 2:4] += 0.01
@@ -262,7 +262,7 @@ def test_the_order_of_targets_does_not_matter(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_perfect_prediction_costs_nothing(kind):
-    model = network(kind=kind)
+    model = spec(kind=kind)
     targets = torch.tensor([[0, 2, 0.3, 0.3, 0.3, 0.4], [1, 0, 0.7, 0.2, 0.1, 0.1], [1, 1, 0.3, 0.8, 0.7, 0.3]])
     every = options(model)
     heads = [torch.full_like(head, -16) for head in random_heads(model)]
@@ -286,7 +286,7 @@ def test_the_perfect_prediction_costs_nothing(kind):
 
 
 def test_reports_count_what_each_head_did():
-    model = network()
+    model = spec()
     heads = random_heads(model)
     targets = random_targets(6)
     reports = YoloLoss(model)(heads, targets, SIZE)[1]
@@ -304,7 +304,7 @@ def test_reports_count_what_each_head_did():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_heads(kind, dtype):
-    model = network(kind=kind)
+    model = spec(kind=kind)
     heads = [head.detach().to(dtype).requires_grad_() for head in random_heads(model, spread=4)]
     targets = random_targets(6)
     loss, _ = YoloLoss(model)(heads, targets, SIZE)
@@ -315,7 +315,7 @@ def test_half_precision_heads(kind, dtype):
 
 
 def test_autocast_does_not_reach_the_loss():
-    model = network()
+    model = spec()
     heads, targets = random_heads(model), random_targets(6)
     wanted = YoloLoss(model)(heads, targets, SIZE)[0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -325,7 +325,7 @@ def test_autocast_does_not_reach_the_loss():
 
 @pytest.mark.parametrize(("kind", "extremes"), [("v3", (-60, -20, 20, 60)), ("new_coords", (0, 1e-6, 1 - 1e-7, 1))])
 def test_extreme_outputs_give_a_finite_loss_and_gradient(kind, extremes):
-    model = network(kind=kind)
+    model = spec(kind=kind)
     for value in extremes:
         heads = [torch.full_like(head, value).requires_grad_() for head in random_heads(model)]
         loss, _ = YoloLoss(model)(heads, random_targets(6), SIZE)
@@ -334,7 +334,7 @@ def test_extreme_outputs_give_a_finite_loss_and_gradient(kind, extremes):
 
 
 def test_heads_in_channels_last_memory():
-    model = network()
+    model = spec()
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     targets = random_targets(6)
     wanted = YoloLoss(model)(model(images), targets, SIZE)[0]
@@ -344,11 +344,11 @@ def test_heads_in_channels_last_memory():
 
 
 def test_the_loss_holds_no_parameters():
-    assert not list(YoloLoss(network()).parameters())
+    assert not list(YoloLoss(spec()).parameters())
 
 
 def test_a_network_learns_one_batch():
-    model = network(classes=2).train()
+    model = spec(classes=2).train()
     loss = YoloLoss(model)
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([[0, 0, 0.3, 0.4, 0.4, 0.3], [1, 1, 0.6, 0.6, 0.3, 0.5]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark import detected_pictures, our_map, plain_map, plain_match
+from benchmark import detected_images, our_map, plain_map, plain_match
 from utils.detection.metrics import COCO_IOU, DetectionMetrics, average_precision
 
 A, B = (0, 0, 10, 10), (100, 100, 120, 120)  # two places far from each other
@@ -17,31 +17,31 @@ def table(rows, columns):
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, columns)
 
 
-def measure(pictures, names=("hand",), iou_thres=0.5):
-    """Metrics of pictures, each (detections [(box, score, class)], truth [(class, box)])."""
-    return gather(pictures, names, iou_thres).compute()
+def measure(images, names=("hand",), iou_thres=0.5):
+    """Metrics of images, each (detections [(box, score, class)], truth [(class, box)])."""
+    return gather(images, names, iou_thres).compute()
 
 
-def gather(pictures, names=("hand",), iou_thres=0.5):
+def gather(images, names=("hand",), iou_thres=0.5):
     metrics = DetectionMetrics(list(names), iou_thres)
-    for detections, truth in pictures:
+    for detections, truth in images:
         detections = sorted(detections, key=lambda detection: -detection[1])
         metrics.add(table([[*b, s, c] for b, s, c in detections], 6), table([[c, *b] for c, b in truth], 5))
     return metrics
 
 
 def matched(detections, truth, iou_thres=0.5):
-    """Which detections of one picture are right, (D, 11)."""
+    """Which detections of one image are right, (D, 11)."""
     metrics = DetectionMetrics(["a", "b", "c"], iou_thres)
     metrics.add(detections, truth)
     return metrics.matches()
 
 
-def random_pictures(seed, images=30, classes=3, truths=6, extra=5):
+def random_images(seed, images=30, classes=3, truths=6, extra=5):
     """Boxes, and detections that are near them, near nothing, doubled or of another class; no two scores are equal."""
     random = np.random.default_rng(seed)
     scores = iter(random.permutation(np.linspace(0.01, 0.99, images * (2 * truths + extra))))
-    pictures = []
+    samples = []
     for _ in range(images):
         truth, detections = [], []
         for _ in range(random.integers(0, truths + 1)):
@@ -58,11 +58,11 @@ def random_pictures(seed, images=30, classes=3, truths=6, extra=5):
             detections.append(
                 ((*corner, *(corner + random.uniform(20, 100, 2))), next(scores), int(random.integers(3)))
             )
-        pictures.append((detections, truth))
-    return pictures
+        samples.append((detections, truth))
+    return samples
 
 
-def coco(pictures, classes):
+def coco(images, classes):
     """AP at 0.5 to 0.95, at 0.5, and by class at 0.5, as pycocotools has them."""
     coco_module = pytest.importorskip("pycocotools.coco")
     from pycocotools.cocoeval import COCOeval
@@ -72,7 +72,7 @@ def coco(pictures, classes):
         return [x1, y1, x2 - x1, y2 - y1]
 
     truths, found = [], []
-    for number, (detections, truth) in enumerate(pictures, start=1):
+    for number, (detections, truth) in enumerate(images, start=1):
         for label, box in truth:
             where = xywh(box)
             truths.append({"image_id": number, "category_id": label + 1, "bbox": where, "area": where[2] * where[3]})
@@ -83,7 +83,7 @@ def coco(pictures, classes):
         ground = coco_module.COCO()
         ground.dataset = {
             "info": {},
-            "images": [{"id": number + 1} for number in range(len(pictures))],
+            "images": [{"id": number + 1} for number in range(len(images))],
             "categories": [{"id": label + 1} for label in range(classes)],
             "annotations": truths,
         }
@@ -100,9 +100,9 @@ def coco(pictures, classes):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_average_precision_agrees_with_pycocotools(seed):
-    pictures = random_pictures(seed)
-    ours = measure(pictures, "abc")
-    mean, at_half, by_class = coco(pictures, 3)
+    images = random_images(seed)
+    ours = measure(images, "abc")
+    mean, at_half, by_class = coco(images, 3)
     assert 0.2 < at_half < 0.9
     assert ours.mAP_50_95 == pytest.approx(mean, abs=0.01)
     assert ours.mAP == pytest.approx(at_half, abs=0.01)
@@ -113,8 +113,8 @@ def test_average_precision_agrees_with_pycocotools(seed):
 
 
 def test_a_perfect_detector():
-    pictures = [([(A, 0.9, 0), (B, 0.8, 1)], [(0, A), (1, B)]), ([(B, 0.7, 0)], [(0, B)])]
-    found = measure(pictures, "ab")
+    images = [([(A, 0.9, 0), (B, 0.8, 1)], [(0, A), (1, B)]), ([(B, 0.7, 0)], [(0, B)])]
+    found = measure(images, "ab")
     assert (found.mAP, found.mAP_50_95, found.precision, found.recall, found.f1) == (1, 1, 1, 1, 1)
     assert found.confidence == pytest.approx(0.7)
     assert (found.images, found.boxes) == (2, 3)
@@ -179,11 +179,11 @@ def test_matching_agrees_with_a_plain_loop_in_a_crowd_with_ties(seed):
         assert found.tolist() == plain_match(detections, truth, threshold)
 
 
-def test_average_precision_of_many_pictures_is_that_of_a_plain_loop():
-    pictures = detected_pictures(images=12, detections=40, boxes=50)
-    wanted = np.mean(plain_map(pictures, COCO_IOU))
+def test_average_precision_of_many_images_is_that_of_a_plain_loop():
+    images = detected_images(images=12, detections=40, boxes=50)
+    wanted = np.mean(plain_map(images, COCO_IOU))
     assert 0.1 < wanted < 0.9
-    assert our_map(pictures) == pytest.approx(wanted, abs=1e-12)
+    assert our_map(images) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_iou_threshold_is_inclusive():
@@ -198,7 +198,7 @@ def test_map_50_95_counts_the_thresholds_that_a_box_passes():
     np.testing.assert_allclose(COCO_IOU, np.arange(50, 100, 5) / 100)
 
 
-def test_a_detection_of_another_class_or_picture_is_wrong():
+def test_a_detection_of_another_class_or_image_is_wrong():
     assert measure([([(A, 0.9, 1)], [(0, A)])], "ab").mAP == 0
     assert measure([([(A, 0.9, 0)], []), ([], [(0, A)])]).mAP == 0
 
@@ -223,22 +223,22 @@ def test_no_boxes_at_all(count):
     assert (found.images, found.boxes, found.per_class) == (2, 0, {"hand": None})
 
 
-def test_no_pictures():
+def test_no_images():
     found = DetectionMetrics(["a"]).compute()
     assert (found.mAP, found.images, found.boxes, found.per_class) == (0, 0, 0, {"a": None})
 
 
 def test_best_f1_is_where_it_was_found():
-    pictures = random_pictures(7, classes=1)
-    pictures = [([(b, s, 0) for b, s, _ in detections], truth) for detections, truth in pictures]
-    found = measure(pictures)
+    images = random_images(7, classes=1)
+    images = [([(b, s, 0) for b, s, _ in detections], truth) for detections, truth in images]
+    found = measure(images)
     right = []
-    for detections, truth in pictures:
+    for detections, truth in images:
         detections = sorted(detections, key=lambda detection: -detection[1])
         rows = table([[*b, s, c] for b, s, c in detections], 6)
         hits = matched(rows, table([[c, *b] for c, b in truth], 5))[:, -1]
         right += [(score, hit) for (_, score, _), hit in zip(detections, hits, strict=True)]
-    boxes = sum(len(truth) for _, truth in pictures)
+    boxes = sum(len(truth) for _, truth in images)
 
     def f1_at(confidence):
         kept = [hit for score, hit in right if score >= confidence - 1e-6]
@@ -257,20 +257,20 @@ def test_detections_of_one_score_stand_or_fall_together():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_pictures_does_not_matter(seed):
-    pictures = random_pictures(seed)
-    shuffled = [pictures[k] for k in np.random.default_rng(seed).permutation(len(pictures))]
-    assert measure(shuffled, "abc") == measure(pictures, "abc")
+def test_the_order_of_images_does_not_matter(seed):
+    images = random_images(seed)
+    shuffled = [images[k] for k in np.random.default_rng(seed).permutation(len(images))]
+    assert measure(shuffled, "abc") == measure(images, "abc")
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_false_positive_of_the_lowest_score_never_raises_average_precision(seed):
-    pictures = random_pictures(seed, images=8)
-    results = [measure(pictures, "abc")]
+    images = random_images(seed, images=8)
+    results = [measure(images, "abc")]
     for number in range(8):
-        detections, truth = pictures[number]
-        pictures[number] = ([*detections, ((900, 900, 910, 910), 1e-3 / (number + 1), number % 3)], truth)
-        results.append(measure(pictures, "abc"))
+        detections, truth = images[number]
+        images[number] = ([*detections, ((900, 900, 910, 910), 1e-3 / (number + 1), number % 3)], truth)
+        results.append(measure(images, "abc"))
     for before, after in pairwise(results):
         assert after.mAP <= before.mAP
         assert after.mAP_50_95 <= before.mAP_50_95
@@ -279,16 +279,16 @@ def test_a_false_positive_of_the_lowest_score_never_raises_average_precision(see
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_lower_iou_threshold_never_lowers_recall(seed):
-    pictures = random_pictures(seed, images=8)
-    for detections, truth in pictures:
+    images = random_images(seed, images=8)
+    for detections, truth in images:
         hits = gather([(detections, truth)], "abc").matches()[:, : len(COCO_IOU)].sum(0)
         assert (hits <= len(truth)).all()
         assert (np.diff(hits) <= 1e-9).all()
 
 
 def test_metrics_of_parts_that_are_joined_are_those_of_the_whole():
-    pictures = random_pictures(3)
-    parts = [gather(own, "abc") for own in (pictures[:4], pictures[4:5], [], pictures[5:])]
+    images = random_images(3)
+    parts = [gather(own, "abc") for own in (images[:4], images[4:5], [], images[5:])]
     whole = DetectionMetrics(list("abc"))
     whole.join(parts)
-    assert whole.compute() == measure(pictures, "abc")
+    assert whole.compute() == measure(images, "abc")

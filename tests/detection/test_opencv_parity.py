@@ -27,7 +27,7 @@ SIZE = 96
 HANDS = Path(__file__).resolve().parents[3] / "shared" / "data" / "hands" / "images" / "valid"
 
 
-def network(name):
+def spec(name):
     if name != "v4-tiny":
         return Darknet(create_cfg(name, 2, SIZE, width=0.125))
     cfg = DARKNET_CFGS / "yolov4-tiny.cfg"
@@ -40,7 +40,7 @@ def pruned(model):
     return Pruner(model, "shortcut").at(0.5).pruned.model
 
 
-@pytest.fixture(params=["noise", "picture"])
+@pytest.fixture(params=["noise", "image"])
 def image(request):
     """(1, 3, S, S) in [0, 1]."""
     if request.param == "noise":
@@ -70,7 +70,7 @@ def our_rows(model, image):
     for norm in model.batch_norms.values():
         norm.eps = 1e-6
     rows = []
-    for yolo, raw in zip(model.yolo_layers, model.heads(image), strict=True):
+    for yolo, raw in zip(model.heads, model.raw_outputs(image), strict=True):
         _, anchors, height, width, _ = raw.shape
         found = yolo.decode(raw, SIZE, SIZE)[0].unflatten(0, (anchors, height, width)).permute(1, 2, 0, 3).flatten(0, 2)
         rows.append(found)
@@ -84,7 +84,7 @@ def our_rows(model, image):
 @pytest.mark.parametrize("change", [lambda model: model, pruned, fuse], ids=["whole", "pruned", "fused"])
 @pytest.mark.parametrize("name", ["v3", "v3-tiny", "v3-spp", "v4-tiny"])
 def test_opencv_finds_the_same_boxes(tmp_path, name, change, image):
-    model = change(lively(randomize(network(name))))
+    model = change(lively(randomize(spec(name))))
     rows = opencv_rows(write_files(model, tmp_path), image)
     wanted = our_rows(model, image)
     assert (wanted[:, 5:] > 0).sum() > 10
@@ -92,7 +92,7 @@ def test_opencv_finds_the_same_boxes(tmp_path, name, change, image):
 
 
 def test_one_wrong_weight_is_noticed(tmp_path):
-    model = lively(randomize(network("v3-tiny"), near_zero=0))
+    model = lively(randomize(spec("v3-tiny"), near_zero=0))
     files = write_files(model, tmp_path)
     image = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(opencv_rows(files, image), our_rows(model, image), rtol=1e-4, atol=1e-5)
@@ -108,7 +108,7 @@ def test_one_wrong_weight_is_noticed(tmp_path):
 
 @torch.no_grad()
 def test_the_runtime_gives_predictions_in_our_order_and_pixels():
-    model = fuse(lively(randomize(network("v3-tiny"))))
+    model = fuse(lively(randomize(spec("v3-tiny"))))
     images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
     got, wanted = OpenCvModel(model, SIZE)(images), model(images)
     assert got.shape == wanted.shape
@@ -121,8 +121,8 @@ def test_the_runtime_gives_predictions_in_our_order_and_pixels():
 @torch.no_grad()
 def test_small_variances_need_batch_norm_folded_in():
     """Trained networks have variances near 1e-5, where OpenCV's epsilon is another network."""
-    model = lively(randomize(network("v3-tiny")))
-    for layer in model.network.convolutions:
+    model = lively(randomize(spec("v3-tiny")))
+    for layer in model.spec.convolutions:
         if layer.batch_normalize:
             norm = model.batch_norm(layer.index)
             shrunk = (1e-5 / norm.running_var).sqrt()

@@ -20,14 +20,14 @@ SIZE = (96, 64)
 
 
 def frames(count):
-    """Grey pictures that become brighter."""
+    """Grey images that become brighter."""
     return [Image.new("RGB", SIZE, (20 * k, 20 * k, 20 * k)) for k in range(count)]
 
 
-def write_video(path, pictures, fps=10.0):
+def write_video(path, images, fps=10.0):
     with video_writer(Path(path), fps, SIZE) as write:
-        for number, picture in enumerate(pictures):
-            write(number, picture)
+        for number, image in enumerate(images):
+            write(number, image)
 
 
 @pytest.fixture
@@ -62,10 +62,10 @@ def test_red_stays_red(tmp_path):
     assert max(green, blue) < 60
 
 
-def test_a_picture_stands_for_the_frames_that_were_skipped(tmp_path):
+def test_an_image_stands_for_the_frames_that_were_skipped(tmp_path):
     with video_writer(tmp_path / "a.mp4", 10.0, SIZE) as write:
-        for number, picture in zip((0, 3, 3, 4), frames(4), strict=True):
-            write(number, picture)
+        for number, image in zip((0, 3, 3, 4), frames(4), strict=True):
+            write(number, image)
     assert len(list(Video(str(tmp_path / "a.mp4")))) == 5
 
 
@@ -77,7 +77,7 @@ def test_a_failing_video_is_not_put_in_place(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_each_frame_of_a_video_is_detected_like_a_picture(project):
+def test_each_frame_of_a_video_is_detected_like_an_image(project):
     write_video("in.mp4", [Image.open(path).resize(SIZE) for path in sorted(Path("data/images").iterdir())])
     for number, frame in Video("in.mp4"):
         Path("frames").mkdir(exist_ok=True)

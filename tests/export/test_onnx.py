@@ -16,11 +16,11 @@ NAMES = ["left", "right"]
 SIZE = 64
 
 
-def network():
+def spec():
     return lively(randomize(Darknet(create_cfg("v3-tiny", 2, SIZE, width=0.125)), near_zero=0))
 
 
-def pictures():
+def samples():
     """Noise, black, and white on one half, in batches of two sizes."""
     random = torch.Generator().manual_seed(1)
     halves = torch.ones(1, 3, 96, 128)
@@ -32,15 +32,15 @@ def pictures():
 def exported():
     """A network, and its graph."""
     torch.manual_seed(0)
-    model = network()
+    model = spec()
     return model, export_onnx(model, NAMES, SIZE)
 
 
 @torch.no_grad()
 def test_every_network_gives_the_same_predictions_in_onnx_runtime(darknet_cfg):
     model = lively(randomize(Darknet(shrink(read_cfg(darknet_cfg)))))
-    names = [str(number) for number in range(model.network.heads[0].classes)]
-    assert prove(model, export_onnx(model, names, SIZE), pictures()) <= TOLERANCE
+    names = [str(number) for number in range(model.spec.heads[0].classes)]
+    assert prove(model, export_onnx(model, names, SIZE), samples()) <= TOLERANCE
 
 
 def test_the_graph_has_no_batch_norm_and_says_what_it_is(exported):
@@ -56,20 +56,20 @@ def test_the_graph_has_no_batch_norm_and_says_what_it_is(exported):
 @pytest.mark.parametrize("layer", [0, 10, 15, 22], ids=["first", "middle", "a head", "the other head"])
 def test_one_wrong_weight_is_noticed(exported, layer):
     model, proto = exported
-    broken = network()
+    broken = spec()
     broken.load_state_dict(model.state_dict())
     weight = broken.conv(layer).weight.data.flatten()
     weight[weight.abs().argmax()] *= 1.1
-    assert prove(model, proto, pictures()) < 1e-5
+    assert prove(model, proto, samples()) < 1e-5
     with pytest.raises(InputError, match=r"differ by .* from PyTorch's.*nothing was written"):
-        prove(broken, proto, pictures())
+        prove(broken, proto, samples())
 
 
 def test_a_graph_of_one_size_refuses_another_and_takes_any_batch():
-    model = network()
+    model = spec()
     proto = export_onnx(model, NAMES, SIZE, dynamic_size=False)
-    assert prove(model, proto, pictures()[:2]) < 1e-5
-    with pytest.raises(InputError, match="pictures of 64 pixels, not 96"):
+    assert prove(model, proto, samples()[:2]) < 1e-5
+    with pytest.raises(InputError, match="images of 64 pixels, not 96"):
         OnnxModel(proto.SerializeToString())(torch.zeros(1, 3, 96, 96))
 
 
@@ -80,7 +80,7 @@ def test_suppression_in_the_graph_keeps_the_same_boxes(exported, conf_thres, nms
     content = add_suppression(proto, 0.3, 0.4).SerializeToString()
     inside = OnnxModel(content, None if (conf_thres, nms_thres) == (0.3, 0.4) else (conf_thres, nms_thres))
     counts = []
-    for images in pictures():
+    for images in samples():
         wanted = non_max_suppression(model(images), conf_thres, nms_thres)
         got = inside(images)
         assert len(got) == len(images)

@@ -42,7 +42,7 @@ def edit(path, old, new):
 
 
 def snapshot(root):
-    """Every file but what the check of the pictures remembers."""
+    """Every file but what the check of the images remembers."""
     files = (path for path in sorted(root.rglob("*")) if path.is_file() and not path.match(".*.checked.json"))
     return {path: path.read_bytes() for path in files}
 
@@ -70,8 +70,8 @@ LABEL = "data/labels/train_3.txt"
         (CFG, "filters=8\n", "", ["yolov3-hand.cfg:21: layer 0 [convolutional]", "filters= is missing"]),
         (CFG, "[maxpool]", "[mixpool]", ["layer 1 [mixpool]", "not supported"]),
         (CFG, "layers=-1,8", "layers=-1,80", ["[route]", "80", "before it"]),
-        ("config/oxfordhand.data", "data/valid.txt", "data/nowhere.txt", ["nowhere.txt", "no such list of pictures"]),
-        ("data/valid.txt", "images/valid_1.png", "images/gone.png", ["valid.txt:2", "no picture images/gone.png"]),
+        ("config/oxfordhand.data", "data/valid.txt", "data/nowhere.txt", ["nowhere.txt", "no such list of images"]),
+        ("data/valid.txt", "images/valid_1.png", "images/gone.png", ["valid.txt:2", "no image images/gone.png"]),
         ("data/labels/valid_0.txt", "0 ", "7 ", ["valid_0.txt:1", "class 7", "0 to 0"]),
     ],
 )
@@ -100,9 +100,9 @@ def test_bad_labels_are_named_by_file_and_line(project, line, words):
         assert word in message
 
 
-def test_a_truncated_picture_is_named_before_the_first_step(project):
-    picture = Path("data/images/train_2.png")
-    picture.write_bytes(picture.read_bytes()[:2000])
+def test_a_truncated_image_is_named_before_the_first_step(project):
+    image = Path("data/images/train_2.png")
+    image.write_bytes(image.read_bytes()[:2000])
     message = refused("train")
     assert "data/images/train_2.png" in message
     assert "cannot be read" in message
@@ -137,7 +137,7 @@ def test_another_number_of_classes_than_the_data_set_is_refused(project):
         ("train.py", ["--data_config", "nowhere.data"], "nowhere.data: there is no such"),
         ("test_prune.py", ["--percent", "1.5"], "--percent: 1.5 is out of range"),
         ("test_prune.py", ["--weights_path", "nowhere.pth"], "nowhere.pth: there is no such weights file"),
-        ("detect.py", ["--image_folder", "nowhere"], "nowhere: no picture there"),
+        ("detect.py", ["--image_folder", "nowhere"], "nowhere: no image there"),
         ("test.py", ["--iou_thres", "x"], "'x' is not a number"),
         ("train.py", ["--learning", "1"], "--learning"),
     ],
@@ -176,7 +176,7 @@ def test_files_that_do_not_read_back_are_not_put_in_place(project, monkeypatch):
     assert "read back" in refused("test_prune", "--percent", "0.3", "--force")
 
 
-def test_a_picture_of_the_same_name_does_not_overwrite_the_other(project):
+def test_an_image_of_the_same_name_does_not_overwrite_the_other(project):
     for folder in ("a", "b"):
         Path(folder).mkdir()
         Path(folder, "same.png").write_bytes(Path("data/images/train_0.png").read_bytes())

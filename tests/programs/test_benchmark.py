@@ -7,24 +7,25 @@ import torch
 import benchmark
 from models import Darknet
 from utils.darknet.cfg import read_cfg
-from utils.darknet.parse import resolve
-from utils.detection.complexity import Timing, count_macs, count_parameters
+from utils.darknet.spec import parse_network
+from utils.detection.complexity import count_parameters
+from utils.timing import Timing
 
 
 def test_the_published_network_has_its_parameters_and_macs():
     blocks = read_cfg(benchmark.PRUNED)
     assert count_parameters(Darknet(blocks)) == 10_853_907
-    assert round(count_macs(read_cfg(benchmark.FULL), 416) / count_macs(blocks, 416), 2) == 3.44
-    assert len(resolve(blocks).convolutions) == 75
+    assert round(parse_network(read_cfg(benchmark.FULL), 416).macs / parse_network(blocks, 416).macs, 2) == 3.44
+    assert len(parse_network(blocks).convolutions) == 75
 
 
 def test_the_scenes_have_what_the_rows_say():
     predictions = benchmark.clustered_predictions(images=2, boxes=500, passing=120)
     scores = predictions[..., 4] * predictions[..., 5]
     assert (scores >= benchmark.CONF_THRES).sum(dim=1).tolist() == [120, 120]
-    pictures = benchmark.detected_pictures(images=20, detections=10, boxes=55)
-    assert sum(len(truth) for _, truth in pictures) == 55
-    assert all(len(found) == 10 and bool((found[1:, 4] <= found[:-1, 4]).all()) for found, _ in pictures)
+    images = benchmark.detected_images(images=20, detections=10, boxes=55)
+    assert sum(len(truth) for _, truth in images) == 55
+    assert all(len(found) == 10 and bool((found[1:, 4] <= found[:-1, 4]).all()) for found, _ in images)
 
 
 def test_a_settled_network_passes_about_as_many_candidates_as_asked():
@@ -46,7 +47,7 @@ def test_a_row_is_measured_printed_and_written(tmp_path, capsys):
     assert written["machine"]["threads"] == torch.get_num_threads()
     assert row["value"] == row["ours"]["median"] / row["reference"]["median"]
     assert row["reached"] == (row["value"] <= 1.2)
-    assert "NMS of 8 pictures" in capsys.readouterr().out
+    assert "NMS of 8 images" in capsys.readouterr().out
 
 
 def test_a_bar_is_from_above_or_from_below():
@@ -55,8 +56,8 @@ def test_a_bar_is_from_above_or_from_below():
     assert not benchmark.Row("a", time, time, 0.95, "of it", 0.9).reached
 
 
-def test_its_pictures_are_a_data_set(tmp_path):
-    paths = benchmark.write_pictures(Path(tmp_path), 2)
+def test_its_images_are_a_data_set(tmp_path):
+    paths = benchmark.write_images(Path(tmp_path), 2)
     dataset = benchmark.labelled(paths, 64)
     image, boxes = dataset[0]
     assert image.shape == (3, 64, 64)

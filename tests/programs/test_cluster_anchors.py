@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.cluster_anchors import box_sizes, cluster, fit, get_args_parser, k_means, main, picture_size, size_iou
+from config.cluster_anchors import box_sizes, cluster, fit, get_args_parser, image_size, k_means, main, size_iou
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +16,7 @@ SHAPES = np.array([[10, 12], [60, 20], [30, 100], [150, 140]], dtype=np.float64)
 
 @pytest.fixture
 def data(tmp_path):
-    """A data set of two pictures, 200x100 and 50x100, and one of background, with the config that names them."""
+    """A data set of two images, 200x100 and 50x100, and one of background, with the config that names them."""
     labels = {"a": (200, 100, "0 .5 .5 .5 .5\n1 .5 .5 .1 .4\n"), "b": (50, 100, "0 .5 .5 .8 .2\n"), "c": (9, 9, "")}
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
@@ -49,19 +49,19 @@ def test_box_sizes_are_pixels_of_the_letterboxed_square(data):
     assert sizes == pytest.approx(np.array([[200, 100], [40, 80], [160, 80]]), abs=0.01)
 
 
-def test_a_rotated_picture_has_the_size_that_it_is_seen_with(tmp_path):
+def test_a_rotated_image_has_the_size_that_it_is_seen_with(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGB", (40, 20)).save(tmp_path / "plain.jpg")
-    assert picture_size(tmp_path / "turned.jpg") == (20, 40)
-    assert picture_size(tmp_path / "plain.jpg") == (40, 20)
+    assert image_size(tmp_path / "turned.jpg") == (20, 40)
+    assert image_size(tmp_path / "plain.jpg") == (40, 20)
 
 
-def test_a_broken_picture_is_an_error(tmp_path):
+def test_a_broken_image_is_an_error(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"GIF")
-    with pytest.raises(InputError, match=r"broken.jpg: cannot be read as a picture"):
-        picture_size(tmp_path / "broken.jpg")
+    with pytest.raises(InputError, match=r"broken.jpg: cannot be read as an image"):
+        image_size(tmp_path / "broken.jpg")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -117,7 +117,7 @@ def test_prints_anchors_for_create_cfg(data, capsys):
 @pytest.mark.parametrize(
     ("config", "train", "message"),
     [
-        ("train=train.txt\n", "images/c.png\n", r"no picture has a labelled box; .*labels/c\.txt"),
+        ("train=train.txt\n", "images/c.png\n", r"no image has a labelled box; .*labels/c\.txt"),
         ("valid=train.txt\n", "images/a.png\n", "set.data: train= is missing"),
     ],
 )

@@ -35,7 +35,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def row(printed: str, split: str) -> list[int]:
-    """The split's counts: pictures, boxes, clipped, dropped, skipped, negatives, size differs."""
+    """The split's counts: images, boxes, clipped, dropped, skipped, negatives, size differs."""
     line = next(line for line in printed.splitlines() if line.startswith(f"| {split} "))
     return [int(cell) for cell in line.strip("| ").split("|")[1:]]
 
@@ -44,7 +44,7 @@ def row(printed: str, split: str) -> list[int]:
 
 
 def hand(*corners: tuple[float, float], side: str | None = None) -> dict:
-    """A box by its corners a, b, c, d, (row, column) in pixels from the picture's corner.
+    """A box by its corners a, b, c, d, (row, column) in pixels from the image's corner.
 
     MATLAB has the first pixel's centre at 1.
     """
@@ -56,8 +56,8 @@ def upright(top: float, left: float, bottom: float, right: float) -> dict:
     return hand((top, left), (top, right), (bottom, right), (bottom, left))
 
 
-def add_hands(folder: Path, name: str, *boxes: dict, **picture) -> None:
-    draw(folder / "images" / f"{name}.jpg", **picture)
+def add_hands(folder: Path, name: str, *boxes: dict, **image) -> None:
+    draw(folder / "images" / f"{name}.jpg", **image)
     (folder / "annotations").mkdir(exist_ok=True)
     cells = np.empty((1, len(boxes)), dtype=object)
     cells[0, :] = boxes
@@ -66,7 +66,7 @@ def add_hands(folder: Path, name: str, *boxes: dict, **picture) -> None:
 
 @pytest.fixture
 def oxford(tmp_path) -> Path:
-    """A hand_dataset of one 100x50 picture a split, and the stray files of the real one."""
+    """A hand_dataset of one 100x50 image a split, and the stray files of the real one."""
     root = tmp_path / "hand_dataset"
     training = root / "training_dataset/training_data"
     rotated = hand((20, 10), (10, 30), (15, 40), (25, 20), side="L")
@@ -155,7 +155,7 @@ def no_annotation(data: Path) -> None:
     (data / "annotations/three.mat").unlink()
 
 
-def no_picture(data: Path) -> None:
+def no_image(data: Path) -> None:
     (data / "images/three.jpg").unlink()
 
 
@@ -181,29 +181,29 @@ def three_numbers(data: Path) -> None:
     add_hands(data, "three", {**upright(1, 1, 9, 9), "c": np.array([[1.0, 2.0, 3.0]])})
 
 
-def cut_picture(data: Path) -> None:
+def cut_image(data: Path) -> None:
     path = data / "images/three.jpg"
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:10000])
 
 
-def not_a_picture(data: Path) -> None:
-    (data / "images/three.jpg").write_text("no picture")
+def not_an_image(data: Path) -> None:
+    (data / "images/three.jpg").write_text("no image")
 
 
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
         (no_annotation, "three.jpg"),
-        (no_picture, "three.mat"),
+        (no_image, "three.mat"),
         (broken_mat, "three.mat"),
         (no_boxes, "three.mat"),
         (no_corner, "three.mat"),
         (nan_corner, "three.mat"),
         (three_numbers, "three.mat"),
-        (cut_picture, "three.jpg"),
-        (not_a_picture, "three.jpg"),
+        (cut_image, "three.jpg"),
+        (not_an_image, "three.jpg"),
     ],
 )
 def test_bad_oxford_names_the_file_and_touches_nothing(oxford, tmp_path, spoil, named):
@@ -246,10 +246,10 @@ def test_missing_oxford_folders(oxford, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_split_without_pictures(oxford, tmp_path):
+def test_split_without_images(oxford, tmp_path):
     for path in (oxford / "test_dataset/test_data").glob("*/three.*"):
         path.unlink()
-    with pytest.raises(InputError, match="valid split has no pictures"):
+    with pytest.raises(InputError, match="valid split has no images"):
         convert("--source", oxford, "--output", tmp_path / "out")
 
 
@@ -257,7 +257,7 @@ def test_split_without_pictures(oxford, tmp_path):
 
 
 def add_voc(root: Path, name: str, *objects: tuple, size: tuple[int, int] = (100, 50), suffix: str = ".jpg") -> Path:
-    """A 100x50 picture, and an annotation of ``objects`` (class, xmin, ymin, xmax, ymax) that claims ``size``."""
+    """A 100x50 image, and an annotation of ``objects`` (class, xmin, ymin, xmax, ymax) that claims ``size``."""
     draw(root / "JPEGImages" / (name + suffix))
     things = "".join(
         f"<object><name>{kind}</name><difficult>1</difficult><bndbox>"
@@ -346,9 +346,9 @@ def test_bad_voc_options(voc, tmp_path, options, message):
         ("Annotations/c.xml", "<a><object><bndbox/></object></a>", r"c\.xml: object 1 has no <name>"),
         ("Annotations/c.xml", None, r"test\.txt: names c, .*c\.xml"),
         ("JPEGImages/c.jpg", None, r"test\.txt: names c, .*c\.jpg"),
-        ("JPEGImages/c.jpg", "no picture", r"c\.jpg: cannot be read as a picture"),
+        ("JPEGImages/c.jpg", "no image", r"c\.jpg: cannot be read as an image"),
         ("JPEGImages/c.png", "two of a stem", r"c\.png: there is c\.jpg too"),
-        ("ImageSets/Main/test.txt", "", "valid split has no pictures"),
+        ("ImageSets/Main/test.txt", "", "valid split has no images"),
         ("ImageSets/Main/test.txt", "d\n", r"test\.txt: names d"),
         ("ImageSets/Main/test.txt", b"\xff\xfe", r"test\.txt: not a text file"),
     ],
@@ -449,7 +449,7 @@ def test_coco(coco, capsys):
     assert row(printed, "valid") == [1, 1, 0, 0, 0, 0, 0]
 
 
-def test_coco_pictures_that_lie_in_the_output_already(coco):
+def test_coco_images_that_lie_in_the_output_already(coco):
     output = convert_coco(coco)
     before = tree(output)
     coco["train"]["images"][1]["file_name"] = "x.jpg"
@@ -477,12 +477,12 @@ def change(key: str, i: int, **fields):
         (change("annotations", 0, bbox=[1, 2, 3, 10**400]), r"valid\.json: .*finite"),
         (change("annotations", 0, image_id=9), r"valid\.json: annotations\[0\] is on image 9"),
         (change("annotations", 0, category_id=9), r"valid\.json: annotations\[0\] has category 9"),
-        (change("images", 0, file_name="gone.jpg"), r"valid\.json: names the picture .*gone\.jpg"),
+        (change("images", 0, file_name="gone.jpg"), r"valid\.json: names the image .*gone\.jpg"),
         (change("images", 0, id=[]), r"valid\.json: images\[0\] should have 'id', of type int"),
         (change("categories", 0, name="wolf"), r"valid\.json: category 7 is wolf, but dog elsewhere"),
         (change("categories", 0, id=8), r"categories of different names"),
         (lambda content: content["images"].append(content["images"][0]), r"valid\.json: two images have the id 1"),
-        (lambda content: content["images"].clear() or content["annotations"].clear(), "valid split has no pictures"),
+        (lambda content: content["images"].clear() or content["annotations"].clear(), "valid split has no images"),
     ],
 )
 def test_bad_coco_names_the_file_and_touches_nothing(coco, spoil, message):

@@ -27,7 +27,7 @@ def create(tmp_path, options, output="net.cfg"):
 
 def trace(blocks):
     """Channels and side of every layer's output, and the convolutions' parameters and MACs."""
-    channels, sides = [int(blocks[0]["channels"])], [int(blocks[0]["width"])]  # entry 0 is the picture
+    channels, sides = [int(blocks[0]["channels"])], [int(blocks[0]["width"])]  # entry 0 is the image
     parameters = macs = 0
     for here, block in enumerate(blocks[1:], start=1):
         out, side = channels[-1], sides[-1]

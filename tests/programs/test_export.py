@@ -133,7 +133,7 @@ def test_a_proof_that_fails_writes_nothing(project, monkeypatch):
         (["--to", "onnx", "--int8"], "--int8 needs --data_config"),
         (["--to", "pth"], "is the file to read"),
         (["--to", "onnx", "--img_size", "70"], "multiple of 32: 64"),
-        (["--check", "--image_folder", "nowhere"], "nowhere: no picture there"),
+        (["--check", "--image_folder", "nowhere"], "nowhere: no image there"),
         (["--to", "weights", "--weights_path", "none.pth"], "no such weights file"),
         (["--to", "weights", "--int8", "--nms"], "--int8, --nms: only for --to onnx"),
         (["--to", "pth", "--output", "a.weights"], "--to pth writes a .pth file"),

@@ -20,7 +20,7 @@ from data.converter import read_coco_split, write_data_set
 from tests import fuzz
 from tests.scene import make_project
 from utils.darknet.cfg import format_cfg, parse_cfg
-from utils.darknet.parse import resolve
+from utils.darknet.spec import parse_network
 from utils.data.images import read_image
 from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
@@ -72,7 +72,7 @@ def test_a_cfg_of_random_lines_parses_or_is_refused(lines):
     try:
         blocks = parse_cfg("\n".join(["[net]", "width=64", "height=64", *lines]))
         assert parse_cfg(format_cfg(blocks)) == blocks
-        resolve(blocks)
+        parse_network(blocks)
     except InputError as error:
         if "\n" in str(error):
             pytest.fail(f"not one line: {error}")
@@ -97,12 +97,12 @@ def test_absurd_sizes_are_refused_by_layer_before_anything_is_allocated(section,
     first = "" if section.startswith(("[c", "[u")) else "[convolutional]\nfilters=8\nsize=1\n\n"
     began = time.monotonic()
     with pytest.raises(InputError, match=message):
-        resolve(parse_cfg(f"[net]\nwidth=64\nheight=64\n\n{first}{section}"))
+        parse_network(parse_cfg(f"[net]\nwidth=64\nheight=64\n\n{first}{section}"))
     assert time.monotonic() - began < 5
 
 
 def test_real_networks_stay_far_below_the_bounds():
-    resolve(parse_cfg(format_cfg(create_cfg("v3-spp", 80, 608, width=2.0))), 1216)
+    parse_network(parse_cfg(format_cfg(create_cfg("v3-spp", 80, 608, width=2.0))), 1216)
 
 
 # What the fuzz program found
@@ -116,7 +116,7 @@ def test_a_tiff_whose_offset_is_no_integer(tmp_path):
     directory = b"".join(struct.pack("<HHI4s", tag, kind, 1, value) for tag, kind, value in packed)
     path = tmp_path / "a.tif"
     path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(packed)) + directory + bytes(4 + 64))
-    with pytest.raises(InputError, match=r"a\.tif: cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"a\.tif: cannot be read as an image"):
         read_image(path)
 
 
@@ -144,8 +144,8 @@ def test_a_converter_writes_into_its_folder_only(tmp_path):
     content = {"images": images, "annotations": boxes}
     folder = tmp_path / "data/images"
     before = set(tmp_path.rglob("*"))
-    pictures = read_coco_split(content, {1: "cat"}, annotation, folder)
-    write_data_set({"train": pictures, "valid": pictures}, ["cat"], output)
+    samples = read_coco_split(content, {1: "cat"}, annotation, folder)
+    write_data_set({"train": samples, "valid": samples}, ["cat"], output)
     new = set(tmp_path.rglob("*")) - before
     assert new
     assert all(path == output or output in path.parents for path in new)

@@ -45,7 +45,7 @@ def test_the_report_describes_the_files_that_were_written(project, capsys):
     small = Darknet("config/prune_yolov3-hand.cfg")
     load_weights(small, "checkpoints/prune_yolov3_ckpt.pth")
     assert result["after"]["parameters"] == sum(p.numel() for p in small.parameters())
-    counts = {layer.index: layer.channels for layer in small.network.convolutions}
+    counts = {layer.index: layer.channels for layer in small.spec.convolutions}
     assert {row["layer"]: row["after"] for row in result["layers"]} == counts
     checkpoint = read_checkpoint("checkpoints/prune_yolov3_ckpt.pth")
     assert checkpoint["names"] == ["hand"]
@@ -70,15 +70,15 @@ def zeros(project):
 def test_gammas_of_exactly_zero_go_without_any_loss(zeros):
     small = Darknet("config/prune_yolov3-hand.cfg").eval()
     load_weights(small, "checkpoints/prune_zero.pth")
-    pictures = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(small(pictures), zeros.eval()(pictures), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(small(images), zeros.eval()(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_the_study_of_losses_compares_every_box(zeros, capsys, lost):
     if lost:
-        zeros.conv(zeros.network.heads[0].sources[0]).bias.data += 0.5
+        zeros.conv(zeros.spec.heads[0].sources[0]).bias.data += 0.5
         save_checkpoint("checkpoints/zero.pth", zeros, names=["hand"], img_size=64)
     args = ["--weights_path", "checkpoints/zero.pth", "--pruned_weights", "checkpoints/prune_zero.pth"]
     lossless.main(lossless.get_args_parser().parse_args(args))
@@ -146,7 +146,7 @@ def test_a_budget_of_map_costs_at_most_that(project):
 
 
 def test_a_sweep_writes_only_the_table_and_the_curve(project, capsys):
-    run("--sweep")  # which also remembers the check of the pictures
+    run("--sweep")  # which also remembers the check of the images
     (project / "runs/prune_yolov3-hand/sweep.png").unlink()
     before = {path for path in project.rglob("*") if path.is_file()}
     run("--sweep")
@@ -165,13 +165,13 @@ def test_the_coupling_can_be_printed_without_weights(project, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "percent"),
+    ("options", "ratio"),
     [
         ({"s_schedule": "target", "target_percent": 0.6}, 0.6),
         ({"s_schedule": "local", "target_percent": 0.7}, 0.7),
-        ({"s_schedule": "constant", "target_percent": 0.85}, test_prune.DEFAULT_PERCENT),
-        ({}, test_prune.DEFAULT_PERCENT),
+        ({"s_schedule": "constant", "target_percent": 0.85}, test_prune.DEFAULT_RATIO),
+        ({}, test_prune.DEFAULT_RATIO),
     ],
 )
-def test_the_default_ratio_is_the_one_that_the_model_was_trained_for(options, percent):
-    assert test_prune.trained_percent({"options": options}) == percent
+def test_the_default_ratio_is_the_one_that_the_model_was_trained_for(options, ratio):
+    assert test_prune.trained_ratio({"options": options}) == ratio

@@ -51,10 +51,10 @@ def test_layout(dataset):
     assert len(files_of(dataset)) == 2 * 31
 
 
-def test_pictures_are_rgb_and_differ(dataset):
-    pictures = [Image.open(path) for path in dataset.rglob("*.jpg")]
-    assert all(picture.size == (SIZE, SIZE) and picture.mode == "RGB" for picture in pictures)
-    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+def test_images_are_rgb_and_differ(dataset):
+    images = [Image.open(path) for path in dataset.rglob("*.jpg")]
+    assert all(image.size == (SIZE, SIZE) and image.mode == "RGB" for image in images)
+    assert len({image.tobytes() for image in images}) == len(images)
 
 
 def test_mat_files_look_like_oxfords(tmp_path):
@@ -86,7 +86,7 @@ def test_numbers_of_hands(annotated):
     assert {0, 1, 2, 3} <= set(counts)
 
 
-def test_boxes_are_rectangles_of_sensible_size_inside_the_picture(annotated):
+def test_boxes_are_rectangles_of_sensible_size_inside_the_image(annotated):
     for a, b, c, d in np.concatenate(annotated):
         np.testing.assert_allclose(a + c, b + d, atol=1e-6)  # a parallelogram ...
         assert abs((b - a) @ (d - a)) < 1e-6  # ... with right angles
@@ -125,7 +125,7 @@ def test_same_seed_same_bytes_and_a_larger_set_begins_with_the_smaller(dataset, 
     assert small == {name: large[name] for name in small}
 
 
-def test_another_seed_draws_other_pictures(dataset, tmp_path):
+def test_another_seed_draws_other_images(dataset, tmp_path):
     others = files_of(draw(tmp_path, "--train", "2", "--valid", "0", "--test", "0", "--seed", "1"))
     same = files_of(dataset)
     assert all(content != same[name] for name, content in others.items() if name.endswith(".jpg"))

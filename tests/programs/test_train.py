@@ -21,8 +21,8 @@ def project(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Drawing takes longer than training here; where the pictures are not the point, they are left out."""
+def no_images(monkeypatch):
+    """Drawing takes longer than training here; where the images are not the point, they are left out."""
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
 
 
@@ -41,7 +41,7 @@ def assert_same(first, second):
 
 
 def files(root):
-    """Every file below ``root`` with its content, but for TensorBoard's events and the pictures of the data set."""
+    """Every file below ``root`` with its content, but for TensorBoard's events and the images of the data set."""
     return {
         path: path.read_bytes()
         for path in sorted(root.rglob("*"))
@@ -84,7 +84,7 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
     assert all((project / entry["output"]).exists() for entry in found)
 
 
-def test_a_checkpoint_describes_itself(project, no_pictures):
+def test_a_checkpoint_describes_itself(project, no_images):
     run(train, "--epochs", "1", "-sr", "--strategy", "slim", *FAST)
     checkpoint = torch.load("checkpoints/yolov3_ckpt.pth", weights_only=True)
     assert checkpoint["cfg"].startswith("[net]\n")
@@ -107,7 +107,7 @@ def test_a_checkpoint_describes_itself(project, no_pictures):
         ["-sr", "--s_schedule", "local", "--s", "1"],
     ],
 )
-def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_pictures, monkeypatch, extra):
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_images, monkeypatch, extra):
     options = ["--epochs", "3", "--checkpoint_interval", "1", *FAST, *extra]
     run(train, *options, "--name", "whole")
 
@@ -136,7 +136,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_pictur
     assert [row["epoch"] for row in logs[0]] == ["0", "1", "2"]
 
 
-def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_pictures, monkeypatch, capsys):
+def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_images, monkeypatch, capsys):
     options = ["--epochs", "1", "--name", "mine", *FAST]
     run(train, *options)
     first = weights("checkpoints/mine_ckpt.pth")
@@ -160,7 +160,7 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_p
         run(train, "--epochs", "1", "--resume", "--name", "other", *FAST)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(project, no_pictures):
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(project, no_images):
     run(train, "--epochs", "1", "--name", "good", *FAST)
     state = read_checkpoint("checkpoints/good_ckpt.pth")
     state["model"]["module_list.0.batch_norm_0.bias"][:] = float("nan")
@@ -170,17 +170,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(proj
         run(train, "-pre", "broken.pth", "--epochs", "1", "--name", "bad", *FAST)
     assert files(project / "checkpoints") == before
     shown = project / "runs/bad/not_finite"
-    assert sorted(path.name for path in shown.iterdir()) == ["000.png", "001.png", "002.png", "003.png", "pictures.txt"]
-    assert len(set((shown / "pictures.txt").read_text().splitlines())) == 4
+    assert sorted(path.name for path in shown.iterdir()) == ["000.png", "001.png", "002.png", "003.png", "images.txt"]
+    assert len(set((shown / "images.txt").read_text().splitlines())) == 4
 
 
-def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(project, no_pictures):
+def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(project, no_images):
     run(train, "-sr", "--s", "30", "--epochs", "4", *FAST)
     gamma = weights("checkpoints/yolov3_ckpt.pth")["module_list.0.batch_norm_0.weight"]
     assert (gamma == 0).all()
 
 
-def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(project, no_pictures):
+def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(project, no_images):
     run(train, "-sr", "--target_percent", "0.6", "--epochs", "10", *FAST, "--evaluation_interval", "10")
     with open("runs/yolov3/log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -228,7 +228,7 @@ def test_the_schedule_follows_from_what_is_known(options, schedule):
     assert args.s_schedule == schedule
 
 
-def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_pictures):
+def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_images):
     for name, workers, seed in (("a", "0", "0"), ("b", "2", "0"), ("c", "0", "1")):
         options = ["--epochs", "1", "--batch_size", "4", "--n_cpu", workers, "--seed", seed, "--name", name]
         run(train, *options)

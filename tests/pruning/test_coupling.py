@@ -1,7 +1,7 @@
 import pytest
 
 from utils.darknet.cfg import parse_cfg
-from utils.darknet.parse import resolve
+from utils.darknet.spec import parse_network
 from utils.pruning.coupling import couple
 
 NET = "[net]\nwidth=64\nheight=64\nchannels=3\n"
@@ -22,7 +22,7 @@ def route(layers, *more):
 
 
 def coupled(*sections):
-    return couple(resolve(parse_cfg(NET + "".join(sections))))
+    return couple(parse_network(parse_cfg(NET + "".join(sections))))
 
 
 def members(coupling, layer):
@@ -41,7 +41,7 @@ def test_a_chain_has_one_set_a_channel():
     assert reasons(coupling, 0) == [None] * 3
 
 
-def test_the_head_and_the_picture_are_fixed_and_what_the_head_takes_in_is_not():
+def test_the_head_and_the_image_are_fixed_and_what_the_head_takes_in_is_not():
     coupling = coupled(conv(3), HEAD)
     assert all("[yolo]" in reason or "no BatchNorm" in reason for reason in reasons(coupling, 1))
     assert all(reasons(coupling, -1))
@@ -70,7 +70,7 @@ def test_a_concatenation_that_feeds_two_consumers_couples_nothing():
     coupling = coupled(conv(2), conv(3), route("0,1"), conv(4), route("2"), conv(4), HEAD)
     assert members(coupling, 2) == [((0, 0),), ((0, 1),), ((1, 0),), ((1, 1),), ((1, 2),)]
     assert members(coupling, 4) == members(coupling, 2)
-    assert coupling.inputs(coupling.network.layers[5]).tolist() == coupling.outputs[2].tolist()
+    assert coupling.inputs(coupling.spec.layers[5]).tolist() == coupling.outputs[2].tolist()
 
 
 def test_a_route_with_groups_fixes_its_sources_and_takes_a_slice():

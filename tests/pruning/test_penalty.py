@@ -8,7 +8,7 @@ from utils.darknet.cfg import parse_cfg
 from utils.errors import InputError
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import NEAR_ZERO, GammaHistory, GammaPenalty, gamma_sizes, reach, soft_threshold
-from utils.pruning.selection import allowed_percent, choose
+from utils.pruning.selection import allowed_ratio, choose
 from utils.training.ema import ModelEma
 from utils.training.optim import MOMENTUM, build_sgd
 
@@ -61,7 +61,7 @@ def given(**layers):
 def dead_channels(coupling, choice):
     """The dead channels of each convolution, by layer number."""
     found = {}
-    for layer in coupling.network.convolutions:
+    for layer in coupling.spec.convolutions:
         dead = np.flatnonzero(choice.dead[coupling.outputs[layer.index]]).tolist()
         if dead:
             found[layer.index] = dead
@@ -236,7 +236,7 @@ def test_gammas_of_the_penalty_are_sizes_of_the_prunable_ones():
 
 
 def test_the_lowest_channels_die():
-    coupling = couple(residual().network)
+    coupling = couple(residual().spec)
     gammas = given(l0=[0.1, 0.9, 0.4, 0.8], l4=[0.3, 0.2, 0.7])
     for count, wanted in [
         (0, {}),
@@ -250,16 +250,16 @@ def test_the_lowest_channels_die():
         assert choice.floored == ()
 
 
-def test_percent_never_takes_more_than_it_says():
-    coupling = couple(residual().network)
+def test_the_ratio_never_takes_more_than_it_says():
+    coupling = couple(residual().spec)
     gammas = given(l0=[0.1, 0.9, 0.4, 0.8], l4=[0.3, 0.2, 0.7])
-    for percent, count in [(0, 0), (0.14, 0), (1 / 7, 1), (0.5, 3), (0.57, 3), (0.5715, 4)]:
-        choice = choose(coupling, "normal", gammas, percent)
+    for ratio, count in [(0, 0), (0.14, 0), (1 / 7, 1), (0.5, 3), (0.57, 3), (0.5715, 4)]:
+        choice = choose(coupling, "normal", gammas, ratio)
         assert sum(map(len, dead_channels(coupling, choice).values())) == count
 
 
 def test_every_layer_keeps_its_best_channel():
-    coupling = couple(residual().network)
+    coupling = couple(residual().spec)
     gammas = given(l0=[5.0, 6, 7, 8], l4=[0.1, 0.3, 0.2])
     choice = choose(coupling, "normal", gammas, 3 / 7)
     assert dead_channels(coupling, choice) == {4: [0, 2]}
@@ -269,7 +269,7 @@ def test_every_layer_keeps_its_best_channel():
 
 
 def test_layer_keep_is_a_share_rounded_up():
-    coupling = couple(residual().network)
+    coupling = couple(residual().spec)
     gammas = given(l0=[1.0, 2, 3, 4], l4=[0.1, 0.3, 0.2])
     for keep, wanted in [
         (0, {0: [0, 1, 2], 4: [0, 2]}),
@@ -282,7 +282,7 @@ def test_layer_keep_is_a_share_rounded_up():
 
 
 def test_ties_at_zero_die_in_the_number_asked_for():
-    coupling = couple(residual().network)
+    coupling = couple(residual().spec)
     gammas = given(l0=[0.0, 0, 0, 1], l4=[0.0, 0, 2])
     for count in range(6):
         choice = choose(coupling, "normal", gammas, count / 7)
@@ -294,13 +294,13 @@ def test_ties_at_zero_die_in_the_number_asked_for():
 
 
 def test_normal_leaves_what_a_shortcut_joins():
-    coupling = couple(residual().network)
+    coupling = couple(residual().spec)
     gammas = given(l1=[0.0] * 4, l2=[0.0] * 4)
     assert set(dead_channels(coupling, choose(coupling, "normal", gammas, 0.9))) == {0, 4}
 
 
 def test_shortcut_asks_the_first_member_and_slim_any():
-    coupling = couple(residual().network)
+    coupling = couple(residual().spec)
     gammas = given(l1=[0.0, 3, 0, 4], l2=[3.0, 0, 0, 4])
     # Two sets of two channels each, of 15 prunable channels.
     dead = {s: dead_channels(coupling, choose(coupling, s, gammas, 4 / 15)) for s in ("shortcut", "slim")}
@@ -313,7 +313,7 @@ def test_shortcut_asks_the_first_member_and_slim_any():
 
 
 def test_a_joined_set_counts_all_its_channels():
-    coupling = couple(residual().network)
+    coupling = couple(residual().spec)
     gammas = given(l1=[0.1, 9, 9, 9], l2=[0.1, 9, 9, 9])
     assert not choose(coupling, "slim", gammas, 1.5 / 15).dead.any()
     assert choose(coupling, "slim", gammas, 2 / 15).dead.sum() == 1
@@ -321,34 +321,34 @@ def test_a_joined_set_counts_all_its_channels():
 
 def test_nothing_to_prune_is_an_error():
     with pytest.raises(InputError, match="strategy slim: no channel"):
-        choose(couple(Darknet(parse_cfg(NO_BATCH_NORM)).network), "slim", {}, 0.5)
+        choose(couple(Darknet(parse_cfg(NO_BATCH_NORM)).spec), "slim", {}, 0.5)
 
 
-def test_allowed_percent_by_hand():
-    coupling = couple(residual().network)
+def test_allowed_ratio_by_hand():
+    coupling = couple(residual().spec)
     gammas = given(l0=[0.1, 0.2, 0.3, 0.9], l4=[0.15, 0.4, 0.5], l1=[0.1, 0.2, 0.3, 0.6], l2=[0.7, 0.1, 0.1, 0.1])
     # Layer 4 would lose its last channel at 0.5: 0.1, 0.2, 0.3, 0.15 and 0.4 may go.
-    assert allowed_percent(coupling, "normal", gammas) == pytest.approx(5 / 7)
+    assert allowed_ratio(coupling, "normal", gammas) == pytest.approx(5 / 7)
     # The sets of layers 1 and 2 score 0.1, 0.2, 0.3, 0.6 by their first member: three more may go, of two channels.
-    assert allowed_percent(coupling, "shortcut", gammas) == pytest.approx((5 + 6) / 15)
+    assert allowed_ratio(coupling, "shortcut", gammas) == pytest.approx((5 + 6) / 15)
     # By their best member they score 0.7, 0.2, 0.3, 0.6: two may go.
-    assert allowed_percent(coupling, "slim", gammas) == pytest.approx((5 + 4) / 15)
-    assert allowed_percent(coupling, "normal", given(l0=[1.0] * 4, l4=[1.0] * 3)) == 0
-    assert allowed_percent(couple(Darknet(parse_cfg(NO_BATCH_NORM)).network), "slim", {}) == 0
+    assert allowed_ratio(coupling, "slim", gammas) == pytest.approx((5 + 4) / 15)
+    assert allowed_ratio(coupling, "normal", given(l0=[1.0] * 4, l4=[1.0] * 3)) == 0
+    assert allowed_ratio(couple(Darknet(parse_cfg(NO_BATCH_NORM)).spec), "slim", {}) == 0
 
 
-def test_a_layer_that_is_dead_as_a_whole_does_not_limit_the_allowed_percent():
-    coupling = couple(residual().network)
+def test_a_layer_that_is_dead_as_a_whole_does_not_limit_the_allowed_ratio():
+    coupling = couple(residual().spec)
     gammas = given(l0=[0.0] * 4, l4=[0.15, 0.4, 0.5], l1=[1.0] * 4, l2=[1.0] * 4)
-    assert allowed_percent(coupling, "normal", gammas) == pytest.approx(6 / 7)
+    assert allowed_ratio(coupling, "normal", gammas) == pytest.approx(6 / 7)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_allowed_percent_is_the_last_that_needs_no_floor(seed):
-    coupling = couple(residual().network)
+def test_the_allowed_ratio_is_the_last_that_needs_no_floor(seed):
+    coupling = couple(residual().spec)
     random = np.random.default_rng(seed)
     gammas = {layer: random.random(count) for layer, count in {0: 4, 1: 4, 2: 4, 4: 3}.items()}
-    allowed = allowed_percent(coupling, "normal", gammas)
+    allowed = allowed_ratio(coupling, "normal", gammas)
     assert choose(coupling, "normal", gammas, allowed, 1e-9).floored == ()
     assert choose(coupling, "normal", gammas, allowed + 1 / 7, 1e-9).floored != ()
 
@@ -373,7 +373,7 @@ def test_history_records_sizes_of_the_prunable_gammas():
     np.testing.assert_allclose(history.quintiles[2], np.quantile(gammas, [0.2, 0.4, 0.6, 0.8, 1]), rtol=1e-5, atol=1e-7)
     assert history.near_zero == pytest.approx([1 / 7, 1 / 7, 2 / 7])
     assert NEAR_ZERO > 2e-4
-    assert history.allowed[2] == allowed_percent(penalty.coupling, "normal", gamma_sizes(model))
+    assert history.allowed[2] == allowed_ratio(penalty.coupling, "normal", gamma_sizes(model))
     np.testing.assert_allclose(
         history.first_layer, [[1, 0.8, 0.6, 0.4], [1, 0.8, 0.6, 0.2], [1, 0.8, 0.6, 0]], atol=1e-6
     )

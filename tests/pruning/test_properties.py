@@ -83,29 +83,29 @@ def cfgs(draw):
 def test_the_compact_network_equals_the_masked_one(text, share, seed, round_to):
     torch.manual_seed(seed)
     model = randomize(Darknet(parse_cfg(text)), near_zero=0, seed=seed)
-    coupling = couple(model.network)
+    coupling = couple(model.spec)
     random = np.random.default_rng(seed)
     scores = random.random(len(coupling.sets))
     dead = (scores < share) & np.array([bool(s.members) and not s.fixed for s in coupling.sets])
-    for layer in model.network.convolutions:  # every layer keeps one channel
+    for layer in model.spec.convolutions:  # every layer keeps one channel
         sets = coupling.outputs[layer.index]
         if dead[sets].all():
             dead[sets[0]] = False
     reference, pruned = prune(model, coupling, dead, scores, round_to)
     assert head_difference(reference, pruned.model, 32) < 1e-5
-    for layer, small in zip(model.network.convolutions, pruned.model.network.convolutions, strict=True):
+    for layer, small in zip(model.spec.convolutions, pruned.model.spec.convolutions, strict=True):
         assert small.channels % round_to == 0 or small.channels == layer.channels
 
 
 @given(cfgs(), st.integers(2, 8), st.integers(0, 2**31 - 1))
 @settings(max_examples=60, deadline=None)
 def test_rounding_only_adds_channels(text, multiple, seed):
-    coupling = couple(Darknet(parse_cfg(text)).network)
+    coupling = couple(Darknet(parse_cfg(text)).spec)
     random = np.random.default_rng(seed)
     scores = random.random(len(coupling.sets))
     keep = (scores > 0.5) | np.array([not s.members or bool(s.fixed) for s in coupling.sets])
     rounded = round_up(coupling, scores, keep, multiple)
     assert (rounded >= keep).all()
-    for layer in coupling.network.convolutions:
+    for layer in coupling.spec.convolutions:
         count = rounded[coupling.outputs[layer.index]].sum()
         assert count % multiple == 0 or count == layer.channels

@@ -18,7 +18,7 @@ from utils.detection.loss import YoloLoss
 from utils.errors import InputError
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import GammaHistory, GammaPenalty, gamma_sizes
-from utils.pruning.prune_in_training import Survivors, carry_optimizer, cut_alike, cut_is_exact
+from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
 from utils.pruning.selection import silent_sets
 from utils.pruning.surgery import compact_blocks
 from utils.training.optim import MOMENTUM, build_sgd
@@ -82,9 +82,9 @@ def take_step(model, optimizer, penalty, seed=0):
     penalty.after_step(0.001)
 
 
-def outputs(model, pictures):
+def outputs(model, images):
     with torch.no_grad():
-        return copy.deepcopy(model).heads(pictures)
+        return copy.deepcopy(model).raw_outputs(images)
 
 
 # what goes
@@ -92,7 +92,7 @@ def outputs(model, pictures):
 
 def test_only_what_is_wholly_zero_goes_and_a_layer_keeps_a_channel():
     model = Darknet(create_cfg("v3", 1, SIZE, width=0.0625))
-    coupling = couple(model.network)
+    coupling = couple(model.spec)
     gammas = {index: np.ones_like(values) for index, values in gamma_sizes(model).items()}
     trunk = next(k for k, s in enumerate(coupling.sets) if len(s.layers) > 2 and not s.fixed)
     members = coupling.sets[trunk].members
@@ -108,13 +108,13 @@ def test_only_what_is_wholly_zero_goes_and_a_layer_keeps_a_channel():
     dead = silent_sets(coupling, "slim", gammas)
     assert all(
         (~dead[coupling.outputs[c.index]]).sum() == 1 or not dead[coupling.outputs[c.index]].any()
-        for c in model.network.convolutions
+        for c in model.spec.convolutions
     )
 
 
 def test_what_a_gate_reads_stays():
     model = Darknet(parse_cfg(GATED))
-    assert not silent_sets(couple(model.network), "slim", {0: np.zeros(4)}).any()
+    assert not silent_sets(couple(model.spec), "slim", {0: np.zeros(4)}).any()
 
 
 # exactness
@@ -132,31 +132,29 @@ def test_network_and_average_compute_what_they_did(base, width, strategy):
     cut, (small, small_average) = cut_alike([model, average], coupling, dead)
     assert cut.channels > 20
     assert small.blocks == small_average.blocks
-    pictures = torch.rand(2, 3, SIZE, 2 * SIZE)
+    images = torch.rand(2, 3, SIZE, 2 * SIZE)
     for old, new in ((model, small), (average, small_average)):
         for mode in (True, False):  # batch statistics, and running ones
-            for wanted, found in zip(
-                outputs(old.train(mode), pictures), outputs(new.train(mode), pictures), strict=True
-            ):
+            for wanted, found in zip(outputs(old.train(mode), images), outputs(new.train(mode), images), strict=True):
                 torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
     assert cut_is_exact([model, average], [small, small_average], SIZE)
-    small.conv(small.network.convolutions[-1].index).bias.data.add_(1)
+    small.conv(small.spec.convolutions[-1].index).bias.data.add_(1)
     assert not cut_is_exact([model, average], [small, small_average], SIZE)
 
 
 def test_cuts_come_to_an_end_at_the_carriers():
     model, average, *_ = trained()
     networks, gone = [model, average], []
-    pictures = torch.rand(1, 3, SIZE, SIZE)
-    wanted = outputs(model.eval(), pictures)
+    images = torch.rand(1, 3, SIZE, SIZE)
+    wanted = outputs(model.eval(), images)
     while not gone or gone[-1]:
-        coupling = couple(networks[0].network)
+        coupling = couple(networks[0].spec)
         cut, smaller = cut_alike(networks, coupling, silent_sets(coupling, "slim", gamma_sizes(networks[0])))
         gone.append(cut.channels)
         assert cut.channels or smaller == networks
         networks = smaller
     assert gone[0] > 10 * sum(gone[1:])
-    for before, after in zip(wanted, outputs(networks[0].eval(), pictures), strict=True):
+    for before, after in zip(wanted, outputs(networks[0].eval(), images), strict=True):
         torch.testing.assert_close(after, before, rtol=0, atol=2e-5 * float(before.abs().max()))
 
 
@@ -171,7 +169,7 @@ def test_the_optimizer_keeps_what_it_knows_of_the_channels_that_stay():
     carry_optimizer(optimizer, new, model, small, cut)
     assert len(new.state) == len(optimizer.state) == len(list(small.parameters()))
     carriers = 0
-    for layer in model.network.convolutions:
+    for layer in model.spec.convolutions:
         i = layer.index
         kept, read = cut.outputs(i), cut.keep[cut.coupling.inputs(layer)]
         still = cut.dead[cut.coupling.outputs[i]][kept]
@@ -206,7 +204,7 @@ def test_carriers_stay_constants_while_the_rest_learns():
     for step in range(3):
         take_step(small.train(), new, penalty, seed=step)
     found = 0
-    for layer in small.network.convolutions:
+    for layer in small.spec.convolutions:
         i = layer.index
         carrier = cut.dead[cut.coupling.outputs[i]][cut.outputs(i)]
         found += carrier.sum()
@@ -223,26 +221,26 @@ def test_carriers_stay_constants_while_the_rest_learns():
 def test_the_gammas_of_what_is_left_are_spread_over_the_first_network():
     model, average, _, penalty = trained()
     full = gamma_sizes(model)
-    survivors = Survivors(model.network)
+    kept_channels = KeptChannels(model.spec)
     cut, (small, _) = cut_alike([model, average], penalty.coupling, silent_sets(penalty.coupling, "slim", full))
-    survivors.cut(cut)
-    spread = survivors.spread(gamma_sizes(small))
+    kept_channels.cut(cut)
+    spread = kept_channels.spread(gamma_sizes(small))
     assert spread.keys() == full.keys()
     for index, values in full.items():
         np.testing.assert_array_equal(spread[index], values)  # what was cut had been 0
     histories = GammaHistory(), GammaHistory()
     histories[0].record(0, penalty.coupling, "slim", full)
-    histories[1].record(0, survivors.coupling, "slim", spread)
+    histories[1].record(0, kept_channels.coupling, "slim", spread)
     np.testing.assert_array_equal(histories[0].quintiles, histories[1].quintiles)
     assert histories[0].allowed == histories[1].allowed
-    assert compact_blocks(model.blocks, survivors.counts()) == survivors.blocks(model.blocks) == small.blocks
+    assert compact_blocks(model.blocks, kept_channels.counts()) == kept_channels.blocks(model.blocks) == small.blocks
 
-    again = Survivors(model.network)
-    again.load_state(survivors.state(), "last.pth")
-    assert again.counts() == survivors.counts()
-    other = Survivors(Darknet(create_cfg("v3-tiny", 1, SIZE, width=0.25)).network)
+    again = KeptChannels(model.spec)
+    again.load_state(kept_channels.state(), "last.pth")
+    assert again.counts() == kept_channels.counts()
+    other = KeptChannels(Darknet(create_cfg("v3-tiny", 1, SIZE, width=0.25)).spec)
     with pytest.raises(InputError, match=r"last\.pth: belongs to another cfg"):
-        other.load_state(survivors.state(), "last.pth")
+        other.load_state(kept_channels.state(), "last.pth")
 
 
 # train.py
@@ -294,12 +292,12 @@ def test_a_run_with_cuts_gets_smaller_resumes_and_ends_in_files_for_test_prune(p
             logs.append([{key: v for key, v in row.items() if key != "seconds"} for row in csv.DictReader(file)])
     assert logs[0] == logs[1]
     channels = [int(row["channels"]) for row in logs[0]]
-    first = sum(layer.channels for layer in Darknet("config/yolov3-hand.cfg").network.convolutions)
+    first = sum(layer.channels for layer in Darknet("config/yolov3-hand.cfg").spec.convolutions)
     assert channels[0] == first > channels[1] == channels[2] > channels[3]
     near_zero = [float(row["gamma_near_zero"]) for row in logs[0]]
     assert near_zero == sorted(near_zero)  # channels that are gone count as 0
     with np.load(project / "runs/whole/gammas.npz") as saved:
-        assert saved["first_layer"].shape == (4, Darknet("config/yolov3-hand.cfg").network.layers[0].channels)
+        assert saved["first_layer"].shape == (4, Darknet("config/yolov3-hand.cfg").spec.layers[0].channels)
 
     model = ["--model_def", "runs/whole/yolov3-hand.cfg", "--weights_path", "checkpoints/whole_ckpt.pth"]
     run(test_prune, *model, "--percent", "0.2", "--force", "--n_cpu", "0", "--json", "report.json")

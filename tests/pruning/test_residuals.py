@@ -28,16 +28,16 @@ def block(width, activation="leaky", shortcut="linear", last=None, bn=1):
     )
 
 
-def network(*sections):
+def spec(*sections):
     return randomize(Darknet(parse_cfg(NET + "".join(sections) + HEAD)), near_zero=0)
 
 
 def shortcuts(model):
-    return [found.shortcut for found in residual_blocks(model.network)]
+    return [found.shortcut for found in residual_blocks(model.spec)]
 
 
 def test_yolov3_has_23_residual_blocks_of_two_convolutions():
-    blocks = residual_blocks(Darknet(create_cfg("v3", 1, 64, width=0.0625)).network)
+    blocks = residual_blocks(Darknet(create_cfg("v3", 1, 64, width=0.0625)).spec)
     assert len(blocks) == 23
     assert all(len(found.convolutions) == 2 for found in blocks)
     assert blocks[0].layers == (2, 3, 4)
@@ -56,35 +56,35 @@ def test_yolov3_has_23_residual_blocks_of_two_convolutions():
     ],
 )
 def test_what_cannot_be_cut_out_whole_is_not_a_block(sections, why):
-    assert shortcuts(network(conv(8), sections)) == [], why
+    assert shortcuts(spec(conv(8), sections)) == [], why
 
 
 def test_the_weakest_blocks_are_those_of_the_smallest_mean_last_gamma():
-    model = network(conv(8), block(8), block(8), block(8))
+    model = spec(conv(8), block(8), block(8), block(8))
     for index, value in ((2, 0.5), (5, 0.1), (8, 0.3)):
         model.batch_norm(index).weight.data.fill_(-value)
     gammas = gamma_sizes(model)
-    assert [found.shortcut for found in weakest_blocks(model.network, gammas, 2)] == [6, 9]
+    assert [found.shortcut for found in weakest_blocks(model.spec, gammas, 2)] == [6, 9]
     with pytest.raises(InputError, match="has 3 residual blocks"):
-        weakest_blocks(model.network, gammas, 4)
+        weakest_blocks(model.spec, gammas, 4)
 
 
 @pytest.mark.parametrize("removed", [[0], [1], [0, 1], [0, 2], [0, 1, 2]])
 def test_the_network_without_blocks_equals_the_one_in_which_they_add_nothing(removed):
     tail = conv(8) + "[route]\nlayers=3,-2\n" + conv(8) + "[route]\nlayers=-4\n[shortcut]\nfrom=6\n"
-    model = network(conv(8), block(8), block(8), block(8), tail)
-    blocks = [residual_blocks(model.network)[k] for k in removed]
+    model = spec(conv(8), block(8), block(8), block(8), tail)
+    blocks = [residual_blocks(model.spec)[k] for k in removed]
     smaller = remove_blocks(model, blocks)
     reference = copy.deepcopy(model)
     silence_blocks(reference, blocks)
-    assert len(smaller.network.layers) == len(model.network.layers) - 3 * len(blocks)
+    assert len(smaller.spec.layers) == len(model.spec.layers) - 3 * len(blocks)
     assert head_difference(reference, smaller, 32) == 0
     assert head_difference(model, smaller, 32) > 1e-3
 
 
 def test_relative_numbers_stay_relative_and_absolute_ones_absolute():
-    model = network(conv(8), block(8), block(8), "[route]\nlayers=3\n[shortcut]\nfrom=-2\n")
-    smaller = remove_blocks(model, residual_blocks(model.network)[1:])
+    model = spec(conv(8), block(8), block(8), "[route]\nlayers=3\n[shortcut]\nfrom=-2\n")
+    smaller = remove_blocks(model, residual_blocks(model.spec)[1:])
     assert [b.get("layers", b.get("from")) for b in smaller.blocks if b["type"] in ("route", "shortcut")] == [
         "-3",
         "3",

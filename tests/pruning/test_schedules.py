@@ -19,7 +19,7 @@ LR = 0.01
 class Play:
     """Sparse training of a small network whose loss pulls each gamma to a size of its own, half of it near 0.3."""
 
-    def __init__(self, schedule, percent=0.6, strategy="normal", s=0.3, method="proximal"):
+    def __init__(self, schedule, ratio=0.6, strategy="normal", s=0.3, method="proximal"):
         torch.manual_seed(0)
         self.model = Darknet(create_cfg("v3", 1, 32, width=0.01))
         random = torch.Generator().manual_seed(1)
@@ -30,7 +30,7 @@ class Play:
             for index, bn in self.model.batch_norms.items():
                 bn.weight.copy_(self.wanted[index])
         self.penalty = GammaPenalty(self.model, s, strategy, method, MOMENTUM)
-        self.plan = Plan(np.full(STEPS, LR), percent, steps_per_epoch=20)
+        self.plan = Plan(np.full(STEPS, LR), ratio, steps_per_epoch=20)
         self.schedule = SCHEDULES[schedule]
         self.optimizer = build_sgd(self.model, LR)
         self.step = 0
@@ -49,7 +49,7 @@ class Play:
     def condemned(self):
         """For each layer under the penalty the channels that the threshold rule would cut now."""
         coupling = self.penalty.coupling
-        dead = choose(coupling, self.penalty.strategy, gamma_sizes(self.model), self.plan.percent).dead
+        dead = choose(coupling, self.penalty.strategy, gamma_sizes(self.model), self.plan.ratio).dead
         return {index: dead[coupling.outputs[index]] for index in self.penalty.weights}
 
 
@@ -83,16 +83,16 @@ def test_local_relieves_what_the_threshold_rule_would_keep(strategy, method):
 
 
 @pytest.mark.parametrize("strategy", ["normal", "shortcut", "slim"])
-@pytest.mark.parametrize("percent", [0.3, 0.85])
-def test_target_kills_its_share_and_lets_the_others_recover(strategy, percent):
-    play = Play("target", percent, strategy).go(STEPS)
+@pytest.mark.parametrize("ratio", [0.3, 0.85])
+def test_target_kills_its_share_and_lets_the_others_recover(strategy, ratio):
+    play = Play("target", ratio, strategy).go(STEPS)
     sizes = gamma_sizes(play.model)
-    later = choose(play.penalty.coupling, strategy, sizes, percent)
+    later = choose(play.penalty.coupling, strategy, sizes, ratio)
     assert later.threshold == 0  # pruning at the target loses nothing
     condemned = {index: weight > 0 for index, weight in play.penalty.weights.items()}
     killed = sum(int(channels.sum()) for channels in condemned.values())
     under_penalty = len(play.penalty.gammas())
-    assert (percent - 0.01) * under_penalty < killed <= percent * under_penalty
+    assert (ratio - 0.01) * under_penalty < killed <= ratio * under_penalty
     for index, channels in condemned.items():
         assert (sizes[index][channels.numpy()] == 0).all()
         kept = ~channels.numpy()

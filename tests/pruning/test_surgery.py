@@ -13,9 +13,9 @@ from tests.conftest import DARKNET_CFGS as ZOO
 from tests.conftest import NAMES
 from tests.networks import randomize, shrink
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
-from utils.darknet.parse import resolve
+from utils.darknet.spec import parse_network
 from utils.detection.checkpoints import save_checkpoint
-from utils.detection.complexity import count_macs, count_parameters
+from utils.detection.complexity import count_parameters
 from utils.files import write_text
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
@@ -39,7 +39,7 @@ def conv(filters, size=3, pad=1, activation="leaky", bn=1):
 
 def kill(model, *places):
     """Which sets die when these (layer, channel) do."""
-    coupling = couple(model.network)
+    coupling = couple(model.spec)
     dead = np.array([any(place in s.members for place in places) for s in coupling.sets])
     return coupling, dead
 
@@ -73,10 +73,10 @@ def check(case):
     small = trial.pruned.model
     assert head_difference(trial.reference, small, size) < 1e-5
     assert head_difference(model, small, size) > 1e-5, "nothing of note was pruned"
-    assert count_parameters(small) == weights_of(small.network) < count_parameters(model)
-    assert count_macs(small.blocks, size) < count_macs(model.blocks, size)
-    for layer in small.network.convolutions:
-        original = model.network.layers[layer.index].channels
+    assert count_parameters(small) == weights_of(small.spec) < count_parameters(model)
+    assert small.spec.at(size).macs < model.spec.at(size).macs
+    for layer in small.spec.convolutions:
+        original = model.spec.layers[layer.index].channels
         assert layer.channels == trial.counts[layer.index] >= 1
         assert layer.channels % case.round_to == 0 or layer.channels == original
     return small
@@ -115,7 +115,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         model = Darknet(folder / "small.cfg").eval()
         load_weights(model, folder / weights)
         with torch.no_grad():
-            torch.testing.assert_close(model(expected["pictures"]), expected["predictions"], rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(model(expected["images"]), expected["predictions"], rtol=1e-5, atol=1e-4)
     print(folder.name)
 """
 
@@ -126,12 +126,12 @@ def test_the_written_files_give_the_same_output_in_a_fresh_process(tmp_path):
     for param in cases(shrunk=8)[::2]:
         _, trial, size = param.values[0].trial()
         folder = tmp_path / param.id
-        pictures = torch.rand(1, 3, size, size)
+        images = torch.rand(1, 3, size, size)
         write_text(folder / "small.cfg", format_cfg(trial.pruned.model.blocks))
         save_checkpoint(folder / "small.pth", trial.pruned.model)
         trial.pruned.model.save_darknet_weights(folder / "small.weights")
         with torch.no_grad():
-            torch.save({"pictures": pictures, "predictions": trial.pruned.model(pictures)}, folder / "expected.pt")
+            torch.save({"images": images, "predictions": trial.pruned.model(images)}, folder / "expected.pt")
         names.append(param.id)
     command = [sys.executable, "-c", READ_BACK, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
@@ -140,9 +140,9 @@ def test_the_written_files_give_the_same_output_in_a_fresh_process(tmp_path):
 
 def test_a_pruned_network_can_be_pruned_again():
     model = randomize(Darknet(create_cfg("v3", 1, 64, width=0.0625)))
-    for percent in (0.3, 0.5, 0.5):
-        coupling = couple(model.network)
-        reference, pruned = prune(model, coupling, choose(coupling, "slim", gamma_sizes(model), percent).dead)
+    for ratio in (0.3, 0.5, 0.5):
+        coupling = couple(model.spec)
+        reference, pruned = prune(model, coupling, choose(coupling, "slim", gamma_sizes(model), ratio).dead)
         assert head_difference(reference, pruned.model, 64) < 1e-5
         assert count_parameters(pruned.model) < count_parameters(model)
         model = randomize(pruned.model, seed=1)
@@ -156,7 +156,7 @@ def test_a_constant_needs_a_carrier_only_where_padding_cuts_it_off(consumer, car
     coupling, dead = kill(model, (0, 1), (0, 4))
     reference, pruned = prune(model, coupling, dead)
     assert pruned.carriers == carriers
-    assert pruned.model.network.layers[0].channels == 4 + carriers
+    assert pruned.model.spec.layers[0].channels == 4 + carriers
     assert head_difference(reference, pruned.model, 32) < 1e-6
 
 
@@ -213,7 +213,7 @@ def test_constants_pass_through_every_layer_and_activation(activation, between):
     coupling, dead = kill(model, (0, 1), (0, 2), (0, 4))
     reference, pruned = prune(model, coupling, dead)
     assert head_difference(reference, pruned.model, 32) < 1e-5
-    assert pruned.model.network.layers[0].channels < 6
+    assert pruned.model.spec.layers[0].channels < 6
 
 
 def test_a_dead_channel_with_consumers_of_both_kinds_and_a_head():
@@ -221,7 +221,7 @@ def test_a_dead_channel_with_consumers_of_both_kinds_and_a_head():
     coupling, dead = kill(model, (0, 1), (0, 2), (0, 4), (1, 0), (3, 3))
     reference, pruned = prune(model, coupling, dead)
     assert head_difference(reference, pruned.model, 32) < 1e-6
-    assert [pruned.model.network.layers[k].channels for k in (0, 1, 3)] == [6, 3, 3]
+    assert [pruned.model.spec.layers[k].channels for k in (0, 1, 3)] == [6, 3, 3]
 
 
 def test_channels_behind_a_gate_are_silenced_in_the_reference_too():
@@ -232,7 +232,7 @@ def test_channels_behind_a_gate_are_silenced_in_the_reference_too():
     assert pruned.silenced == 2
     assert not reference.batch_norm(0).bias[[1, 4]].any()
     assert pruned.carriers == 0
-    assert [pruned.model.network.layers[k].channels for k in (0, 2)] == [4, 4]
+    assert [pruned.model.spec.layers[k].channels for k in (0, 2)] == [4, 4]
     assert head_difference(reference, pruned.model, 32) < 1e-6
 
 
@@ -246,20 +246,20 @@ def test_folding_a_padded_consumer_into_its_bias_would_be_caught():
 
 def test_gammas_of_exactly_zero_are_pruned_without_any_loss():
     model = randomize(Darknet(create_cfg("v3", 1, 64, width=0.0625)))
-    coupling = couple(model.network)
+    coupling = couple(model.spec)
     choice = choose(coupling, "normal", gamma_sizes(model), 0.4)
     mask_gammas(model, coupling, choice.dead)
     _, pruned = prune(model, coupling, choice.dead)
-    picture = torch.rand(2, 3, 96, 96)
+    image = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
-        wanted, got = model(picture), pruned.model(picture)
+        wanted, got = model(image), pruned.model(image)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_published_pruned_network_is_reproduced():
     model = Darknet("config/yolov3-hand.cfg")
-    counts = {c.index: c.channels for c in resolve(read_cfg("config/yolov3-hand-published.cfg")).convolutions}
-    coupling = couple(model.network)
+    counts = {c.index: c.channels for c in parse_network(read_cfg("config/yolov3-hand-published.cfg")).convolutions}
+    coupling = couple(model.spec)
     for index, norm in model.batch_norms.items():
         norm.bias.data.zero_()
         norm.weight.data[counts[index] :] = 0
@@ -267,9 +267,9 @@ def test_the_published_pruned_network_is_reproduced():
         [bool(s.members) and all(counts[layer] <= channel for layer, channel in s.members) for s in coupling.sets]
     )
     _, pruned = prune(model.eval(), coupling, dead)
-    assert {c.index: c.channels for c in pruned.model.network.convolutions} == counts
+    assert {c.index: c.channels for c in pruned.model.spec.convolutions} == counts
     assert count_parameters(pruned.model) == 10_853_907
-    assert round(count_macs(pruned.model.blocks, 416) / 1e9, 3) == 9.483
+    assert round(pruned.model.spec.at(416).macs / 1e9, 3) == 9.483
 
 
 def test_the_written_cfg_asks_darknet_to_letterbox():

@@ -13,7 +13,7 @@ from utils.errors import InputError
 
 
 def test_the_loss_by_hand():
-    yolo = Darknet(create_cfg("v3-tiny", 2, 64, 0.25, "8,8, 10,10, 12,12, 16,16, 32,32, 60,60")).yolo_layers[0]
+    yolo = Darknet(create_cfg("v3-tiny", 2, 64, 0.25, "8,8, 10,10, 12,12, 16,16, 32,32, 60,60")).heads[0]
     raw = torch.zeros(1, 3, 2, 2, 7)
     # In cell (1, 0): 0.2 and 0.5 of it; 32 by 16 pixels, which fits anchors 16 and 32 alike, 0.5, no more than ignored.
     targets = torch.tensor([[0, 1, 0.6, 0.25, 0.5, 0.25]])
@@ -26,7 +26,7 @@ def test_the_loss_by_hand():
 
 
 def test_what_fits_a_target_is_not_punished_for_finding_it():
-    yolo = Darknet(create_cfg("v3-tiny", 1, 64, 0.25, "8,8, 10,10, 12,12, 32,32, 34,34, 60,60")).yolo_layers[0]
+    yolo = Darknet(create_cfg("v3-tiny", 1, 64, 0.25, "8,8, 10,10, 12,12, 32,32, 34,34, 60,60")).heads[0]
     raw = torch.zeros(1, 3, 2, 2, 6, requires_grad=True)
     plain_recipe.head_loss(yolo, raw, torch.tensor([[0, 0, 0.25, 0.25, 0.5, 0.5]]), 64).backward()
     objectness = raw.grad[0, :, 0, 0, 4]

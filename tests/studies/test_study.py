@@ -74,7 +74,7 @@ def test_the_study_measures_everything_once_and_is_drawn(project, capsys):
     go()
     assert len(project) == count
 
-    options = ["--results", "results.csv", "--output", "figures", "--pictures", "2"]
+    options = ["--results", "results.csv", "--output", "figures", "--images", "2"]
     draw.main(draw.get_args_parser().parse_args([*options, "--run", f"{sparse}/pruned0.5/finetuned"]))
     names = {path.name for path in Path("figures").iterdir()}
     assert names == {"tiny_size.png", "tiny_ratio.png", "tiny_detections.jpg", "results.md"}
@@ -150,9 +150,9 @@ def test_a_program_that_fails_is_quoted(tmp_path, monkeypatch):
     assert f"$ {sys.executable}" in (tmp_path / "logs/a.log").read_text()
 
 
-def curve(percent, quality, parameters=(100, 50, 25, 10)):
+def curve(ratio, quality, parameters=(100, 50, 25, 10)):
     return {
-        "percent": np.array(percent, float),
+        "percent": np.array(ratio, float),
         "mAP": np.array(quality, float),
         "parameters": np.array(parameters, float),
         "macs": np.array(parameters, float),

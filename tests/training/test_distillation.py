@@ -17,7 +17,7 @@ from utils.training.distillation import Distillation, load_teacher
 SIZE = 64
 
 
-def network(classes=2, width=0.25, base="v3-tiny", seed=0):
+def spec(classes=2, width=0.25, base="v3-tiny", seed=0):
     torch.manual_seed(seed)
     return lively(Darknet(create_cfg(base, classes, SIZE, width)), seed)
 
@@ -32,8 +32,8 @@ def images():
 
 
 def test_the_teacher_itself_is_at_the_minimum(images):
-    teacher = network()
-    heads = [raw.detach().clone().requires_grad_() for raw in teacher.heads(images)]
+    teacher = spec()
+    heads = [raw.detach().clone().requires_grad_() for raw in teacher.raw_outputs(images)]
     loss = loss_of(heads, teacher, teacher, images)
     loss.backward()
     for raw in heads:
@@ -47,11 +47,11 @@ def test_the_teacher_itself_is_at_the_minimum(images):
 
 
 def test_boxes_and_classes_of_the_teachers_background_teach_nothing(images):
-    teacher, student = network(), network(seed=1)
-    for head in teacher.network.heads:
+    teacher, student = spec(), spec(seed=1)
+    for head in teacher.spec.heads:
         bias = teacher.conv(head.sources[0]).bias.data.view(len(head.anchors), -1)
         bias[:, 4] = -30
-    heads = [raw.detach().clone().requires_grad_() for raw in student.heads(images)]
+    heads = [raw.detach().clone().requires_grad_() for raw in student.raw_outputs(images)]
     loss_of(heads, student, teacher, images).backward()
     for raw in heads:
         assert (raw.grad[..., 4] > 0).all()
@@ -60,14 +60,14 @@ def test_boxes_and_classes_of_the_teachers_background_teach_nothing(images):
 
 
 def test_a_step_toward_the_teacher_by_the_gradient(images):
-    teacher, student = network(), network(width=0.125, seed=1)
-    before = loss_of(student.heads(images), student, teacher, images)
+    teacher, student = spec(), spec(width=0.125, seed=1)
+    before = loss_of(student.raw_outputs(images), student, teacher, images)
     before.backward()
     teacher_before = copy.deepcopy(teacher.state_dict())
     with torch.no_grad():
         for parameter in student.parameters():
             parameter -= 1e-3 * parameter.grad
-        assert loss_of(student.heads(images), student, teacher, images) < before
+        assert loss_of(student.raw_outputs(images), student, teacher, images) < before
     assert all(torch.equal(value, teacher_before[name]) for name, value in teacher.state_dict().items())
 
 
@@ -83,7 +83,7 @@ def test_a_teacher_with_other_heads_is_refused(tmp_path, other, words):
     (tmp_path / "teacher.cfg").write_text(format_cfg(other))
     save_checkpoint(tmp_path / "teacher.pth", Darknet(other))
     with pytest.raises(InputError, match=words) as error:
-        load_teacher(str(tmp_path / "teacher.cfg"), str(tmp_path / "teacher.pth"), network(), SIZE, torch.device("cpu"))
+        load_teacher(str(tmp_path / "teacher.cfg"), str(tmp_path / "teacher.pth"), spec(), SIZE, torch.device("cpu"))
     assert "teacher" in str(error.value)
 
 
@@ -94,7 +94,7 @@ def test_a_teacher_with_other_strides_is_refused(tmp_path):
     (tmp_path / "teacher.cfg").write_text(format_cfg(blocks))
     save_checkpoint(tmp_path / "teacher.pth", Darknet(blocks))
     with pytest.raises(InputError, match="columns 1, but 2"):
-        load_teacher(str(tmp_path / "teacher.cfg"), str(tmp_path / "teacher.pth"), network(), SIZE, torch.device("cpu"))
+        load_teacher(str(tmp_path / "teacher.cfg"), str(tmp_path / "teacher.pth"), spec(), SIZE, torch.device("cpu"))
 
 
 def test_train_takes_a_teacher_and_needs_both_its_files(tmp_path, monkeypatch):

@@ -17,8 +17,9 @@ from tests.scene import make_project
 from utils.data.datasets import EpochSampler, loader
 from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.detection.loss import YoloLoss
+from utils.devices import memory_advice, smaller_batch
 from utils.errors import InputError
-from utils.training.nonfinite import FiniteWatch, memory_advice, smaller_batch
+from utils.training.nonfinite import FiniteWatch
 from utils.workers import explain
 
 
@@ -57,7 +58,7 @@ class Spoiled(torch.autograd.Function):
         ("gradient", ["--accumulate", "2"], 4, 4),
     ],
 )
-def test_the_step_is_named_its_pictures_are_written_and_the_checkpoint_stays(
+def test_the_step_is_named_its_images_are_written_and_the_checkpoint_stays(
     project, monkeypatch, what, extra, batch, suspects
 ):
     """Batch 4 is the second of the second epoch; of two batches a step, its gradient is that of batches 3 and 4."""
@@ -80,7 +81,7 @@ def test_the_step_is_named_its_pictures_are_written_and_the_checkpoint_stays(
     shown = project / "runs/mine/not_finite"
     assert len(list(shown.glob("*.png"))) == suspects
     order = [index for _, index in order_of(epoch=1)]
-    listed = [Path(line).name for line in (shown / "pictures.txt").read_text().splitlines()]
+    listed = [Path(line).name for line in (shown / "images.txt").read_text().splitlines()]
     assert listed == [f"train_{k}.png" for k in order[4 - suspects : 4]]
 
 
@@ -112,7 +113,7 @@ def full(*args, **kwargs):
 
 def test_a_full_gpu_says_what_to_change_wherever_it_happens(project, monkeypatch):
     save_checkpoint("checkpoints/yolov3_ckpt.pth", Darknet("config/yolov3-hand.cfg"))
-    monkeypatch.setattr(Darknet, "heads", full)
+    monkeypatch.setattr(Darknet, "raw_outputs", full)
     advice = "the GPU's memory is too small: try --batch_size 1"
     with pytest.raises(InputError, match=f"{advice} --accumulate 6, which takes the same steps, or a lower --img_size"):
         run("--epochs", "1", "--accumulate", "3")
@@ -121,7 +122,7 @@ def test_a_full_gpu_says_what_to_change_wherever_it_happens(project, monkeypatch
             run(*words, program=program)
 
 
-def test_one_picture_that_is_too_large_is_not_halved():
+def test_one_image_that_is_too_large_is_not_halved():
     assert smaller_batch(1, 416, 4) == "a lower --img_size than 416, or a narrower cfg"
 
 
@@ -164,7 +165,7 @@ def leave():
 
 
 def refuse():
-    raise InputError("a.png: cannot be read as a picture")
+    raise InputError("a.png: cannot be read as an image")
 
 
 class Stuck:
@@ -189,9 +190,9 @@ def return_what_cannot_be_sent():
 @pytest.mark.parametrize(
     ("end", "message"),
     [
-        (kill, r"a process that reads pictures was killed \(Killed\): .*memory was full: lower --n_cpu"),
-        (leave, r"a process that reads pictures ended: run it with --n_cpu 0"),
-        (refuse, r"^a\.png: cannot be read as a picture$"),
+        (kill, r"a process that reads images was killed \(Killed\): .*memory was full: lower --n_cpu"),
+        (leave, r"a process that reads images ended: run it with --n_cpu 0"),
+        (refuse, r"^a\.png: cannot be read as an image$"),
         (fill_shared_memory, r"was killed \(Bus error\): the shared memory is full: .*--shm-size"),
         (return_what_cannot_be_sent, r"ended: run it with --n_cpu 0"),
     ],
@@ -212,10 +213,10 @@ def test_other_errors_are_not_explained_by_workers():
     assert "--shm-size" in str(explain(RuntimeError(bus)))
 
 
-# Pictures with boxes
+# Images with boxes
 
 
-def test_no_two_drawn_pictures_have_one_name():
+def test_no_two_drawn_images_have_one_name():
     paths = [Path(name) for name in ("x/a.jpg", "y/a.jpg", "z/00001_a.jpg", "a.png", "A.png", "b.gif")]
     names = detect.output_names(paths)
     assert names[0] == "a.jpg"
@@ -224,7 +225,7 @@ def test_no_two_drawn_pictures_have_one_name():
     assert len(set(stems)) == len(names)
 
 
-def test_a_picture_is_not_drawn_over_itself(project):
+def test_an_image_is_not_drawn_over_itself(project):
     save_checkpoint("checkpoints/yolov3_ckpt.pth", Darknet("config/yolov3-hand.cfg"))
     before = {path: path.read_bytes() for path in (project / "data/images").iterdir()}
     with pytest.raises(InputError, match=r"would overwrite data/images/train_\d\.png, which is an input"):

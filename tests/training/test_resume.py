@@ -13,14 +13,14 @@ from utils.darknet.cfg import format_cfg
 from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
 from utils.signals import Stopped, StopRequest
-from utils.training.trainer import Training
+from utils.training.trainer import Trainer
 
 FAST = ["--n_cpu", "0", "--batch_size", "2", "--mosaic", "0.5"]
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project with 7 training pictures, whose network has a dropout layer, which uses the random numbers of torch."""
+    """A project with 7 training images, whose network has a dropout layer, which uses the random numbers of torch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
     make_project(tmp_path, train=7)
@@ -36,15 +36,15 @@ def run(*words):
 
 def stop_at_step(monkeypatch, wanted, number=signal.SIGINT):
     """A signal arrives in the middle of optimizer step ``wanted``."""
-    original = Training._optimizer_step
+    original = Trainer._optimizer_step
 
     def step(self, *step_and_batch):
         if self.step == wanted:
             signal.raise_signal(number)
         original(self, *step_and_batch)
 
-    monkeypatch.setattr(Training, "_optimizer_step", step)
-    return lambda: monkeypatch.setattr(Training, "_optimizer_step", original)
+    monkeypatch.setattr(Trainer, "_optimizer_step", step)
+    return lambda: monkeypatch.setattr(Trainer, "_optimizer_step", original)
 
 
 def outcome(root, name):
@@ -88,17 +88,17 @@ def test_checkpoints_within_an_epoch_are_resumed_after_a_kill(project, monkeypat
     options = ["--epochs", "2", "--checkpoint_steps", "3"]
     run(*options, "--name", "whole")
 
-    original = Training._optimizer_step
+    original = Trainer._optimizer_step
 
     def killed(self, *step_and_batch):
         if self.step == 7:
             raise SystemExit  # nothing is written on the way out
         original(self, *step_and_batch)
 
-    monkeypatch.setattr(Training, "_optimizer_step", killed)
+    monkeypatch.setattr(Trainer, "_optimizer_step", killed)
     with pytest.raises(SystemExit):
         run(*options, "--name", "parts")
-    monkeypatch.setattr(Training, "_optimizer_step", original)
+    monkeypatch.setattr(Trainer, "_optimizer_step", original)
     checkpoint = read_checkpoint("checkpoints/parts_last.pth")
     assert (checkpoint["epoch"], checkpoint["step"], checkpoint["training"]["progress"]["batches"]) == (1, 6, 2)
     run("--resume", "--name", "parts")
@@ -154,7 +154,7 @@ def test_another_cfg_or_data_set_is_no_continuation(project, monkeypatch):
     listing, cfg = project / "data/train.txt", project / "config/yolov3-hand.cfg"
     text = listing.read_text()
     listing.write_text(text.rsplit("\n", 2)[0] + "\n")
-    with pytest.raises(InputError, match=r"4 steps were an epoch .*, and are 3 now: .* number of training pictures"):
+    with pytest.raises(InputError, match=r"4 steps were an epoch .*, and are 3 now: .* number of training images"):
         run("--name", "mine", "--resume")
     listing.write_text(text)
     cfg.write_text(cfg.read_text().replace("leaky", "mish", 1))

@@ -5,8 +5,8 @@ import train
 from models import Darknet
 from utils.darknet.cfg import parse_cfg
 from utils.detection.loss import HeadSum, YoloLoss
-from utils.pruning.prune_in_training import Survivors
-from utils.training.trainer import Training, groups
+from utils.pruning.prune_in_training import KeptChannels
+from utils.training.trainer import Trainer, groups
 
 PLAIN = """
 [net]
@@ -35,11 +35,11 @@ def make_training(*words):
     args.img_size = 64
     torch.manual_seed(1)
     model = Darknet(parse_cfg(PLAIN))
-    return Training(args, model, Survivors(model.network), torch.device("cpu"), 10)
+    return Trainer(args, model, KeptChannels(model.spec), torch.device("cpu"), 10)
 
 
-def pictures(counts, seed=0):
-    """A batch with so many boxes in its pictures."""
+def sample_batch(counts, seed=0):
+    """A batch with so many boxes in its images."""
     random = torch.Generator().manual_seed(seed)
     boxes = [[image, k % 2] for image, count in enumerate(counts) for k in range(count)]
     places = 0.2 + 0.4 * torch.rand(len(boxes), 4, generator=random)
@@ -57,11 +57,11 @@ def joined(first, second):
 @pytest.mark.parametrize("counts", [((5, 0), (1, 0)), ((0, 0), (0, 0)), ((0, 0, 0), (9,))])
 def test_an_accumulated_batch_is_one_large_batch(counts, extra):
     # The network has no BatchNorm, which would see the parts by themselves.
-    first, second = pictures(counts[0]), pictures(counts[1], seed=1)
+    first, second = sample_batch(counts[0]), sample_batch(counts[1], seed=1)
     parts, whole = make_training(*extra), make_training(*extra)
     for _ in range(2):
-        loss, reports = parts.step_on([first, second], 0.1)
-        wanted, _ = whole.step_on([joined(first, second)], 0.1)
+        loss, reports = parts.train_step([first, second], 0.1)
+        wanted, _ = whole.train_step([joined(first, second)], 0.1)
         torch.testing.assert_close(loss, wanted)
         assert len(reports) == 2
     for name, value in whole.model.state_dict().items():
@@ -75,7 +75,7 @@ def test_mixed_precision_steps_like_full_precision_with_weights_in_float32():
     moved = {}
     for precision in ("mixed", "full"):
         training = make_training("--precision", precision)
-        training.step_on([pictures((5, 0))], 0.1)
+        training.train_step([sample_batch((5, 0))], 0.1)
         moved[precision] = {name: value - start[name] for name, value in training.model.state_dict().items()}
     for name, wanted in moved["full"].items():
         assert wanted.abs().max() > 1e-4
@@ -87,7 +87,7 @@ def test_mixed_precision_steps_like_full_precision_with_weights_in_float32():
 def test_the_loss_counts_its_positives_before_the_forward_pass():
     model = Darknet(parse_cfg(PLAIN))
     loss = YoloLoss(model)
-    images, targets = pictures((3, 0, 2))
+    images, targets = sample_batch((3, 0, 2))
     for size in (64, 96):
         heads = model.train()(torch.nn.functional.interpolate(images / 255, size=size))
         reports = loss(heads, targets, size)[1]
@@ -96,7 +96,7 @@ def test_the_loss_counts_its_positives_before_the_forward_pass():
 
 def test_a_part_of_a_batch_is_divided_by_the_divisor_of_the_whole():
     model = Darknet(parse_cfg(PLAIN)).train()
-    images, targets = pictures((3, 2))
+    images, targets = sample_batch((3, 2))
     heads = model(images / 255)
     own = max(YoloLoss(model).positives(targets, 64), 2)
     by_default, by_ten = (YoloLoss(model)(heads, targets, 64, divisor)[0] for divisor in (None, 10.0))

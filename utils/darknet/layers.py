@@ -1,11 +1,10 @@
 """The layers of a network: what each reads, what it does, and the shape it gives.
 
-:func:`utils.darknet.parse.resolve` makes them from a cfg. The network, the coupling of channels, the pruning and the
-counting of MACs all read these, so an option of a cfg is interpreted in one place. Layer numbers are Darknet's: the
-block behind ``[net]`` is layer 0, and source ``IMAGE`` (-1) is the picture.
+:func:`utils.darknet.spec.parse_network` makes them from a cfg. The network, the coupling of channels, the pruning and
+the counting of MACs all read these, so an option of a cfg is interpreted in one place. Layer numbers are Darknet's:
+the block behind ``[net]`` is layer 0, and source ``IMAGE`` (-1) is the image.
 """
 
-import math
 from dataclasses import dataclass
 
 IMAGE = -1
@@ -48,7 +47,7 @@ class Convolution(Layer):
 
     @property
     def macs(self) -> int:
-        """Multiply-adds for one picture, one multiply-add counted as one."""
+        """Multiply-adds for one image, one multiply-add counted as one."""
         return self.height * self.width * self.parameters
 
 
@@ -63,7 +62,7 @@ class MaxPool(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class AvgPool(Layer):
-    """The mean of each channel over the whole picture."""
+    """The mean of each channel over the whole image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,43 +143,3 @@ class Yolo(Layer):
     classes: int
     scale_x_y: float
     new_coords: bool
-
-
-@dataclass(frozen=True)
-class Network:
-    """A resolved cfg: the size of the picture that its shapes hold for, and its layers in order."""
-
-    height: int
-    width: int
-    layers: tuple[Layer, ...]
-
-    @property
-    def convolutions(self) -> list[Convolution]:
-        """The convolutions in order."""
-        return [layer for layer in self.layers if isinstance(layer, Convolution)]
-
-    @property
-    def heads(self) -> list[Yolo]:
-        """The detection heads in order."""
-        return [layer for layer in self.layers if isinstance(layer, Yolo)]
-
-    @property
-    def stride(self) -> int:
-        """Input pixels a cell of the coarsest map; pictures are multiples of it."""
-        pooled: set[int] = set()  # to one value a channel, by layers that take every size
-        strides = [1]
-        for layer in self.layers:
-            if isinstance(layer, AvgPool) or all(source in pooled for source in layer.sources):
-                pooled.add(layer.index)
-            else:
-                strides.append(2 ** round(math.log2(self.height / layer.height)))
-        return max(strides)
-
-    @property
-    def consumers(self) -> dict[int, list[Layer]]:
-        """For each layer number (and ``IMAGE``) the layers that read it."""
-        readers: dict[int, list[Layer]] = {index: [] for index in range(IMAGE, len(self.layers))}
-        for layer in self.layers:
-            for source in dict.fromkeys(layer.sources):
-                readers[source].append(layer)
-        return readers

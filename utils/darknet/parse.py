@@ -1,4 +1,4 @@
-"""From cfg blocks to layers: Darknet's options and defaults, absolute sources, and shapes that are checked.
+"""From a section of a cfg to a layer: Darknet's options and defaults, absolute sources, and shapes that are checked.
 
 Darknet's arithmetic is AlexeyAB's (github.com/AlexeyAB/darknet, src/parser.c and the layer files).
 """
@@ -9,7 +9,6 @@ from typing import NoReturn
 
 from utils.darknet.cfg_keys import NOT_BUILT, TRAINING_ONLY
 from utils.darknet.layers import (
-    IMAGE,
     Activation,
     AvgPool,
     Convolution,
@@ -17,7 +16,6 @@ from utils.darknet.layers import (
     Empty,
     Layer,
     MaxPool,
-    Network,
     Reorg,
     Reorg3d,
     Route,
@@ -31,9 +29,8 @@ from utils.errors import InputError
 
 LARGEST_FILTERS = 65_536
 LARGEST_SIDE = 16_384
-# Numbers beyond these are mistakes that would take all memory: 8 GiB for the output of a layer, 4 for all kernels.
+# More is a mistake that would take all memory: 8 GiB for the output of a layer.
 LARGEST_OUTPUT = 2**31
-LARGEST_KERNELS = 2**30
 
 ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "logistic", "tanh", "elu", "mish", "swish")
 
@@ -43,6 +40,7 @@ class Options:
 
     def __init__(self, block: dict[str, str], where: str):
         self.where = where
+        self.section = block["type"]
         self._block = block
         self._known = {"type"}
 
@@ -90,12 +88,12 @@ class Options:
         name = self.text("activation", default)
         return name if name in ACTIVATIONS else self.fail(f"activation={name} is not one of {', '.join(ACTIVATIONS)}")
 
-    def refuse_unknown(self, kind: str) -> None:
+    def refuse_unknown(self) -> None:
         """Refuse what changes the result and is not built, and what is not known at all."""
-        for key, neutral in (NOT_BUILT["any"] | NOT_BUILT.get(kind, {})).items():
+        for key, neutral in (NOT_BUILT["any"] | NOT_BUILT.get(self.section, {})).items():
             if self._get(key, neutral, float, "a number") != neutral:
                 self.fail(f"{key}={self._block[key]} changes what the layer computes and is not supported")
-        self._known |= TRAINING_ONLY["any"] | TRAINING_ONLY.get(kind, set())
+        self._known |= TRAINING_ONLY["any"] | TRAINING_ONLY.get(self.section, set())
         for key in self._block:
             if key not in self._known:
                 self.fail(f"option {key}={self._block[key]} is not known for this layer")
@@ -108,61 +106,46 @@ def place(block: dict[str, str], index: int | None = None) -> str:
     return f"{position}: " + (f"[{block['type']}]" if index is None else f"layer {index} [{block['type']}]")
 
 
-def resolve(blocks: Sequence[dict[str, str]], img_size: int | None = None) -> Network:
-    """Resolve ``blocks`` at the cfg's own input size, or at ``img_size`` x ``img_size`` pixels.
+def parse_layer(options: Options, context: "Context") -> Layer:
+    """The layer of one section, whose options must all be known.
 
     Raises:
-        InputError: an unknown layer, option or activation, a missing or impossible value, a source out of range,
+        InputError: an unknown section, option or activation, a missing or impossible value, a source out of range, or
             shapes that do not fit; the message names file, line and layer.
     """
-    if not blocks or blocks[0].get("type") != "net":
-        raise InputError("a list of blocks begins with [net]")
-    net = Options(blocks[0], place(blocks[0]))
-    height, width = net.integer("height", low=1), net.integer("width", low=1)
-    if img_size:
-        height = width = img_size
-    channels = net.integer("channels", 3)
-    if channels != 3:
-        net.fail(f"channels={channels}: pictures are RGB, so 3 is the only number of channels")
-    net.refuse_unknown("net")
-    image = Empty(index=IMAGE, where=net.where, sources=(), channels=channels, height=height, width=width)
-
-    layers: list[Layer] = []
-    kernels = 0
-    for index, block in enumerate(blocks[1:]):
-        options = Options(block, place(block, index))
-        if block["type"] not in BUILDERS:
-            options.fail(f"this layer type is not supported; supported are {', '.join(BUILDERS)}")
-        layer = BUILDERS[block["type"]](options, _Context(index, options, layers, image))
-        options.refuse_unknown(block["type"])
-        if layer.height < 1 or layer.width < 1:
-            options.fail(f"nothing is left of a {width}x{height} picture here: its output would be empty")
-        if (numbers := layer.channels * layer.height * layer.width) > LARGEST_OUTPUT:
-            options.fail(f"its output of {layer.channels}x{layer.height}x{layer.width} would be {numbers:.2g} numbers")
-        if isinstance(layer, Convolution):
-            kernels += layer.parameters
-            if kernels > LARGEST_KERNELS:
-                options.fail(f"the kernels up to here would be {kernels:.2g} numbers")
-        layers.append(layer)
-    network = Network(height, width, tuple(layers))
-    if not network.heads:
-        raise InputError(f"{net.where}: there is no [yolo] layer, so this network detects nothing")
-    return network
+    if options.section not in BUILDERS:
+        options.fail(f"this layer type is not supported; supported are {', '.join(BUILDERS)}")
+    layer = BUILDERS[options.section](options, context)
+    options.refuse_unknown()
+    if layer.height < 1 or layer.width < 1:
+        options.fail(
+            f"nothing is left of a {context.image.width}x{context.image.height} image here: its output would be empty"
+        )
+    if (numbers := layer.channels * layer.height * layer.width) > LARGEST_OUTPUT:
+        options.fail(f"its output of {layer.channels}x{layer.height}x{layer.width} would be {numbers:.2g} numbers")
+    return layer
 
 
-class _Context:
-    """What a builder sees of the network so far: the previous layer, and other layers by relative number."""
+class Context:
+    """What a builder sees of the network so far: the previous layer, and other layers by relative number.
+
+    Args:
+        index: the number of the layer to build.
+        options: of its section, for messages.
+        layers: the layers before it.
+        image: what layer 0 reads.
+    """
 
     def __init__(self, index: int, options: Options, layers: list[Layer], image: Layer):
         self.index = index
         self._options = options
         self._layers = layers
-        self._image = image
+        self.image = image
 
     @property
     def previous(self) -> Layer:
-        """The layer before this one, or the picture."""
-        return self._readable(self._layers[-1] if self._layers else self._image)
+        """The layer before this one, or the image."""
+        return self._readable(self._layers[-1] if self._layers else self.image)
 
     def layer(self, number: int) -> Layer:
         """The layer that ``from=`` or ``layers=`` means: relative to this one where negative."""
@@ -200,7 +183,7 @@ def _stride(options: Options, default: int) -> tuple[int, int]:
     return options.integer("stride_y", stride, low=1), options.integer("stride_x", stride, low=1)
 
 
-def _convolution(options: Options, context: _Context) -> Convolution:
+def _convolution(options: Options, context: Context) -> Convolution:
     source = context.previous
     filters = options.integer("filters", low=1, high=LARGEST_FILTERS)
     size = options.integer("size", low=1, high=99)
@@ -235,7 +218,7 @@ def _convolution(options: Options, context: _Context) -> Convolution:
     )
 
 
-def _maxpool(options: Options, context: _Context) -> MaxPool:
+def _maxpool(options: Options, context: Context) -> MaxPool:
     source = context.previous
     stride = _stride(options, 1)
     size = options.integer("size", stride[0], low=1)
@@ -249,17 +232,17 @@ def _maxpool(options: Options, context: _Context) -> MaxPool:
     return MaxPool(**shape, size=size, stride=stride, padding=padding)
 
 
-def _avgpool(options: Options, context: _Context) -> AvgPool:
+def _avgpool(options: Options, context: Context) -> AvgPool:
     return AvgPool(**context.shape([context.previous], context.previous.channels, 1, 1))
 
 
-def _upsample(options: Options, context: _Context) -> Upsample:
+def _upsample(options: Options, context: Context) -> Upsample:
     source, stride = context.previous, options.integer("stride", 2, low=1)
     shape = context.shape([source], source.channels, source.height * stride, source.width * stride)
     return Upsample(**shape, stride=stride, scale=options.number("scale", 1.0))
 
 
-def _route(options: Options, context: _Context) -> Route:
+def _route(options: Options, context: Context) -> Route:
     sources = [context.layer(number) for number in options.numbers("layers")]
     groups = options.integer("groups", 1, low=1)
     group_id = options.integer("group_id", 0, high=groups - 1)
@@ -272,7 +255,7 @@ def _route(options: Options, context: _Context) -> Route:
     return Route(**shape, groups=groups, group_id=group_id)
 
 
-def _shortcut(options: Options, context: _Context) -> Shortcut:
+def _shortcut(options: Options, context: Context) -> Shortcut:
     sources = [context.previous] + [context.layer(number) for number in options.numbers("from")]
     _same_size(options, sources)
     for key in ("weights_type", "weights_normalization"):
@@ -281,7 +264,7 @@ def _shortcut(options: Options, context: _Context) -> Shortcut:
     return Shortcut(**context.like(*sources), activation=options.activation("linear"))
 
 
-def _scale_channels(options: Options, context: _Context) -> ScaleChannels:
+def _scale_channels(options: Options, context: Context) -> ScaleChannels:
     gate, gated = context.previous, context.layer(options.integer("from", low=-LARGEST_SIDE))
     if (gate.height, gate.width) != (1, 1) or gate.channels != gated.channels:
         options.fail(
@@ -292,7 +275,7 @@ def _scale_channels(options: Options, context: _Context) -> ScaleChannels:
     return ScaleChannels(**shape, activation=options.activation("linear"))
 
 
-def _sam(options: Options, context: _Context) -> Sam:
+def _sam(options: Options, context: Context) -> Sam:
     gate, gated = context.previous, context.layer(options.integer("from", low=-LARGEST_SIDE))
     _same_size(options, [gate, gated])
     if gate.channels != gated.channels:
@@ -300,18 +283,18 @@ def _sam(options: Options, context: _Context) -> Sam:
     return Sam(**context.like(gate, gated), activation=options.activation("linear"))
 
 
-def _activation(options: Options, context: _Context) -> Activation:
+def _activation(options: Options, context: Context) -> Activation:
     return Activation(**context.like(context.previous), activation=options.activation("linear"))
 
 
-def _dropout(options: Options, context: _Context) -> Dropout:
+def _dropout(options: Options, context: Context) -> Dropout:
     probability = options.number("probability", 0.2)
     if not 0 <= probability < 1:
         options.fail(f"probability={probability} must be in [0, 1)")
     return Dropout(**context.like(context.previous), probability=probability)
 
 
-def _reorg_shape(options: Options, context: _Context) -> tuple[dict, int]:
+def _reorg_shape(options: Options, context: Context) -> tuple[dict, int]:
     source, stride = context.previous, options.integer("stride", 1, low=1)
     if source.height % stride or source.width % stride:
         options.fail(f"stride={stride} does not divide the {source.width}x{source.height} input")
@@ -319,23 +302,23 @@ def _reorg_shape(options: Options, context: _Context) -> tuple[dict, int]:
     return shape, stride
 
 
-def _reorg(options: Options, context: _Context) -> Reorg:
+def _reorg(options: Options, context: Context) -> Reorg:
     shape, stride = _reorg_shape(options, context)
     if context.previous.channels % stride**2:
         options.fail(f"stride={stride}: its square does not divide the {context.previous.channels} input channels")
     return Reorg(**shape, stride=stride)
 
 
-def _reorg3d(options: Options, context: _Context) -> Reorg3d:
+def _reorg3d(options: Options, context: Context) -> Reorg3d:
     shape, stride = _reorg_shape(options, context)
     return Reorg3d(**shape, stride=stride)
 
 
-def _empty(options: Options, context: _Context) -> Empty:
+def _empty(options: Options, context: Context) -> Empty:
     return Empty(**context.like(context.previous))
 
 
-def _yolo(options: Options, context: _Context) -> Yolo:
+def _yolo(options: Options, context: Context) -> Yolo:
     source = context.previous
     classes = options.integer("classes", 20, low=1)
     total = options.integer("num", 1, low=1)
@@ -362,7 +345,7 @@ def _yolo(options: Options, context: _Context) -> Yolo:
     )
 
 
-BUILDERS: dict[str, Callable[[Options, _Context], Layer]] = {
+BUILDERS: dict[str, Callable[[Options, Context], Layer]] = {
     "convolutional": _convolution,
     "maxpool": _maxpool,
     "avgpool": _avgpool,

@@ -1,35 +1,43 @@
 """Darknet's ``.weights`` files, read and written exactly as Darknet does.
 
-A file is three int32 (major, minor, revision), the number of pictures seen (uint64 from version 0.2 on, uint32 before),
+A file is three int32 (major, minor, revision), the number of images seen (uint64 from version 0.2 on, uint32 before),
 then float32 values, convolution by convolution: BN bias, BN weight, running mean, running variance, then the kernel;
 without BN the bias, then the kernel.
 """
-
-from __future__ import annotations
 
 import os
 import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
 from utils.files import atomic_writer
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 VERSION = (0, 2, 5)
 
 
-def _tensors(model: Darknet) -> Iterator[tuple[int, list[Tensor]]]:
+class Convolutional(Protocol):
+    """What this file asks of a network; :class:`models.Darknet` has it."""
+
+    spec: NetworkSpec
+
+    def conv(self, index: int) -> nn.Conv2d:
+        """The convolution of layer ``index``."""
+
+    def batch_norm(self, index: int) -> nn.BatchNorm2d:
+        """The BatchNorm of layer ``index``."""
+
+
+def _tensors(model: Convolutional) -> Iterator[tuple[int, list[Tensor]]]:
     """Layer number and tensors of each convolution, in the order of the file."""
-    for layer in model.network.convolutions:
+    for layer in model.spec.convolutions:
         conv = model.conv(layer.index)
         if layer.batch_normalize:
             bn = model.batch_norm(layer.index)
@@ -50,7 +58,7 @@ def _header_size(start: bytes, path: str | Path) -> int:
     return size
 
 
-def load_darknet_weights(model: Darknet, path: str | Path, partial: bool = False) -> int:
+def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool = False) -> int:
     """Load a ``.weights`` file into ``model``; a file that does not fit changes nothing.
 
     Args:
@@ -97,13 +105,13 @@ def load_darknet_weights(model: Darknet, path: str | Path, partial: bool = False
     return len(plan)
 
 
-def save_darknet_weights(model: Darknet, path: str | Path, seen: int = 0) -> None:
-    """Write ``model`` as a ``.weights`` file of version 0.2.5, after ``seen`` training pictures, atomically."""
+def save_darknet_weights(model: Convolutional, path: str | Path, seen: int = 0) -> None:
+    """Write ``model`` as a ``.weights`` file of version 0.2.5, after ``seen`` training images, atomically."""
     with atomic_writer(path) as file:
         write_darknet_weights(model, file, seen)
 
 
-def write_darknet_weights(model: Darknet, file: BinaryIO, seen: int = 0) -> None:
+def write_darknet_weights(model: Convolutional, file: BinaryIO, seen: int = 0) -> None:
     """Write ``model`` to an open binary file; see :func:`save_darknet_weights`."""
     file.write(struct.pack("<3iQ", *VERSION, seen))
     for _, tensors in _tensors(model):

@@ -1,6 +1,6 @@
-"""Random changes of training pictures: flip, colour, scale and shift, mosaic.
+"""Random changes of training images: flip, colour, scale and shift, mosaic.
 
-A picture is a PIL image with boxes (N, 5): class, x1, y1, x2, y2 in its pixels. Everything is drawn onto a square by
+An image is a PIL image with boxes (N, 5): class, x1, y1, x2, y2 in its pixels. Everything is drawn onto a square by
 one function, :func:`draw`, which also moves, clips and drops the boxes; letterboxing is the case without chance.
 """
 
@@ -12,11 +12,11 @@ from PIL import Image
 
 from utils.boxes import Letterbox
 
-GREY = 127  # Darknet fills the bars beside a letterboxed picture with 0.5
+GREY = 127  # Darknet fills the bars beside a letterboxed image with 0.5
 # A box of which less than this share is left is no longer an example of its class.
 LEAST_VISIBLE = 0.25
 
-Picture = tuple[Image.Image, np.ndarray]
+LabelledImage = tuple[Image.Image, np.ndarray]
 
 
 def canvas(size: int) -> np.ndarray:
@@ -25,14 +25,14 @@ def canvas(size: int) -> np.ndarray:
 
 
 def draw(
-    target: np.ndarray, picture: Picture, place: Letterbox, window: tuple[int, int, int, int] | None = None
+    target: np.ndarray, labelled: LabelledImage, place: Letterbox, window: tuple[int, int, int, int] | None = None
 ) -> np.ndarray:
-    """Draw a picture onto ``target`` (S, S, 3) where ``place`` says, within ``window`` (x1, y1, x2, y2).
+    """Draw an image onto ``target`` (S, S, 3) where ``place`` says, within ``window`` (x1, y1, x2, y2).
 
     Returns:
         The boxes (M, 5) class, x1, y1, x2, y2 in pixels of ``target``, clipped to what was drawn.
     """
-    image, boxes = picture
+    image, boxes = labelled
     x1, y1, x2, y2 = window or (0, 0, target.shape[1], target.shape[0])
     x1, y1 = max(x1, place.left), max(y1, place.top)
     x2 = min(x2, place.left + round(image.width * place.scale_x))
@@ -55,21 +55,21 @@ def draw(
     return clipped[_area(clipped) > LEAST_VISIBLE * _area(moved)]
 
 
-def letterbox(picture: Picture, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The whole picture in the middle of a grey square: (size, size, 3) uint8 and boxes (N, 5) in its pixels."""
+def letterbox(image: LabelledImage, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The whole image in the middle of a grey square: (size, size, 3) uint8 and boxes (N, 5) in its pixels."""
     target = canvas(size)
-    boxes = draw(target, picture, Letterbox.fit(*picture[0].size, size))
+    boxes = draw(target, image, Letterbox.fit(*image[0].size, size))
     return target, boxes
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much to change; every picture gets its own random generator, so a run is the same with any worker count.
+    """How much to change; every image gets its own random generator, so a run is the same with any worker count.
 
     Attributes:
-        mosaic: chance that a picture is drawn with three others around a random centre (YOLOv4, arXiv 2004.10934).
-        first_plain_epoch: from this epoch on pictures stand alone, so that training ends on pictures like real ones.
-        zoom: a picture is scaled by 1 - zoom to 1 + zoom, with an aspect that changes by at most ``stretch``.
+        mosaic: chance that an image is drawn with three others around a random centre (YOLOv4, arXiv 2004.10934).
+        first_plain_epoch: from this epoch on images stand alone, so that training ends on images like real ones.
+        zoom: an image is scaled by 1 - zoom to 1 + zoom, with an aspect that changes by at most ``stretch``.
         shift: it is moved by at most this share of the square.
         hue, saturation, value: colour changes by at most this share.
     """
@@ -85,19 +85,19 @@ class Augmentation:
 
     def __call__(
         self,
-        load: Callable[[int], Picture],
+        load: Callable[[int], LabelledImage],
         index: int,
         count: int,
         size: int,
         epoch: int,
         random: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw picture ``index`` of ``count`` changed onto a square of ``size`` pixels, as :func:`letterbox` does."""
+        """Draw image ``index`` of ``count`` changed onto a square of ``size`` pixels, as :func:`letterbox` does."""
         target = canvas(size)
         early = self.first_plain_epoch is None or epoch < self.first_plain_epoch
         if early and random.random() < self.mosaic:
-            pictures = [load(i) for i in (index, *random.integers(count, size=3))]
-            boxes = self._mosaic(target, pictures, random)
+            images = [load(i) for i in (index, *random.integers(count, size=3))]
+            boxes = self._mosaic(target, images, random)
         else:
             boxes = self._single(target, load(index), random)
         target = self._recolour(target, random)
@@ -107,26 +107,26 @@ class Augmentation:
             boxes = boxes[:, [0, 3, 2, 1, 4]]
         return np.ascontiguousarray(target), boxes
 
-    def _single(self, target: np.ndarray, picture: Picture, random: np.random.Generator) -> np.ndarray:
+    def _single(self, target: np.ndarray, image: LabelledImage, random: np.random.Generator) -> np.ndarray:
         size = len(target)
-        width, height = picture[0].size
+        width, height = image[0].size
         scale_x, scale_y = self._scales(size / max(width, height), 1 - self.zoom, 1 + self.zoom, random)
         shift_x, shift_y = random.uniform(-self.shift, self.shift, size=2) * size
         left = round((size - width * scale_x) / 2 + shift_x)
         top = round((size - height * scale_y) / 2 + shift_y)
-        return draw(target, picture, Letterbox(scale_x, scale_y, left, top))
+        return draw(target, image, Letterbox(scale_x, scale_y, left, top))
 
-    def _mosaic(self, target: np.ndarray, pictures: list[Picture], random: np.random.Generator) -> np.ndarray:
+    def _mosaic(self, target: np.ndarray, images: list[LabelledImage], random: np.random.Generator) -> np.ndarray:
         size = len(target)
         x, y = random.integers(round(0.3 * size), round(0.7 * size) + 1, size=2)
         windows = [(0, 0, x, y), (x, 0, size, y), (0, y, x, size), (x, y, size, size)]
         boxes = []
-        for picture, window in zip(pictures, windows, strict=True):
-            width, height = picture[0].size
+        for image, window in zip(images, windows, strict=True):
+            width, height = image[0].size
             scale_x, scale_y = self._scales(size / max(width, height), 0.5, 1.0, random)
             left = x - round(width * scale_x) if window[0] == 0 else x
             top = y - round(height * scale_y) if window[1] == 0 else y
-            boxes.append(draw(target, picture, Letterbox(scale_x, scale_y, left, top), window))
+            boxes.append(draw(target, image, Letterbox(scale_x, scale_y, left, top), window))
         return np.concatenate(boxes)
 
     def _scales(self, fit: float, low: float, high: float, random: np.random.Generator) -> tuple[float, float]:

@@ -1,7 +1,7 @@
-"""Data sets are checked before the first step: every picture is decoded and every label read, once.
+"""Data sets are checked before the first step: every image is decoded and every label read, once.
 
-What decoding found is remembered beside the list of pictures, in ``.{list}.checked.json``, by path, size and time of
-each picture; the file may be deleted at any time. Labels are read again each time.
+What decoding found is remembered beside the list of images, in ``.{list}.checked.json``, by path, size and time of
+each image; the file may be deleted at any time. Labels are read again each time.
 """
 
 import json
@@ -27,11 +27,11 @@ from utils.errors import InputError
 from utils.files import write_text
 
 SHOWN = 10  # problems that are shown one by one
-READER = f"Pillow {PIL.__version__}"  # another one may read other pictures
+READER = f"Pillow {PIL.__version__}"  # another one may read other images
 
 
 class Decoded(NamedTuple):
-    """A picture as it was when it was decoded: bytes, time of its last change (ns), what was found."""
+    """An image as it was when it was decoded: bytes, time of its last change (ns), what was found."""
 
     size: int
     changed: int
@@ -41,7 +41,7 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A picture of a list, its labels, and all that is wrong with the two; ``decoded`` is None where it is missing."""
+    """An image of a list, its labels, and all that is wrong with the two; ``decoded`` is None where it is missing."""
 
     entry: ListEntry
     labels: Labels
@@ -51,10 +51,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckedData:
-    """The pictures of a list that can be used, and the boxes of each, (N, 5): class, cx, cy, w, h in [0, 1].
+    """The images of a list that can be used, and the boxes of each, (N, 5): class, cx, cy, w, h in [0, 1].
 
     Attributes:
-        counts: how many pictures, boxes, ... there are, for :func:`summary`.
+        counts: how many images, boxes, ... there are, for :func:`summary`.
     """
 
     images: list[Path]
@@ -63,15 +63,15 @@ class CheckedData:
 
 
 def check_data(data: DataConfig, split: str, skip_bad: bool = False) -> CheckedData:
-    """Check the pictures and labels of ``split``, "train" or "valid", in parallel.
+    """Check the images and labels of ``split``, "train" or "valid", in parallel.
 
     Args:
         data: the data set.
         split: which of its lists.
-        skip_bad: leave out pictures with which something is wrong.
+        skip_bad: leave out images with which something is wrong.
 
     Raises:
-        InputError: something is wrong, or there is no picture or no box at all. The first places are on stderr.
+        InputError: something is wrong, or there is no image or no box at all. The first places are on stderr.
     """
     listing = data.listing(split)
     findings = examine(read_list_entries(listing), data.classes, listing)
@@ -80,13 +80,13 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False) -> CheckedD
         report(bad, listing, skip_bad)
     good = [finding for finding in findings if not finding.problems]
     if not good:
-        raise InputError(f"{listing}: none of its {len(findings)} pictures can be used")
+        raise InputError(f"{listing}: none of its {len(findings)} images can be used")
     labels = [finding.labels.boxes for finding in good]
     if not any(map(len, labels)):
-        raise InputError(f"{listing}: none of its {len(good)} pictures has a labelled box")
+        raise InputError(f"{listing}: none of its {len(good)} images has a labelled box")
     images = [finding.entry.path for finding in good]
     counts = {
-        "pictures": len(good),
+        "images": len(good),
         "boxes": sum(map(len, labels)),
         "without a box": sum(not len(boxes) for boxes in labels),
         "boxes clipped": sum(finding.labels.clipped for finding in good),
@@ -99,13 +99,13 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False) -> CheckedD
 
 
 def examine(entries: list[ListEntry], classes: int, listing: Path) -> list[Finding]:
-    """Look at each picture of a list and its labels; pictures as they were the last time are not decoded again."""
+    """Look at each image of a list and its labels; images as they were the last time are not decoded again."""
     memory = listing.with_name(f".{listing.name}.checked.json")
     known = read_memory(memory)
     with ThreadPoolExecutor() as pool:  # decoding releases the GIL
         found = pool.map(partial(examine_one, classes=classes, known=known), entries)
         findings = list(
-            tqdm(found, f"checking {listing.name}", len(entries), unit=" pictures", leave=False, disable=not is_main())
+            tqdm(found, f"checking {listing.name}", len(entries), unit=" images", leave=False, disable=not is_main())
         )
     decoded = {os.path.abspath(f.entry.path): f.decoded for f in findings if f.decoded}
     if decoded != known:
@@ -114,7 +114,7 @@ def examine(entries: list[ListEntry], classes: int, listing: Path) -> list[Findi
 
 
 def examine_one(entry: ListEntry, classes: int, known: Mapping[str, Decoded]) -> Finding:
-    """Look at one picture and its labels."""
+    """Look at one image and its labels."""
     labels = scan_labels(label_path(entry.path), classes)
     try:
         about = os.stat(entry.path)
@@ -128,7 +128,7 @@ def examine_one(entry: ListEntry, classes: int, known: Mapping[str, Decoded]) ->
 
 
 def decode(path: Path, about: os.stat_result) -> Decoded:
-    """Decode a picture and keep what there is to say about it."""
+    """Decode an image and keep what there is to say about it."""
     turned, problem = False, None
     try:
         _, turned = decode_image(path)
@@ -140,25 +140,25 @@ def decode(path: Path, about: os.stat_result) -> Decoded:
 def report(bad: list[Finding], listing: Path, skip_bad: bool) -> None:
     """Show the first problems; without ``skip_bad`` they end the program."""
     problems = [problem for finding in bad for problem in finding.problems]
-    what = f"{len(problems)} problem(s) with {len(bad)} picture(s)"
+    what = f"{len(problems)} problem(s) with {len(bad)} image(s)"
     if (len(problems) > 1 or skip_bad) and is_main():
         shown = problems[:SHOWN] + ["..."] * (len(problems) > SHOWN)
         print(f"{listing}: {what}:", *shown, sep="\n  ", file=sys.stderr)
     if not skip_bad:
         more = f" ({what} in all)" if len(problems) > 1 else ""
-        raise InputError(f"{problems[0]}{more}; --skip_bad goes on without such pictures")
+        raise InputError(f"{problems[0]}{more}; --skip_bad goes on without such images")
 
 
 def summary(checked: Mapping[str, CheckedData]) -> str:
-    """A table with a row of counts for each list, and a line where lists share pictures."""
+    """A table with a row of counts for each list, and a line where lists share images."""
     counts = {name: split.counts for name, split in checked.items()}
-    always = ("pictures", "boxes")
+    always = ("images", "boxes")
     columns = [key for key in next(iter(counts.values())) if key in always or any(row[key] for row in counts.values())]
     rows = [["list", *columns], *([name, *(row[key] for key in columns)] for name, row in counts.items())]
     text = AsciiTable(rows).table
     sets = [set(map(os.path.realpath, split.images)) for split in checked.values()]
     if len(sets) > 1 and (shared := set.intersection(*sets)):
-        text += f"\nwarning: {len(shared)} pictures are in both lists, so that measuring says little about new ones"
+        text += f"\nwarning: {len(shared)} images are in both lists, so that measuring says little about new ones"
     return text
 
 
@@ -168,7 +168,7 @@ def read_memory(path: Path) -> dict[str, Decoded]:
         content = json.loads(path.read_bytes())
         if content["reader"] != READER:
             return {}
-        return {str(name): _decoded(*values) for name, values in content["pictures"].items()}
+        return {str(name): _decoded(*values) for name, values in content["images"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
@@ -182,6 +182,6 @@ def _decoded(size: int, changed: int, turned: bool, problem: str | None) -> Deco
 def write_memory(path: Path, decoded: Mapping[str, Decoded]) -> None:
     """Remember what was decoded; where that cannot be written, the next check takes as long as this one."""
     try:
-        write_text(path, json.dumps({"reader": READER, "pictures": decoded}))
+        write_text(path, json.dumps({"reader": READER, "images": decoded}))
     except (OSError, InputError):
         return

@@ -1,4 +1,4 @@
-"""Detection data sets: ``.data`` files, lists of pictures, and batches of pictures with their boxes."""
+"""Detection data sets: ``.data`` files, lists of images, and batches of images with their boxes."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.data.augmentations import Augmentation, Picture, letterbox
+from utils.data.augmentations import Augmentation, LabelledImage, letterbox
 from utils.data.image_cache import decode_all
 from utils.data.images import read_image
 from utils.distributed import share
@@ -24,7 +24,7 @@ MOST_CLASSES = 65_536  # more is a mistake that would take all memory
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A ``.data`` file: the number of classes, the lists of training and validation pictures, the class names."""
+    """A ``.data`` file: the number of classes, the lists of training and validation images, the class names."""
 
     path: Path
     classes: int
@@ -33,14 +33,14 @@ class DataConfig:
     names: list[str]
 
     def listing(self, split: str) -> Path:
-        """The list of pictures of ``split``, "train" or "valid"."""
+        """The list of images of ``split``, "train" or "valid"."""
         listing = getattr(self, split)
         if listing is None:
-            raise InputError(f"{self.path}: {split}= is missing: the list of pictures")
+            raise InputError(f"{self.path}: {split}= is missing: the list of images")
         return listing
 
     def images(self, split: str) -> list[Path]:
-        """The pictures of ``split``, which are there."""
+        """The images of ``split``, which are there."""
         return read_image_list(self.listing(split))
 
 
@@ -81,10 +81,10 @@ def read_data_config(path: str | Path) -> DataConfig:
 
 
 def read_image_list(path: str | Path) -> list[Path]:
-    """The pictures that a list file names, one a line.
+    """The images that a list file names, one a line.
 
     Raises:
-        InputError: the list is missing or empty, or names pictures that are missing; the first is named.
+        InputError: the list is missing or empty, or names images that are missing; the first is named.
     """
     entries = read_list_entries(path)
     missing = [entry for entry in entries if not os.path.isfile(entry.path)]
@@ -95,7 +95,7 @@ def read_image_list(path: str | Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class ListEntry:
-    """A picture that a list names, which may not be there: what the list says, the path, and ``file:line``."""
+    """An image that a list names, which may not be there: what the list says, the path, and ``file:line``."""
 
     text: str
     path: Path
@@ -104,11 +104,11 @@ class ListEntry:
     @property
     def missing(self) -> str:
         """What to say where it is not there."""
-        return f"{self.where}: there is no picture {self.text}"
+        return f"{self.where}: there is no image {self.text}"
 
 
 def read_list_entries(path: str | Path) -> list[ListEntry]:
-    """What a list of pictures names, one a line, there or not.
+    """What a list of images names, one a line, there or not.
 
     Raises:
         InputError: the list is missing or empty.
@@ -116,28 +116,28 @@ def read_list_entries(path: str | Path) -> list[ListEntry]:
     path = Path(path)
     entries = [
         ListEntry(line.strip(), find_path(line.strip(), path), f"{path}:{number}")
-        for number, line in enumerate(read_lines(path, "list of pictures (data/converter.py writes one)"), start=1)
+        for number, line in enumerate(read_lines(path, "list of images (data/converter.py writes one)"), start=1)
         if line.strip()
     ]
     if not entries:
-        raise InputError(f"{path}: the list names no picture")
+        raise InputError(f"{path}: the list names no image")
     return entries
 
 
 class DetectionDataset(Dataset):
-    """Pictures with boxes, letterboxed or augmented to a square. They are checked before, by :mod:`utils.data.check`.
+    """Images with boxes, letterboxed or augmented to a square. They are checked before, by :mod:`utils.data.check`.
 
     An item is asked for by (epoch, index); its randomness depends on the seed and these two alone.
 
     Args:
-        images: the pictures.
-        labels: of each picture its boxes (N, 5): class, cx, cy, w, h in [0, 1].
+        images: the images.
+        labels: of each image its boxes (N, 5): class, cx, cy, w, h in [0, 1].
         img_size: the side S of the square, in pixels.
-        augmentation: how to change training pictures; None letterboxes them.
+        augmentation: how to change training images; None letterboxes them.
         seed: of the augmentation.
 
     Attributes:
-        kept: the first pictures, decoded, see :meth:`keep`.
+        kept: the first images, decoded, see :meth:`keep`.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class DetectionDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, item: tuple[int, int] | int) -> tuple[Tensor, Tensor]:
-        """The square picture (3, S, S) uint8 and its boxes (N, 5): class, cx, cy, w, h in [0, 1] of the square."""
+        """The square image (3, S, S) uint8 and its boxes (N, 5): class, cx, cy, w, h in [0, 1] of the square."""
         epoch, index = item if isinstance(item, tuple) else (0, item)
         if self.augmentation is None:
             image, boxes = letterbox(self.load(index), self.img_size)
@@ -173,15 +173,15 @@ class DetectionDataset(Dataset):
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(targets)
 
     def keep(self, most: int) -> int:
-        """Keep decoded pictures in memory, as many as take at most ``most`` bytes; return how many bytes they take.
+        """Keep decoded images in memory, as many as take at most ``most`` bytes; return how many bytes they take.
 
         Call it before a loader starts its workers, which then share them.
         """
         self.kept = decode_all(self.images, read_image, most)
         return sum(pixels.nbytes for pixels in self.kept)
 
-    def load(self, index: int) -> Picture:
-        """Picture ``index`` as it lies on the disk, with boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
+    def load(self, index: int) -> LabelledImage:
+        """Image ``index`` as it lies on the disk, with boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
         image = Image.fromarray(self.kept[index]) if index < len(self.kept) else read_image(self.images[index])
         label, cx, cy, w, h = self.labels[index].T
         x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
@@ -192,13 +192,13 @@ class EpochSampler(Sampler):
     """Yields (epoch, index): a new order each epoch that depends on the seed and the epoch alone.
 
     Among several processes each takes its consecutive part of every batch, so that together they see the batches of
-    one process. The last batch may be smaller; then the parts may differ by one picture, and where it has fewer
-    pictures than there are processes, the first pictures of the epoch fill it up, so that no process has none.
+    one process. The last batch may be smaller; then the parts may differ by one image, and where it has fewer
+    images than there are processes, the first images of the epoch fill it up, so that no process has none.
 
     Args:
-        length: how many pictures there are.
+        length: how many images there are.
         seed: of the order.
-        batch_size: pictures in a batch of all processes, a multiple of their number.
+        batch_size: images in a batch of all processes, a multiple of their number.
         rank, world: which of how many processes this is.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Decoded pictures kept in memory, so that an epoch does not decode them again.
+"""Decoded images kept in memory, so that an epoch does not decode them again.
 
 They are arrays that nothing writes to. Worker processes are forked from the one that holds them, and so read the same
 memory; where processes are not forked (by default on macOS and Windows) each worker gets a copy.
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SHARE = 0.5  # of the free memory that pictures may take
+SHARE = 0.5  # of the free memory that images may take
 # Of each version of Linux' control groups: the limit, what is used, and what of that the system would take back.
 CGROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
@@ -22,7 +22,7 @@ CGROUPS = (
 
 
 def budget() -> int:
-    """How many bytes of pictures this process may keep: its part of a share of the free memory."""
+    """How many bytes of images this process may keep: its part of a share of the free memory."""
     return int(SHARE * free_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
@@ -52,6 +52,6 @@ def decode_all(paths: Sequence[Path], read: Callable[[Path], Image.Image], most:
 
 
 def decoded_bytes(path: Path) -> int:
-    """What a picture takes as RGB."""
+    """What an image takes as RGB."""
     with Image.open(path) as image:
         return 3 * image.width * image.height

@@ -1,4 +1,4 @@
-"""Pictures: found in a folder, read, letterboxed to a square, and given to a network."""
+"""Images: found in a folder, read, letterboxed to a square, and given to a network."""
 
 import glob
 import threading
@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 from utils.data.augmentations import letterbox
 from utils.errors import InputError
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-_WARNING_FILTERS = threading.Lock()  # they are the process's, and pictures are checked by several threads
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+_WARNING_FILTERS = threading.Lock()  # they are the process's, and images are checked by several threads
 
 
-def find_pictures(where: str) -> list[Path]:
-    """The pictures of a folder, of a glob, or one picture, by name.
+def find_images(where: str) -> list[Path]:
+    """The images of a folder, of a glob, or one image, by name.
 
     Raises:
         InputError: there are none.
@@ -29,23 +29,23 @@ def find_pictures(where: str) -> list[Path]:
     if path.is_file():
         return [path]
     found = path.iterdir() if path.is_dir() else map(Path, glob.glob(where, recursive=True))
-    pictures = sorted(p for p in found if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-    if not pictures:
-        raise InputError(f"--image_folder {where}: no picture there")
-    return pictures
+    images = sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not images:
+        raise InputError(f"--image_folder {where}: no image there")
+    return images
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """A picture as RGB, turned as its EXIF orientation says.
+    """An image as RGB, turned as its EXIF orientation says.
 
     Raises:
-        InputError: the file is missing, is no picture, is truncated, or would be absurdly large.
+        InputError: the file is missing, is no image, is truncated, or would be absurdly large.
     """
     return decode_image(path)[0]
 
 
 def decode_image(path: str | Path) -> tuple[Image.Image, bool]:
-    """A picture as :func:`read_image` gives it, and whether EXIF had it turned."""
+    """An image as :func:`read_image` gives it, and whether EXIF had it turned."""
     try:
         with _WARNING_FILTERS, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -57,14 +57,14 @@ def decode_image(path: str | Path) -> tuple[Image.Image, bool]:
                 upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
             return upright.convert("RGB"), is_turned
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such picture") from None
+        raise InputError(f"{path}: there is no such image") from None
     except Exception as error:  # a damaged file can fail anywhere in a decoder
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as a picture: {reason}") from error
+        raise InputError(f"{path}: cannot be read as an image: {reason}") from error
 
 
 def to_square(image: Image.Image, img_size: int) -> Tensor:
-    """A picture letterboxed to a square, (3, S, S) uint8."""
+    """An image letterboxed to a square, (3, S, S) uint8."""
     square, _ = letterbox((image, np.zeros((0, 5), np.float32)), img_size)
     return torch.from_numpy(square).permute(2, 0, 1)
 
@@ -75,8 +75,8 @@ def to_device(images: Tensor, device: torch.device, channels_last: bool = False)
     return images.to(device, non_blocking=True, memory_format=layout).float().div_(255)
 
 
-class Pictures(Dataset):
-    """Pictures letterboxed to a square, with their own size."""
+class Images(Dataset):
+    """Images letterboxed to a square, with their own size."""
 
     def __init__(self, paths: Sequence[Path], img_size: int):
         self.paths = paths
@@ -86,12 +86,12 @@ class Pictures(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Image.Image]:
-        """The square (3, S, S) uint8, and the picture as it is."""
+        """The square (3, S, S) uint8, and the image as it is."""
         image = read_image(self.paths[index])
         return to_square(image, self.img_size), image
 
 
 def batches_of_one(paths: Sequence[Path], img_size: int) -> Iterator[Tensor]:
-    """One picture after another as images (1, 3, S, S) in [0, 1]."""
+    """One image after another as images (1, 3, S, S) in [0, 1]."""
     for path in paths:
         yield to_device(to_square(read_image(path), img_size)[None], torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""YOLO labels: a text file beside a picture, a box a line, ``class cx cy w h``."""
+"""YOLO labels: a text file beside an image, a box a line, ``class cx cy w h``."""
 
 import math
 import os
@@ -11,11 +11,11 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import read_lines
 
-BORDER = 1e-3  # a label box may pass the border by less than this share of the picture; it is clipped
+BORDER = 1e-3  # a label box may pass the border by less than this share of the image; it is clipped
 
 
 def label_path(image: Path) -> Path:
-    """Where the labels of a picture are: its last folder named ``images`` becomes ``labels``, its suffix ``.txt``."""
+    """Where the labels of an image are: its last folder named ``images`` becomes ``labels``, its suffix ``.txt``."""
     parts = list(image.parts)
     for position in range(len(parts) - 2, -1, -1):
         if parts[position] == "images":
@@ -26,10 +26,10 @@ def label_path(image: Path) -> Path:
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of one picture.
+    """The labels of one image.
 
     Attributes:
-        boxes: (N, 5) float32: class, cx, cy, w, h in [0, 1] of the picture.
+        boxes: (N, 5) float32: class, cx, cy, w, h in [0, 1] of the image.
         clipped: how many of them were clipped to the border.
         repeated: how many are exactly as one before.
         problems: what is wrong with the other lines, each with ``file:line``.
@@ -42,7 +42,7 @@ class Labels:
 
 
 def scan_labels(path: str | Path, classes: int) -> Labels:
-    """Read the YOLO labels of one picture, with all that is wrong with them.
+    """Read the YOLO labels of one image, with all that is wrong with them.
 
     A missing or empty file means that it shows no object.
     """
@@ -70,10 +70,10 @@ def scan_labels(path: str | Path, classes: int) -> Labels:
 
 
 def read_labels(path: str | Path, classes: int) -> tuple[np.ndarray, int]:
-    """Read the YOLO labels of one picture; a missing or empty file means that it shows no object.
+    """Read the YOLO labels of one image; a missing or empty file means that it shows no object.
 
     Returns:
-        Boxes (N, 5) float32: class, cx, cy, w, h in [0, 1] of the picture; and how many were clipped to the border.
+        Boxes (N, 5) float32: class, cx, cy, w, h in [0, 1] of the image; and how many were clipped to the border.
 
     Raises:
         InputError: a line without five numbers, a class that is not below ``classes``, a box without area or beyond
@@ -101,9 +101,9 @@ def _parse_label(words: Sequence[str], classes: int, where: str) -> tuple[list[f
     if w <= 0 or h <= 0:
         raise InputError(f"{where}: the box has no area: w={words[3]} h={words[4]}")
     if beyond > BORDER:
-        raise InputError(f"{where}: the box passes the border of the picture by {beyond:.4g} of its side")
+        raise InputError(f"{where}: the box passes the border of the image by {beyond:.4g} of its side")
     x1, y1, x2, y2 = (min(max(edge, 0.0), 1.0) for edge in edges)
     if x1 >= x2 or y1 >= y2:
-        raise InputError(f"{where}: the box has no area within the picture")
+        raise InputError(f"{where}: the box has no area within the image")
     # What six decimals make of a box at the border is not worth a count.
     return [label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], beyond > 1e-5

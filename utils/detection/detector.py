@@ -1,4 +1,4 @@
-"""From pictures to boxes in their own pixels, by a network of any format."""
+"""From images to boxes in their own pixels, by a network of any format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,7 @@ from utils.boxes import Letterbox, to_detections
 from utils.data.images import to_device
 from utils.detection.checkpoints import load_weights
 from utils.detection.runtimes import OnnxModel
-from utils.devices import device_of
-from utils.training.nonfinite import memory_advice, smaller_batch
+from utils.devices import device_of, memory_advice, smaller_batch
 
 
 def load_model(
@@ -48,16 +47,16 @@ class Detector:
 
     @torch.inference_mode()
     def __call__(self, squares: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Tensor]:
-        """For each picture detections (D, 6) on the CPU: x1, y1, x2, y2 in its pixels, score, class.
+        """For each image detections (D, 6) on the CPU: x1, y1, x2, y2 in its pixels, score, class.
 
         Args:
-            squares: each picture letterboxed, (3, S, S) uint8.
-            images: the same pictures as they are.
+            squares: each image letterboxed, (3, S, S) uint8.
+            images: the same images as they are.
         """
         with memory_advice(smaller_batch(len(squares), self.img_size)):
             output = self.model(to_device(torch.stack(list(squares)), device_of(self.model)))
             found = [boxes.cpu() for boxes in to_detections(output, self.conf_thres, self.nms_thres)]
         for boxes, image in zip(found, images, strict=True):
             place = Letterbox.fit(image.width, image.height, self.img_size)
-            boxes[:, :4] = place.to_picture(boxes[:, :4], image.width, image.height)
+            boxes[:, :4] = place.to_image(boxes[:, :4], image.width, image.height)
         return found

@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import Darknet
-from utils.darknet.parse import resolve
+from utils.darknet.spec import parse_network
 
 
 @torch.no_grad()
@@ -20,7 +20,8 @@ def fuse(model: Darknet) -> Darknet:
         layer = fused.module_list[index]
         setattr(layer, f"conv_{index}", fuse_conv_bn_eval(fused.conv(index), norm))
         delattr(layer, f"batch_norm_{index}")
-        fused.blocks[1 + index]["batch_normalize"] = "0"
-        fused.blocks[1 + index].pop("cbn", None)  # which means BatchNorm, too
-    fused.network = resolve(fused.blocks)
+        section = fused.spec.section(index)
+        section["batch_normalize"] = "0"
+        section.pop("cbn", None)  # which means BatchNorm, too
+    fused.spec = parse_network(fused.blocks)
     return fused

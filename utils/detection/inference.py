@@ -26,7 +26,7 @@ class Inference(nn.Module):
         self.compiled = compiled
         self.dtype = dtype or (torch.float16 if device_of(model).type == "cuda" else torch.float32)
         self.model = fuse(model).requires_grad_(False).to(memory_format=torch.channels_last)
-        for layer in self.model.network.convolutions:  # not the anchors, which boxes are decoded with
+        for layer in self.model.spec.convolutions:  # not the anchors, which boxes are decoded with
             self.model.conv(layer.index).to(self.dtype)
         if compiled:
             self.model.compile()

@@ -10,7 +10,6 @@ from torchvision.ops import box_convert, complete_box_iou_loss
 
 from models import Darknet, Yolo
 from utils.boxes import size_iou
-from utils.darknet.parse import resolve
 
 # A target also trains the anchors whose IoU with it, both at one centre, passes this; its best anchor always.
 ANCHOR_IOU = 0.25
@@ -85,7 +84,7 @@ class YoloLoss(nn.Module):
       the target, elsewhere it is 0 (YOLO, arXiv 1506.02640, section 2),
     - classes: CLASS_GAIN * BCE of each class of each positive (YOLOv3, arXiv 1804.02767, section 2.2).
 
-    The divisor is at least the number of pictures: a batch with few targets, or none, is no louder than others.
+    The divisor is at least the number of images: a batch with few targets, or none, is no louder than others.
 
     Which prediction learns which target depends on the targets alone, and is found where they are: leave them on the
     CPU, so that no GPU waits for it.
@@ -94,43 +93,40 @@ class YoloLoss(nn.Module):
     def __init__(self, model: Darknet):
         super().__init__()
         # Held in a list, so that the network does not become a part of this module.
-        self._yolo: list[Yolo] = list(model.yolo_layers)
-        self._anchors = [yolo.anchors.cpu() for yolo in self._yolo]
-        self._blocks = model.blocks
-        self._grids: dict[int, list[tuple[int, int]]] = {}
+        self._heads: list[Yolo] = list(model.heads)
+        self._anchors = [head.anchors.cpu() for head in self._heads]
+        self._spec = model.spec
 
     def forward(
-        self, heads: list[Tensor], targets: Tensor, img_size: int, divisor: float | None = None
+        self, raw: list[Tensor], targets: Tensor, img_size: int, divisor: float | None = None
     ) -> tuple[Tensor, list[HeadReport]]:
         """The loss and what each head did.
 
         Args:
-            heads: raw outputs, each (B, A, H, W, 5 + C), of square pictures.
+            raw: the raw outputs of the heads, each (B, A, H, W, 5 + C), of square images.
             targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
-            img_size: the side of the pictures in pixels.
+            img_size: the side of the images in pixels.
             divisor: of the sums, where the batch is a part of a larger one; by default this batch's own.
 
         Returns:
             The loss, a scalar, and a HeadReport for each head.
         """
-        with torch.autocast(heads[0].device.type, enabled=False):
-            heads = [raw.float() for raw in heads]
-            assignments = self.assign([tuple(raw.shape[2:4]) for raw in heads], targets, img_size)
-            divisor = divisor or max(sum(len(a.image) for a in assignments), len(heads[0]))
+        with torch.autocast(raw[0].device.type, enabled=False):
+            raw = [output.float() for output in raw]
+            assignments = self.assign([tuple(output.shape[2:4]) for output in raw], targets, img_size)
+            divisor = divisor or max(sum(len(a.image) for a in assignments), len(raw[0]))
             parts = [
-                self._head(yolo, raw, assignment.to(raw.device), img_size)
-                for yolo, raw, assignment in zip(self._yolo, heads, assignments, strict=True)
+                self._head(head, output, assignment.to(output.device), img_size)
+                for head, output, assignment in zip(self._heads, raw, assignments, strict=True)
             ]
             box, objectness, label = (sum(terms[k] for terms, _ in parts) for k in range(3))
             loss = (BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label) / divisor
         return loss, [report for _, report in parts]
 
     def positives(self, targets: Tensor, img_size: int) -> int:
-        """How many predictions learn ``targets`` (N, 6); with the number of pictures it makes the divisor."""
-        if img_size not in self._grids:
-            heads = resolve(self._blocks, img_size).heads
-            self._grids[img_size] = [(head.height, head.width) for head in heads]
-        return sum(len(a.image) for a in self.assign(self._grids[img_size], targets, img_size))
+        """How many predictions learn ``targets`` (N, 6); with the number of images it makes the divisor."""
+        grids = [(head.height, head.width) for head in self._spec.at(img_size).heads]
+        return sum(len(a.image) for a in self.assign(grids, targets, img_size))
 
     def assign(self, grids: list[tuple[int, int]], targets: Tensor, img_size: int) -> list[Assignment]:
         """Which predictions of each head, of (rows, columns), learn which targets."""
@@ -141,22 +137,22 @@ class YoloLoss(nn.Module):
         if len(targets):
             fits |= F.one_hot(iou.argmax(dim=1), iou.shape[1]).bool()
         return [
-            _assign_head(yolo, grid, targets, sizes, head_fits)
-            for yolo, grid, head_fits in zip(self._yolo, grids, fits.split(counts, dim=1), strict=True)
+            _assign_head(head, grid, targets, sizes, head_fits)
+            for head, grid, head_fits in zip(self._heads, grids, fits.split(counts, dim=1), strict=True)
         ]
 
     @staticmethod
-    def _head(yolo: Yolo, raw: Tensor, a: Assignment, img_size: int) -> tuple[list[Tensor], HeadReport]:
+    def _head(head: Yolo, raw: Tensor, a: Assignment, img_size: int) -> tuple[list[Tensor], HeadReport]:
         """Sums of the box, objectness and class terms over one head."""
         chosen = raw[a.image, a.anchor, a.row, a.column]
         cell = torch.tensor([img_size / raw.shape[3], img_size / raw.shape[2]]).to(raw.device, non_blocking=True)
-        centre, size = yolo.boxes(chosen, yolo.anchors[a.anchor])
+        centre, size = head.boxes(chosen, head.anchors[a.anchor])
         size = size.clamp(min=SMALLEST_SIZE)
         predicted = box_convert(torch.cat([centre * cell, size], dim=1), "cxcywh", "xyxy")
         wanted = box_convert(torch.cat([a.centre * cell, a.size], dim=1), "cxcywh", "xyxy")
         ciou_loss = complete_box_iou_loss(predicted, wanted)
 
-        logits = yolo.logits(raw)  # for a stable BCE
+        logits = head.logits(raw)  # for a stable BCE
         aim = logits.new_zeros(logits.shape[:-1])
         where = (a.image, a.anchor, a.row, a.column)
         # Two targets can claim one prediction; the better fit is its aim.
@@ -166,7 +162,7 @@ class YoloLoss(nn.Module):
         objectness = F.binary_cross_entropy_with_logits(logits[..., 0], aim, reduction="sum")
 
         classes = logits[where][:, 1:]
-        one_hot = F.one_hot(a.label, yolo.classes).to(classes.dtype)
+        one_hot = F.one_hot(a.label, head.classes).to(classes.dtype)
         label = F.binary_cross_entropy_with_logits(classes, one_hot, reduction="sum")
 
         terms = [ciou_loss.sum(), objectness, label]
@@ -183,11 +179,11 @@ class YoloLoss(nn.Module):
         return terms, HeadReport(torch.stack([sums[name] for name in HeadSum]), aim.numel())
 
 
-def _assign_head(yolo: Yolo, grid_size: tuple[int, int], targets: Tensor, sizes: Tensor, fits: Tensor) -> Assignment:
+def _assign_head(head: Yolo, grid_size: tuple[int, int], targets: Tensor, sizes: Tensor, fits: Tensor) -> Assignment:
     """Which predictions of one head learn which targets.
 
     Args:
-        yolo: the head; with ``scale_x_y`` above 1 a predicted centre gets beyond its cell, so that neighbours reach it.
+        head: the module; with ``scale_x_y`` above 1 a predicted centre gets beyond its cell: neighbours reach it.
         grid_size: (rows, columns).
         targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
         sizes: (N, 2) w, h in input pixels.
@@ -202,7 +198,7 @@ def _assign_head(yolo: Yolo, grid_size: tuple[int, int], targets: Tensor, sizes:
     position = targets[target, 2:4] * grid
     own = torch.minimum(position.floor(), grid - 1)
 
-    margin = (yolo.scale_x_y - 1) / 2
+    margin = (head.scale_x_y - 1) / 2
     steps = [(0, 0)] if margin == 0 else [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]
     cells = own[None] + targets.new_tensor(steps)[:, None]
     offset = position[None] - cells

@@ -24,7 +24,7 @@ class Metrics:
         precision, recall, f1: at the confidence with the best F1, means over classes.
         confidence: that confidence.
         per_class: average precision of each class at ``iou_thres``, by name; None for a class without a box.
-        images, boxes: how many pictures and ground-truth boxes there were.
+        images, boxes: how many images and ground-truth boxes there were.
     """
 
     mAP: float
@@ -52,7 +52,7 @@ class Pairs:
 
 
 def _pairs(detections: Tensor, truth: Tensor) -> Pairs:
-    """What may be matched in one picture, in any order."""
+    """What may be matched in one image, in any order."""
     iou = box_iou(detections[:, :4], truth[:, 1:])
     iou = torch.where(detections[:, 5:6] == truth[:, 0], iou, 0).cpu().numpy()
     detection, box = iou.nonzero()
@@ -110,7 +110,7 @@ def average_precision(right: np.ndarray, truths: int) -> np.ndarray:
 
 @dataclass
 class DetectionMetrics:
-    """Gathers detections picture by picture and computes :class:`Metrics`.
+    """Gathers detections image by image and computes :class:`Metrics`.
 
     Args:
         names: class names.
@@ -125,21 +125,21 @@ class DetectionMetrics:
     _truth: list[np.ndarray] = field(default_factory=list)
 
     def add(self, detections: Tensor, truth: Tensor) -> None:
-        """Add one picture: detections (D, 6) by falling score, truth (G, 5) class, x1, y1, x2, y2, same pixels."""
+        """Add one image: detections (D, 6) by falling score, truth (G, 5) class, x1, y1, x2, y2, same pixels."""
         self._pairs.append(_pairs(detections, truth))
         self._scores.append(detections[:, 4].cpu().numpy())
         self._labels.append(detections[:, 5].cpu().numpy())
         self._truth.append(truth[:, 0].cpu().numpy())
 
     def join(self, others: Iterable["DetectionMetrics"]) -> None:
-        """Add the pictures of ``others``."""
+        """Add the images of ``others``."""
         for other in others:
             for name, gathered in vars(self).items():
                 if name.startswith("_"):
                     gathered.extend(getattr(other, name))
 
     def compute(self) -> Metrics:
-        """The metrics of all pictures so far."""
+        """The metrics of all images so far."""
         scores, labels, truth = map(_joined, (self._scores, self._labels, self._truth))
         order = np.argsort(-scores, kind="stable")
         scores, labels, right = scores[order], labels[order], self.matches()[order]

@@ -34,7 +34,7 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
 def add_skip_bad_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--skip_bad``, for :func:`utils.data.check.check_data`."""
     parser.add_argument(
-        "--skip_bad", action="store_true", help="leave out pictures that are missing, unreadable or wrongly labelled"
+        "--skip_bad", action="store_true", help="leave out images that are missing, unreadable or wrongly labelled"
     )
 
 
@@ -49,15 +49,15 @@ def network_size(model: Darknet, img_size: int | None) -> int:
     Raises:
         InputError: it is not a multiple of the network's coarsest stride, or the cfg's own size is no square.
     """
-    network = model.network
+    spec = model.spec
     if img_size is None:
-        if network.height != network.width:
+        if spec.height != spec.width:
             raise InputError(
-                f"the cfg's input is {network.width}x{network.height}, but pictures are letterboxed to a square: "
+                f"the cfg's input is {spec.width}x{spec.height}, but images are letterboxed to a square: "
                 "give --img_size"
             )
-        img_size = network.height
-    stride = network.stride
+        img_size = spec.height
+    stride = spec.stride
     if img_size % stride:
         nearest = max(round(img_size / stride), 1) * stride
         raise InputError(f"an input of {img_size} pixels is not a multiple of {stride}: {nearest} would be")
@@ -66,7 +66,7 @@ def network_size(model: Darknet, img_size: int | None) -> int:
 
 def check_classes(model: Darknet, data: DataConfig) -> None:
     """Refuse a network whose heads have another number of classes than the data set."""
-    for head in model.network.heads:
+    for head in model.spec.heads:
         if head.classes != data.classes:
             raise InputError(
                 f"{head.where}: classes={head.classes}, but {data.path} has classes={data.classes}; "
@@ -80,7 +80,7 @@ def class_names(class_path: str | None, stored: list[str] | None, model: Darknet
     Raises:
         InputError: the file names another number of classes than the network has.
     """
-    classes = model.network.heads[0].classes
+    classes = model.spec.heads[0].classes
     names = read_names(class_path) if class_path else stored or [str(number) for number in range(classes)]
     if len(names) != classes:
         raise InputError(f"{class_path or 'the checkpoint'}: {len(names)} class names for {classes} classes")

@@ -1,6 +1,6 @@
 """Other runtimes for an exported network, with the call of :class:`models.Darknet`: images in, predictions out.
 
-Each is a small module, so that ``test.evaluate`` and ``utils.detection.complexity.forward_times`` take it as they take
+Each is a small module, so that ``test.evaluate`` and ``utils.timing.forward_times`` take it as they take
 a Darknet, and computes in float32 with as many threads as PyTorch does. The packages are optional:
 requirements-export.txt.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models import Darknet
 from utils.boxes import MAX_DETECTIONS
 from utils.darknet.cfg import format_cfg, parse_cfg
-from utils.darknet.parse import resolve
+from utils.darknet.spec import parse_network
 from utils.darknet.weights import write_darknet_weights
 from utils.errors import InputError
 from utils.optional import optional
@@ -51,7 +51,7 @@ class OnnxModel(nn.Module):
             raise InputError(f"{self.name}: no cfg in its metadata: not a file that export.py wrote")
         self.about = {"names": json.loads(metadata["names"]), "img_size": int(metadata["img_size"])}
         self.blocks = parse_cfg(metadata["cfg"], f"cfg in {self.name}")
-        self.network = resolve(self.blocks, self.about["img_size"])
+        self.spec = parse_network(self.blocks, self.about["img_size"])
         self._suppresses = self.session.get_outputs()[0].name == "detections"
         self._fixed = isinstance(self.session.get_inputs()[0].shape[-1], int)
         self._thresholds = {}
@@ -71,7 +71,7 @@ class OnnxModel(nn.Module):
         size = self.about["img_size"]
         if self._fixed and images.shape[-2:] != (size, size):
             raise InputError(
-                f"{self.name} was exported with --static_size for pictures of {size} pixels, not {images.shape[-1]}"
+                f"{self.name} was exported with --static_size for images of {size} pixels, not {images.shape[-1]}"
             )
         (output,) = self.session.run(None, {"images": images.cpu().numpy(), **self._thresholds})
         found = torch.from_numpy(output)
@@ -125,7 +125,7 @@ class OpenCvModel(nn.Module):
 
     Args:
         model: the network.
-        img_size: the side S of the pictures, in pixels; anchors are relative to it.
+        img_size: the side S of the images, in pixels; anchors are relative to it.
 
     Attributes:
         size_bytes: of the two files.
@@ -145,8 +145,8 @@ class OpenCvModel(nn.Module):
         weights = io.BytesIO()
         write_darknet_weights(model, weights)
         files = [np.frombuffer(content, np.uint8) for content in (format_cfg(blocks).encode(), weights.getbuffer())]
-        self.anchors = [len(head.anchors) for head in model.network.heads]
-        self.heads = [f"yolo_{head.index}" for head in model.network.heads]
+        self.anchors = [len(head.anchors) for head in model.spec.heads]
+        self.heads = [f"yolo_{head.index}" for head in model.spec.heads]
         self.img_size = img_size
         self.size_bytes = sum(len(content) for content in files)
         try:

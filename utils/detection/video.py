@@ -51,7 +51,7 @@ class Video:
             raise InputError(f"--video {source}: " + ("no such camera" if self.live else "cannot be read as a video"))
 
     def __iter__(self) -> Iterator[Frame]:
-        """Frames as RGB pictures, with their numbers; those of a camera follow the clock."""
+        """Frames as RGB images, with their numbers; those of a camera follow the clock."""
         return newest(self._frames()) if self.live else ahead(self._frames())
 
     def _frames(self) -> Iterator[Frame]:
@@ -103,9 +103,9 @@ def newest(items: Iterator[Frame]) -> Iterator[Frame]:
 
 @contextlib.contextmanager
 def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Callable[[int, Image.Image], None]]:
-    """A function that writes a picture of ``size`` (width, height) as frame ``number`` of a new video.
+    """A function that writes an image of ``size`` (width, height) as frame ``number`` of a new video.
 
-    Where numbers were skipped the picture stands for them too, so that the video keeps its time. The file is put in
+    Where numbers were skipped the image stands for them too, so that the video keeps its time. The file is put in
     place when it is whole.
 
     Raises:

@@ -45,7 +45,7 @@ def deployments(model: Darknet, names: list[str], img_size: int, calibration: It
     Args:
         model: the network.
         names: of its classes.
-        img_size: the side in pixels of the pictures that it will be fed.
+        img_size: the side in pixels of the images that it will be fed.
         calibration: images (1, 3, S, S) in [0, 1] for the 8-bit network.
     """
 
@@ -62,7 +62,7 @@ def deployments(model: Darknet, names: list[str], img_size: int, calibration: It
         return runtime(content), len(content)
 
     def int8() -> tuple[nn.Module, int]:
-        content = quantize(proto(), model.network, calibration).SerializeToString()
+        content = quantize(proto(), model.spec, calibration).SerializeToString()
         return OnnxModel(content), len(content)
 
     def opencv(network: Darknet) -> tuple[nn.Module, int]:

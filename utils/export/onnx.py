@@ -1,4 +1,4 @@
-"""A network as an ONNX graph: BatchNorm folded in, any batch and picture size, and on request with NMS.
+"""A network as an ONNX graph: BatchNorm folded in, any batch and image size, and on request with NMS.
 
 The graph takes ``images`` (batch, 3, height, width), float RGB in [0, 1], letterboxed, and gives one output:
 
@@ -124,20 +124,20 @@ def add_suppression(proto: "ModelProto", conf_thres: float, nms_thres: float) ->
 
 
 @torch.inference_mode()
-def prove(model: Darknet, proto: "ModelProto", pictures: list[Tensor]) -> float:
+def prove(model: Darknet, proto: "ModelProto", batches: list[Tensor]) -> float:
     """The largest relative difference of ``proto`` in ONNX Runtime to ``model``.
 
     Args:
         model: the network, in eval mode.
         proto: from images to predictions.
-        pictures: batches of images (B, 3, H, W) in [0, 1], of more than one size unless the graph's is fixed.
+        images: batches of images (B, 3, H, W) in [0, 1], of more than one size unless the graph's is fixed.
 
     Raises:
         InputError: it is larger than TOLERANCE.
     """
     exported = OnnxModel(proto.SerializeToString())
     device = device_of(model)
-    gaps = [prediction_difference(model(images.to(device)).cpu(), exported(images)) for images in pictures]
+    gaps = [prediction_difference(model(images.to(device)).cpu(), exported(images)) for images in batches]
     if None in gaps:
         raise InputError("the network's scores are not numbers: nothing was written")
     worst = float(torch.tensor(gaps).max())  # Python's max may lose a NaN

@@ -11,26 +11,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from utils.darknet.layers import Activation, Dropout, Empty, Network
+from utils.darknet.layers import Activation, Dropout, Empty
+from utils.darknet.spec import NetworkSpec
 from utils.optional import optional
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-class CalibrationPictures:
+class CalibrationImages:
     """What ONNX Runtime asks of a calibration set: one input of the graph after another, then None."""
 
-    def __init__(self, pictures: Iterable[Tensor]):
-        self._inputs: Iterator[dict[str, np.ndarray]] = ({"images": images.numpy()} for images in pictures)
+    def __init__(self, batches: Iterable[Tensor]):
+        self._inputs: Iterator[dict[str, np.ndarray]] = ({"images": images.numpy()} for images in batches)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Images (B, 3, S, S) in [0, 1] by the name of the input."""
         return next(self._inputs, None)
 
 
-def quantize(proto: "ModelProto", network: Network, pictures: Iterable[Tensor]) -> "ModelProto":
-    """A graph whose convolutions compute in 8-bit integers; its boxes stay where the calibration pictures are typical.
+def quantize(proto: "ModelProto", spec: NetworkSpec, images: Iterable[Tensor]) -> "ModelProto":
+    """A graph whose convolutions compute in 8-bit integers; its boxes stay where the calibration images are typical.
 
     Kernels get a scale for each output channel. The convolutions in front of the heads stay in float, and so does all
     that decodes boxes: there one step of 256 is a visible part of a box.
@@ -38,7 +39,7 @@ def quantize(proto: "ModelProto", network: Network, pictures: Iterable[Tensor]) 
     Args:
         proto: from images to predictions, as :func:`utils.export.onnx.export_onnx` makes it.
         network: whose graph it is.
-        pictures: batches of images (B, 3, S, S) in [0, 1], such as the network will meet.
+        images: batches of images (B, 3, S, S) in [0, 1], such as the network will meet.
 
     Raises:
         InputError: onnx or onnxruntime is not installed.
@@ -52,10 +53,10 @@ def quantize(proto: "ModelProto", network: Network, pictures: Iterable[Tensor]) 
             quantization.quantize_static(
                 source,
                 target,
-                CalibrationPictures(pictures),
+                CalibrationImages(images),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
-                nodes_to_exclude=head_convolutions(proto, network),
+                nodes_to_exclude=head_convolutions(proto, spec),
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 per_channel=True,
@@ -69,13 +70,13 @@ def quantize(proto: "ModelProto", network: Network, pictures: Iterable[Tensor]) 
     return quantised
 
 
-def head_convolutions(proto: "ModelProto", network: Network) -> list[str]:
+def head_convolutions(proto: "ModelProto", spec: NetworkSpec) -> list[str]:
     """The names of the convolutions that the heads read; the exporter puts ``conv_{layer}`` in them."""
     marks = []
-    for head in network.heads:
-        source = network.layers[head.sources[0]]
+    for head in spec.heads:
+        source = spec.layers[head.sources[0]]
         while isinstance(source, Activation | Dropout | Empty):
-            source = network.layers[source.sources[0]]
+            source = spec.layers[source.sources[0]]
         marks.append(f"/conv_{source.index}/")
     return [node.name for node in proto.graph.node if any(mark in node.name for mark in marks)]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from utils.darknet import layers
-from utils.darknet.layers import IMAGE, Network
+from utils.darknet.layers import IMAGE
+from utils.darknet.spec import NetworkSpec
 
 # Activations that map 0 to something else: a channel behind one cannot be silenced.
 NOT_ZERO_AT_ZERO = ("logistic",)
@@ -44,10 +45,10 @@ class Coupling:
     Attributes:
         network: the network.
         outputs: for each layer number (and ``IMAGE``) the numbers of the channel sets that its output consists of.
-        sets: the sets, by number; the picture's channels are sets without members, and fixed.
+        sets: the sets, by number; the image's channels are sets without members, and fixed.
     """
 
-    network: Network
+    spec: NetworkSpec
     outputs: dict[int, np.ndarray]
     sets: list[ChannelSet] = field(default_factory=list)
 
@@ -104,13 +105,13 @@ class _Channels:
             self.not_zero_at_zero.setdefault(int(number), reason)
 
 
-def couple(network: Network) -> Coupling:
+def couple(spec: NetworkSpec) -> Coupling:
     """Couple the channels of a network."""
     channels = _Channels()
     outputs = {IMAGE: channels.new(3)}
-    channels.fix(outputs[IMAGE], "the picture")
+    channels.fix(outputs[IMAGE], "the image")
     owner: dict[int, tuple[int, int]] = {}
-    for layer in network.layers:
+    for layer in spec.layers:
         sources = [outputs[source] for source in layer.sources]
         outputs[layer.index] = _propagate(layer, sources, channels)
         if getattr(layer, "activation", None) in NOT_ZERO_AT_ZERO and getattr(layer, "batch_normalize", True):
@@ -118,8 +119,8 @@ def couple(network: Network) -> Coupling:
             channels.mark_not_zero_at_zero(outputs[layer.index], reason)
         if isinstance(layer, layers.Convolution):
             owner.update({int(n): (layer.index, k) for k, n in enumerate(outputs[layer.index])})
-    _fix_unbounded(network, outputs, channels)
-    return _collect(network, outputs, channels, owner)
+    _fix_unbounded(spec, outputs, channels)
+    return _collect(spec, outputs, channels, owner)
 
 
 def _propagate(layer: layers.Layer, sources: list[np.ndarray], channels: _Channels) -> np.ndarray:
@@ -165,10 +166,10 @@ def _propagate(layer: layers.Layer, sources: list[np.ndarray], channels: _Channe
             return sources[0]
 
 
-def _fix_unbounded(network: Network, outputs: dict[int, np.ndarray], channels: _Channels) -> None:
+def _fix_unbounded(spec: NetworkSpec, outputs: dict[int, np.ndarray], channels: _Channels) -> None:
     """Fix the convolutions without BN, which have no gamma; but a gate's follow the set that they gate."""
-    consumers = network.consumers
-    for layer in network.convolutions:
+    consumers = spec.consumers
+    for layer in spec.convolutions:
         if layer.batch_normalize:
             continue
         readers = consumers[layer.index]
@@ -181,7 +182,7 @@ def _fix_unbounded(network: Network, outputs: dict[int, np.ndarray], channels: _
 
 
 def _collect(
-    network: Network, outputs: dict[int, np.ndarray], channels: _Channels, owner: dict[int, tuple[int, int]]
+    spec: NetworkSpec, outputs: dict[int, np.ndarray], channels: _Channels, owner: dict[int, tuple[int, int]]
 ) -> Coupling:
     roots = [channels.root(number) for number in range(len(channels.parent))]
     number_of = {root: number for number, root in enumerate(dict.fromkeys(roots))}
@@ -195,4 +196,4 @@ def _collect(
         if set_of[number] in gated:
             fixed.setdefault(int(set_of[number]), f"a gate reads it, and {reason}")
     sets = [ChannelSet(tuple(places), fixed.get(number), number in gated) for number, places in enumerate(members)]
-    return Coupling(network, {index: set_of[numbers] for index, numbers in outputs.items()}, sets)
+    return Coupling(spec, {index: set_of[numbers] for index, numbers in outputs.items()}, sets)

@@ -19,7 +19,7 @@ from torch import Tensor
 from models import Darknet
 from utils.files import atomic_writer
 from utils.pruning.coupling import Coupling, couple
-from utils.pruning.selection import Gammas, allowed_percent, prunable_channels
+from utils.pruning.selection import Gammas, allowed_ratio, prunable_channels
 
 METHODS = ("proximal", "subgradient")
 # A gamma below this counts as near zero in the reports.
@@ -54,7 +54,7 @@ class GammaPenalty:
         self.strategy = strategy
         self.method = method
         self.momentum = momentum
-        self.coupling = couple(model.network)
+        self.coupling = couple(model.spec)
         self._masks = {
             index: torch.from_numpy(mask).to(model.batch_norm(index).weight.device)
             for index, mask in prunable_channels(self.coupling, strategy).items()
@@ -119,7 +119,7 @@ def reach(learning_rates: np.ndarray, s: float, momentum: float) -> float:
 
 @dataclass
 class GammaHistory:
-    """What the gammas under the penalty did, epoch by epoch, for the tables and pictures.
+    """What the gammas under the penalty did, epoch by epoch, for the tables and images.
 
     Attributes:
         epochs: the epoch numbers.
@@ -150,7 +150,7 @@ class GammaHistory:
         self.quintiles.append(np.quantile(gammas, np.linspace(0.2, 1, 5)) if len(gammas) else np.zeros(5))
         self.near_zero.append(float((gammas < NEAR_ZERO).mean()) if len(gammas) else 0.0)
         self.zero.append(float((gammas == 0).mean()) if len(gammas) else 0.0)
-        self.allowed.append(allowed_percent(coupling, strategy, sizes))
+        self.allowed.append(allowed_ratio(coupling, strategy, sizes))
         self.first_layer.append(next(iter(sizes.values()), np.zeros(0, np.float32)))
         self.histograms.append(np.histogram(gammas.clip(max=self.top), HISTOGRAM_BINS, (0, self.top))[0])
 

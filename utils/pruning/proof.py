@@ -15,7 +15,7 @@ from utils.pruning.surgery import TOLERANCE, head_difference
 
 
 def prove(trial: Trial, img_size: int, fold: str) -> float:
-    """The largest relative difference of the raw outputs on random pictures.
+    """The largest relative difference of the raw outputs on random images.
 
     Raises:
         InputError: it is larger than TOLERANCE, so that the compact network must not be used.

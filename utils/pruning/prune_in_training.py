@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models import Darknet
-from utils.darknet import layers
+from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
 from utils.pruning.coupling import Coupling, couple
 from utils.pruning.selection import Gammas
@@ -34,7 +34,7 @@ from utils.pruning.surgery import (
 )
 
 
-class Survivors:
+class KeptChannels:
     """Which channels are left of the network that training began with.
 
     Args:
@@ -45,9 +45,9 @@ class Survivors:
         channels: for each of its convolutions, by layer number, the numbers (channels,) of those that are left.
     """
 
-    def __init__(self, network: layers.Network):
-        self.coupling: Coupling = couple(network)
-        self.channels = {layer.index: np.arange(layer.channels) for layer in network.convolutions}
+    def __init__(self, spec: NetworkSpec):
+        self.coupling: Coupling = couple(spec)
+        self.channels = {layer.index: np.arange(layer.channels) for layer in spec.convolutions}
 
     def cut(self, cut: "Cut") -> None:
         """Drop the channels that a cut drops."""
@@ -83,7 +83,7 @@ class Survivors:
 
     def blocks(self, blocks: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
         """The cfg of what is left, from the cfg that training began with."""
-        before = {c.index: c.channels for c in self.coupling.network.convolutions}
+        before = {c.index: c.channels for c in self.coupling.spec.convolutions}
         return blocks if self.counts() == before else compact_blocks(blocks, self.counts())
 
 
@@ -108,7 +108,7 @@ class Cut:
     @property
     def channels(self) -> int:
         """How many channels go."""
-        before = {c.index: c.channels for c in self.coupling.network.convolutions}
+        before = {c.index: c.channels for c in self.coupling.spec.convolutions}
         return sum(before.values()) - sum(channel_counts(self.coupling, self.keep).values())
 
 
@@ -161,7 +161,7 @@ def _is_like(value: object, parameter: Tensor) -> bool:
 def _carried(value: Tensor, name: str, cut: Cut) -> Tensor:
     """The part of a momentum that stays; 0 for a carrier's kernel and gamma, which stay 0."""
     index = int(name.split(".")[1])  # module_list.{index}.conv_{index}.weight
-    layer = cut.coupling.network.layers[index]
+    layer = cut.coupling.spec.layers[index]
     value = value.clone()
     if name.endswith("weight"):
         value[_on(value, cut.dead[cut.coupling.outputs[index]])] = 0

@@ -10,12 +10,12 @@ from models import Darknet
 from utils.errors import InputError
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
-from utils.pruning.residuals import remove_blocks, silence_blocks, surviving_layers, weakest_blocks
+from utils.pruning.residuals import kept_layers, remove_blocks, silence_blocks, weakest_blocks
 from utils.pruning.selection import Choice, choose, set_scores
 from utils.pruning.surgery import Pruned, prune
 
-DEFAULT_PERCENT = 0.85  # of the channels, as the older tools have it
-LARGEST_PERCENT = 0.9999
+DEFAULT_RATIO = 0.85  # of the channels, as the older tools have it
+LARGEST_RATIO = 0.9999
 # The search stops when it knows the ratio to this.
 STEP = 0.0025
 # Where gammas die of more than this share of the large ones (the 95th percentile of those that live), the model was not
@@ -28,14 +28,14 @@ class Trial:
     """A network pruned at one ratio.
 
     Attributes:
-        percent: the ratio.
+        ratio: the share of the prunable channels that was asked for.
         choice: what died.
         reference: the full network, masked, with the removed blocks adding 0.
         pruned: the compact network.
         counts: channels of each convolution of the full network, by layer number; 0 where its block is gone.
     """
 
-    percent: float
+    ratio: float
     choice: Choice
     reference: Darknet
     pruned: Pruned
@@ -73,20 +73,20 @@ class Pruner:
         self.layer_keep = layer_keep
         self.round_to = round_to
         self.fold_bias = fold_bias
-        self.blocks = weakest_blocks(model.network, gamma_sizes(model), prune_blocks)
-        self.survivors = surviving_layers(model.network, self.blocks)
+        self.blocks = weakest_blocks(model.spec, gamma_sizes(model), prune_blocks)
+        self.kept_layers = kept_layers(model.spec, self.blocks)
         self._shallow = remove_blocks(model, self.blocks) if self.blocks else model
-        self.coupling = couple(self._shallow.network)
+        self.coupling = couple(self._shallow.spec)
         self.gammas = gamma_sizes(self._shallow)
         self._scores = set_scores(self.coupling, strategy, self.gammas)
 
-    def at(self, percent: float) -> Trial:
-        """Prune at ``percent`` of the prunable channels."""
-        choice = choose(self.coupling, self.strategy, self.gammas, percent, self.layer_keep)
+    def at(self, ratio: float) -> Trial:
+        """Prune at ``ratio`` of the prunable channels."""
+        choice = choose(self.coupling, self.strategy, self.gammas, ratio, self.layer_keep)
         masked, pruned = prune(self._shallow, self.coupling, choice.dead, self._scores, self.round_to, self.fold_bias)
-        counts = {layer.index: 0 for layer in self.model.network.convolutions}
-        counts |= {self.survivors[index]: int(kept.sum()) for index, kept in pruned.kept.items()}
-        return Trial(percent, choice, self._full_reference(masked), pruned, counts)
+        counts = {layer.index: 0 for layer in self.model.spec.convolutions}
+        counts |= {self.kept_layers[index]: int(kept.sum()) for index, kept in pruned.kept.items()}
+        return Trial(ratio, choice, self._full_reference(masked), pruned, counts)
 
     def _full_reference(self, masked: Darknet) -> Darknet:
         """The full network with the masked gammas, and blocks that add 0."""
@@ -95,7 +95,7 @@ class Pruner:
         reference = copy.deepcopy(self.model).eval()
         silence_blocks(reference, self.blocks)
         for index, norm in masked.batch_norms.items():
-            reference.batch_norm(self.survivors[index]).load_state_dict(norm.state_dict())
+            reference.batch_norm(self.kept_layers[index]).load_state_dict(norm.state_dict())
         return reference
 
     def separated(self, choice: Choice) -> bool:
@@ -104,7 +104,7 @@ class Pruner:
         return not len(living) or choice.threshold <= SPARSE * float(np.quantile(living, 0.95))
 
 
-def largest_percent(acceptable: Callable[[float], bool], goal: str) -> float:
+def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
     """The largest ratio that is acceptable, to STEP below, by bisection.
 
     ``acceptable`` should turn from true to false once; where it turns more often, one of the turns is found.
@@ -112,7 +112,7 @@ def largest_percent(acceptable: Callable[[float], bool], goal: str) -> float:
     Raises:
         InputError: not even 0 reaches the ``goal``.
     """
-    low, high = 0.0, LARGEST_PERCENT
+    low, high = 0.0, LARGEST_RATIO
     if acceptable(high):
         return high
     while high - low > STEP:
@@ -123,7 +123,7 @@ def largest_percent(acceptable: Callable[[float], bool], goal: str) -> float:
     return low
 
 
-def smallest_percent(reached: Callable[[float], bool], goal: str) -> float:
+def smallest_ratio(reached: Callable[[float], bool], goal: str) -> float:
     """The smallest ratio at which ``reached`` is true, to STEP above, by bisection.
 
     Raises:
@@ -131,9 +131,9 @@ def smallest_percent(reached: Callable[[float], bool], goal: str) -> float:
     """
     if reached(0.0):
         return 0.0
-    if not reached(LARGEST_PERCENT):
+    if not reached(LARGEST_RATIO):
         raise InputError(f"{goal} cannot be reached: the layers' floors (--layer_keep) and fixed channels leave more")
-    low, high = 0.0, LARGEST_PERCENT
+    low, high = 0.0, LARGEST_RATIO
     while high - low > STEP:
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)

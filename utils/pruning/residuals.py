@@ -12,7 +12,7 @@ import torch
 
 from models import Darknet
 from utils.darknet import layers
-from utils.darknet.layers import Network
+from utils.darknet.spec import NetworkSpec
 from utils.devices import device_of
 from utils.errors import InputError
 from utils.pruning.coupling import NOT_ZERO_AT_ZERO
@@ -20,7 +20,7 @@ from utils.pruning.selection import Gammas
 
 
 @dataclass(frozen=True)
-class Block:
+class ResidualBlock:
     """A residual block: the layer that it reads, its convolutions, and its shortcut, which follow one another."""
 
     entry: int
@@ -33,43 +33,43 @@ class Block:
         return (*self.convolutions, self.shortcut)
 
 
-def residual_blocks(network: Network) -> list[Block]:
+def residual_blocks(spec: NetworkSpec) -> list[ResidualBlock]:
     """The residual blocks that can be cut out whole, in order."""
-    consumers = network.consumers
+    consumers = spec.consumers
     found = []
-    for layer in network.layers:
+    for layer in spec.layers:
         if not isinstance(layer, layers.Shortcut) or len(layer.sources) != 2 or layer.activation != "linear":
             continue
         branch, entry = layer.sources
         chain = range(entry + 1, layer.index)
-        if branch == layer.index - 1 and chain and all(_is_link(network, consumers, index) for index in chain):
-            last = network.layers[branch]
-            same_width = last.channels == network.layers[entry].channels if entry >= 0 else False
+        if branch == layer.index - 1 and chain and all(_is_link(spec, consumers, index) for index in chain):
+            last = spec.layers[branch]
+            same_width = last.channels == spec.layers[entry].channels if entry >= 0 else False
             if same_width and last.batch_normalize and last.activation not in NOT_ZERO_AT_ZERO:
-                found.append(Block(entry, tuple(chain), layer.index))
+                found.append(ResidualBlock(entry, tuple(chain), layer.index))
     return found
 
 
-def _is_link(network: Network, consumers: dict[int, list[layers.Layer]], index: int) -> bool:
+def _is_link(spec: NetworkSpec, consumers: dict[int, list[layers.Layer]], index: int) -> bool:
     """Whether a layer is a convolution that only the next layer reads."""
-    layer = network.layers[index]
+    layer = spec.layers[index]
     return isinstance(layer, layers.Convolution) and [reader.index for reader in consumers[index]] == [index + 1]
 
 
-def weakest_blocks(network: Network, gammas: Gammas, count: int) -> list[Block]:
+def weakest_blocks(spec: NetworkSpec, gammas: Gammas, count: int) -> list[ResidualBlock]:
     """The ``count`` residual blocks whose last BatchNorm has the smallest mean |gamma|.
 
     Raises:
         InputError: the network has fewer.
     """
-    blocks = residual_blocks(network)
+    blocks = residual_blocks(spec)
     if count > len(blocks):
         raise InputError(f"--prune_blocks {count}: this network has {len(blocks)} residual blocks that can be cut out")
     return sorted(blocks, key=lambda block: float(gammas[block.convolutions[-1]].mean()))[:count]
 
 
 @torch.no_grad()
-def silence_blocks(model: Darknet, blocks: Collection[Block]) -> None:
+def silence_blocks(model: Darknet, blocks: Collection[ResidualBlock]) -> None:
     """Make blocks add exactly 0, in place."""
     for block in blocks:
         norm = model.batch_norm(block.convolutions[-1])
@@ -77,28 +77,28 @@ def silence_blocks(model: Darknet, blocks: Collection[Block]) -> None:
         norm.bias.zero_()
 
 
-def surviving_layers(network: Network, blocks: Collection[Block]) -> list[int]:
+def kept_layers(spec: NetworkSpec, blocks: Collection[ResidualBlock]) -> list[int]:
     """The old numbers of the layers that stay, in order: the new layer ``k`` is the old layer ``result[k]``."""
     removed = {index for block in blocks for index in block.layers}
-    return [layer.index for layer in network.layers if layer.index not in removed]
+    return [layer.index for layer in spec.layers if layer.index not in removed]
 
 
-def remove_blocks(model: Darknet, blocks: Collection[Block]) -> Darknet:
+def remove_blocks(model: Darknet, blocks: Collection[ResidualBlock]) -> Darknet:
     """The network without ``blocks``, with the weights of the layers that stay, in eval mode."""
-    survivors = surviving_layers(model.network, blocks)
-    smaller = Darknet(_renumbered(model, blocks, survivors)).to(device_of(model)).eval()
-    for new, old in enumerate(survivors):
+    kept = kept_layers(model.spec, blocks)
+    smaller = Darknet(_renumbered(model, blocks, kept)).to(device_of(model)).eval()
+    for new, old in enumerate(kept):
         for target, source in zip(smaller.module_list[new].children(), model.module_list[old].children(), strict=True):
             target.load_state_dict(source.state_dict())
     return smaller
 
 
-def _renumbered(model: Darknet, blocks: Collection[Block], survivors: Sequence[int]) -> list[dict[str, str]]:
+def _renumbered(model: Darknet, blocks: Collection[ResidualBlock], kept: Sequence[int]) -> list[dict[str, str]]:
     """The cfg without ``blocks``, its absolute and relative layer numbers made right."""
     entry = {block.shortcut: block.entry for block in blocks}
-    number = {old: new for new, old in enumerate(survivors)}
+    number = {old: new for new, old in enumerate(kept)}
     cfg = [model.blocks[0].copy()]
-    for new, old in enumerate(survivors):
+    for new, old in enumerate(kept):
         block = model.blocks[1 + old].copy()
         for key in ("layers", "from"):
             if key in block:

@@ -3,8 +3,8 @@
 - ``constant``: the same all the time.
 - ``global``: from half-way on DECAY of it, so that what lives recovers; the dead are held less, too.
 - ``local``: from half-way on the channels that will be kept are relieved, to DECAY of it; those that the threshold rule
-  would cut at ``percent`` go on under the full penalty.
-- ``target``: the strength is found. It is adapted so that the share ``percent`` dies by half-way, while all are under
+  would cut at ``ratio`` go on under the full penalty.
+- ``target``: the strength is found. It is adapted so that the share ``ratio`` dies by half-way, while all are under
   it and compete; from there on the channels that will be kept are free of it, those that are to die do so by DEADLINE,
   and each is held at 0 once it gets there.
 
@@ -38,12 +38,12 @@ class Plan:
 
     Attributes:
         rates: the learning rate of every optimizer step of the run.
-        percent: the share of the prunable channels that will be cut.
+        ratio: the share of the prunable channels that will be cut.
         steps_per_epoch: optimizer steps.
     """
 
     rates: np.ndarray
-    percent: float
+    ratio: float
     steps_per_epoch: int
 
     @property
@@ -80,17 +80,17 @@ def decay_global(penalty: GammaPenalty, plan: Plan, step: int) -> None:
 def decay_local(penalty: GammaPenalty, plan: Plan, step: int) -> None:
     """Weaken the penalty at half-way where channels will be kept."""
     if step == plan.half:
-        _relieve(penalty, plan.percent, DECAY)
+        _relieve(penalty, plan.ratio, DECAY)
 
 
 def aim(penalty: GammaPenalty, plan: Plan, step: int) -> None:
     """Set the strength so that the largest gamma of the channels to cut gets to 0 in time, if it goes on falling so."""
     if step == plan.half:
-        _relieve(penalty, plan.percent, 0.0)
+        _relieve(penalty, plan.ratio, 0.0)
     if step % plan.every and step != plan.half:
         return
     if step < plan.half:
-        farthest = _largest(penalty, _condemned(penalty, plan.percent))
+        farthest = _largest(penalty, _condemned(penalty, plan.ratio))
     else:
         condemned = {index: weight > 0 for index, weight in penalty.weights.items()}
         farthest = _largest(penalty, condemned)
@@ -132,34 +132,34 @@ def shares(schedule: str, steps: int) -> np.ndarray:
     return found
 
 
-def _condemned(penalty: GammaPenalty, percent: float) -> dict[int, torch.Tensor]:
+def _condemned(penalty: GammaPenalty, ratio: float) -> dict[int, torch.Tensor]:
     """For each layer under the penalty the channels (C,) bool that the threshold rule would cut now."""
-    dead = choose(penalty.coupling, penalty.strategy, gamma_sizes(penalty.model), percent).dead
+    dead = choose(penalty.coupling, penalty.strategy, gamma_sizes(penalty.model), ratio).dead
     return {
         index: torch.from_numpy(dead[penalty.coupling.outputs[index]]).to(weight.device)
         for index, weight in penalty.weights.items()
     }
 
 
-def _ratio_above_floors(penalty: GammaPenalty, percent: float) -> float:
-    """The largest ratio at which the threshold rule cuts no more than ``percent``.
+def _ratio_above_floors(penalty: GammaPenalty, ratio: float) -> float:
+    """The largest ratio at which the threshold rule cuts no more than ``ratio``.
 
-    It is more than ``percent`` where layers are at their floors. What the floors keep will recover, so that pruning at
-    ``percent`` would cut others in its place: they have to die, too.
+    It is more than ``ratio`` where layers are at their floors. What the floors keep will recover, so that pruning at
+    ``ratio`` would cut others in its place: they have to die, too.
     """
     coupling, gammas = penalty.coupling, gamma_sizes(penalty.model)
     sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
     total = int(sizes[prunable_sets(coupling, penalty.strategy)].sum())
 
     def excess(count: int) -> float:
-        return sizes[choose(coupling, penalty.strategy, gammas, count / total).dead].sum() - percent * total - 1e-6
+        return sizes[choose(coupling, penalty.strategy, gammas, count / total).dead].sum() - ratio * total - 1e-6
 
     return (bisect.bisect_left(range(total), 0.0, key=excess) - 1) / total
 
 
-def _relieve(penalty: GammaPenalty, percent: float, weight: float) -> None:
+def _relieve(penalty: GammaPenalty, ratio: float, weight: float) -> None:
     """Give the channels that will be kept this weight."""
-    for index, condemned in _condemned(penalty, _ratio_above_floors(penalty, percent)).items():
+    for index, condemned in _condemned(penalty, _ratio_above_floors(penalty, ratio)).items():
         weights = penalty.weights[index]
         penalty.weights[index] = torch.where(condemned, weights, weights * weight)
 

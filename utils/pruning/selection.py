@@ -46,7 +46,7 @@ def prunable_sets(coupling: Coupling, strategy: str) -> list[int]:
 def prunable_channels(coupling: Coupling, strategy: str) -> dict[int, np.ndarray]:
     """For each convolution with BN a mask (channels,) of those that ``strategy`` may let die, by layer number."""
     masks = {
-        layer.index: np.zeros(layer.channels, bool) for layer in coupling.network.convolutions if layer.batch_normalize
+        layer.index: np.zeros(layer.channels, bool) for layer in coupling.spec.convolutions if layer.batch_normalize
     }
     for number in prunable_sets(coupling, strategy):
         for layer, channel in coupling.sets[number].members:
@@ -68,14 +68,14 @@ def _member_gammas(channel_set: ChannelSet, gammas: Gammas) -> list[float]:
     return [float(gammas[layer][channel]) for layer, channel in channel_set.members if layer in gammas]
 
 
-def choose(coupling: Coupling, strategy: str, gammas: Gammas, percent: float, layer_keep: float = 0.01) -> Choice:
-    """Let the lowest ``percent`` of the prunable channels die, but leave each convolution its floor.
+def choose(coupling: Coupling, strategy: str, gammas: Gammas, ratio: float, layer_keep: float = 0.01) -> Choice:
+    """Let the lowest ``ratio`` of the prunable channels die, but leave each convolution its floor.
 
     Args:
         coupling: the coupled channels.
         strategy: one of STRATEGIES.
         gammas: |gamma| of each convolution with BN.
-        percent: the share of the prunable channels to let die, in [0, 1).
+        ratio: the share of the prunable channels to let die, in [0, 1).
         layer_keep: the share of each convolution's channels that must live; at least one does.
 
     Raises:
@@ -88,7 +88,7 @@ def choose(coupling: Coupling, strategy: str, gammas: Gammas, percent: float, la
     sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
     share = np.cumsum(sizes[order]) / sizes[order].sum()
     dead = np.zeros(len(scores), bool)
-    dead[order[share <= percent + 1e-9]] = True
+    dead[order[share <= ratio + 1e-9]] = True
 
     floored = _keep_floors(coupling, scores, dead, layer_keep)
     return Choice(dead, floored, float(scores[dead].max(initial=0.0)))
@@ -97,7 +97,7 @@ def choose(coupling: Coupling, strategy: str, gammas: Gammas, percent: float, la
 def _keep_floors(coupling: Coupling, scores: np.ndarray, dead: np.ndarray, layer_keep: float) -> tuple[int, ...]:
     """Take the best sets of ``dead`` back, in place, where a convolution would keep too few; the layers concerned."""
     floored = []
-    for layer in coupling.network.convolutions:
+    for layer in coupling.spec.convolutions:
         sets = coupling.outputs[layer.index]
         floor = max(1, math.ceil(layer_keep * layer.channels))
         missing = floor - int((~dead[sets]).sum())
@@ -139,7 +139,7 @@ def round_up(coupling: Coupling, scores: np.ndarray, keep: np.ndarray, multiple:
     changed = True
     while changed:  # a set that comes back for one layer can spoil the count of another, so until nothing changes
         changed = False
-        for layer in coupling.network.convolutions:
+        for layer in coupling.spec.convolutions:
             sets = coupling.outputs[layer.index]
             missing = min(-int(keep[sets].sum()) % multiple, int((~keep[sets]).sum()))
             if missing:
@@ -149,13 +149,13 @@ def round_up(coupling: Coupling, scores: np.ndarray, keep: np.ndarray, multiple:
     return keep
 
 
-def allowed_percent(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
+def allowed_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
     """The largest share of the prunable channels that a global threshold could take and leave every layer one.
 
     Layers that are dead as a whole do not count: they keep their floor, whatever the threshold.
     """
     scores = set_scores(coupling, strategy, gammas)
-    limits = [scores[coupling.outputs[layer.index]].max() for layer in coupling.network.convolutions]
+    limits = [scores[coupling.outputs[layer.index]].max() for layer in coupling.spec.convolutions]
     limit = min((limit for limit in limits if limit > 0), default=np.inf)
     sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
     prunable = np.isfinite(scores)

@@ -4,7 +4,7 @@ The reference is the gamma-masked network: the dead channels' gammas set to 0, e
 a constant, act(beta), not a zero. The constants are carried to the convolutions that consume them:
 
 - without zero padding their share, ``sum_k W[:, dead] * constant``, goes into the consumer's bias or running mean;
-- with zero padding a constant is cut off at the picture's border, which no bias can express. There one dead channel
+- with zero padding a constant is cut off at the image's border, which no bias can express. There one dead channel
   stays as a *carrier*, a channel that is constant by its gamma of 0, and its kernel in the consumer takes the share
   of all dead channels.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from models import ACTIVATIONS, Darknet
 from utils.darknet import layers
 from utils.darknet.layers import IMAGE
-from utils.darknet.parse import resolve
+from utils.darknet.spec import parse_network
 from utils.devices import device_of, without_tf32
 from utils.pruning.coupling import Coupling
 from utils.pruning.selection import round_up
@@ -109,7 +109,7 @@ def prune(
             constants = dead_constants(reference, coupling, dead)
 
     compact = compact_network(reference, coupling, keep, dead, constants, fold_bias)
-    kept = {layer.index: keep[coupling.outputs[layer.index]] for layer in reference.network.convolutions}
+    kept = {layer.index: keep[coupling.outputs[layer.index]] for layer in reference.spec.convolutions}
     channels = sum(len(coupling.sets[number].members) for number in carriers)
     return reference, Pruned(compact, kept, channels, silenced)
 
@@ -134,20 +134,20 @@ def compact_network(
     """
     blocks = compact_blocks(reference.blocks, channel_counts(coupling, keep))
     compact = Darknet(blocks).to(device_of(reference)).eval()
-    for layer in reference.network.convolutions:
+    for layer in reference.spec.convolutions:
         _copy_convolution(reference, compact, layer, coupling, keep, dead, constants, fold_bias)
     return compact
 
 
 def channel_counts(coupling: Coupling, keep: np.ndarray) -> dict[int, int]:
     """How many channels of each convolution are in the sets to ``keep``, by layer number."""
-    return {c.index: int(keep[coupling.outputs[c.index]].sum()) for c in coupling.network.convolutions}
+    return {c.index: int(keep[coupling.outputs[c.index]].sum()) for c in coupling.spec.convolutions}
 
 
 def dead_constants(reference: Darknet, coupling: Coupling, dead: np.ndarray) -> dict[int, np.ndarray]:
     """The constant that each dead channel of each layer's output holds, (channels,) float64; NaN for the living."""
     constants = {IMAGE: np.full(3, np.nan)}
-    for layer in reference.network.layers:
+    for layer in reference.spec.layers:
         sources = [constants[source] for source in layer.sources]
         constants[layer.index] = _propagate(layer, sources, reference, dead[coupling.outputs[layer.index]])
     return constants
@@ -205,7 +205,7 @@ def choose_carriers(coupling: Coupling, dead: np.ndarray, constants: Sequence[di
         constants: of each network that the carriers are for, as :func:`dead_constants` gives them.
     """
     offers = []
-    for layer in coupling.network.convolutions:
+    for layer in coupling.spec.convolutions:
         if layer.padding and layer.groups == 1:
             sets = coupling.inputs(layer)
             for held in constants:
@@ -223,7 +223,7 @@ def choose_carriers(coupling: Coupling, dead: np.ndarray, constants: Sequence[di
 def compact_blocks(blocks: Sequence[dict[str, str]], counts: Mapping[int, int]) -> list[dict[str, str]]:
     """The cfg with ``counts`` channels in its convolutions, by layer number; a depthwise one stays depthwise."""
     blocks = [block.copy() for block in blocks]
-    depthwise = {layer.index for layer in resolve(blocks).convolutions if layer.depthwise}
+    depthwise = {layer.index for layer in parse_network(blocks).convolutions if layer.depthwise}
     blocks[0]["letter_box"] = "1"
     for index, count in counts.items():
         blocks[1 + index]["filters"] = str(count)
@@ -296,8 +296,8 @@ def _strongest_carrier(inputs: np.ndarray, carriers: np.ndarray, constants: np.n
     return position, float(constants[position])
 
 
-def proof_pictures(img_size: int, stride: int) -> Iterator[Tensor]:
-    """Random pictures of more than one batch size and aspect, (B, 3, H, W) in [0, 1]."""
+def proof_images(img_size: int, stride: int) -> Iterator[Tensor]:
+    """Random images of more than one batch size and aspect, (B, 3, H, W) in [0, 1]."""
     random = torch.Generator().manual_seed(0)
     for batch, height, width in ((2, img_size, img_size), (1, img_size, img_size + 2 * stride)):
         yield torch.rand(batch, 3, height, width, generator=random)
@@ -311,9 +311,9 @@ def head_difference(reference: Darknet, other: Darknet, img_size: int) -> float:
     """
     device = device_of(reference)
     gaps = []
-    for pictures in proof_pictures(img_size, reference.network.stride):
+    for images in proof_images(img_size, reference.spec.stride):
         with without_tf32():
-            wanted, got = reference.eval().heads(pictures.to(device)), other.eval().heads(pictures.to(device))
+            wanted, got = reference.eval().raw_outputs(images.to(device)), other.eval().raw_outputs(images.to(device))
         # Python's max may lose a NaN, torch's does not.
         scale = torch.stack([head.abs().max() for head in wanted]).max()
         gap = torch.stack([(a - b).abs().max() for a, b in zip(wanted, got, strict=True)]).max()

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, complete_box_iou_loss
 
 from models import Darknet, Yolo
-from utils.darknet.parse import resolve
 from utils.detection.checkpoints import load_weights
 from utils.detection.loss import BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, SMALLEST_SIZE
 from utils.devices import autocast
@@ -24,7 +23,7 @@ def load_teacher(cfg: str, weights: str, student: Darknet, img_size: int, device
     """
     teacher = Darknet(cfg)
     load_weights(teacher, weights)
-    own, others = (resolve(model.blocks, img_size).heads for model in (student, teacher))
+    own, others = (model.spec.at(img_size).heads for model in (student, teacher))
     if len(own) != len(others):
         raise InputError(f"{cfg}: a teacher with {len(others)} [yolo] layers for a network with {len(own)}")
     for head, other in zip(own, others, strict=True):
@@ -40,7 +39,7 @@ def load_teacher(cfg: str, weights: str, student: Darknet, img_size: int, device
 
 
 class Distillation(nn.Module):
-    """The loss of a network's raw heads against a teacher's on the same pictures.
+    """The loss of a network's raw heads against a teacher's on the same images.
 
     Objectness scaled distillation, as Mehta and Ozturk have it for YOLO (arXiv 1805.06361, "Objectness scaled
     distillation"): the teacher's box and class of a prediction count as much as the teacher takes it for an object, so
@@ -51,7 +50,7 @@ class Distillation(nn.Module):
     - boxes: o * (1 - CIoU) with the teacher's box,
     - classes: o * BCE against each of the teacher's class scores.
 
-    The sum is divided by the sum of o, which stands for the number of positives, at least the number of pictures.
+    The sum is divided by the sum of o, which stands for the number of positives, at least the number of images.
     """
 
     def __init__(self, student: Darknet, teacher: Darknet, precision: str):
@@ -69,21 +68,21 @@ class Distillation(nn.Module):
         self._losses.clear()
         return mean
 
-    def forward(self, heads: list[Tensor], images: Tensor) -> Tensor:
+    def forward(self, raw: list[Tensor], images: Tensor) -> Tensor:
         """The loss, a scalar.
 
         Args:
-            heads: the student's raw outputs, each (B, A, H, W, 5 + C).
-            images: (B, 3, S, S) in [0, 1], the pictures that they come from.
+            raw: the student's raw outputs, each (B, A, H, W, 5 + C).
+            images: (B, 3, S, S) in [0, 1], the images that they come from.
         """
         student, teacher = self._networks
         with torch.no_grad(), autocast(images.device, self._precision):
-            teacher_heads = teacher.heads(images)
+            teacher_raw = teacher.raw_outputs(images)
         with torch.autocast(images.device.type, enabled=False):
             parts = [
-                _head(yolo, raw.float(), teacher_yolo, teacher_raw.float(), images.shape[-1])
-                for yolo, raw, teacher_yolo, teacher_raw in zip(
-                    student.yolo_layers, heads, teacher.yolo_layers, teacher_heads, strict=True
+                _head(head, output.float(), teacher_head, teacher_output.float(), images.shape[-1])
+                for head, output, teacher_head, teacher_output in zip(
+                    student.heads, raw, teacher.heads, teacher_raw, strict=True
                 )
             ]
             loss, weight = (sum(terms) for terms in zip(*parts, strict=True))
@@ -98,7 +97,7 @@ def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_
     Args:
         yolo, raw: the student's layer, and its raw output (B, A, H, W, 5 + C).
         teacher_yolo, teacher_raw: the teacher's, of the same shape.
-        img_size: the side of the pictures in pixels.
+        img_size: the side of the images in pixels.
     """
     logits, scores = yolo.logits(raw), teacher_yolo.logits(teacher_raw).sigmoid()
     objectness = F.binary_cross_entropy_with_logits(logits[..., 0], scores[..., 0], reduction="sum")

@@ -1,7 +1,6 @@
-"""What watches over a training run: numbers that are not finite, memory that is full."""
+"""Losses and gradients that are not finite: noticed without waiting for the device, and the batches written out."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -49,7 +48,7 @@ class FiniteWatch:
 
 
 def write_batches(batches: DataLoader, numbers: range, names: Sequence[str], folder: Path) -> Path:
-    """Write the pictures of some batches as the network got them, with their boxes, and a list of their files.
+    """Write the images of some batches as the network got them, with their boxes, and a list of their files.
 
     Args:
         batches: of a :class:`utils.data.datasets.DetectionDataset`, from an EpochSampler.
@@ -69,29 +68,5 @@ def write_batches(batches: DataLoader, numbers: range, names: Sequence[str], fol
         labelled = torch.cat([corners, torch.ones(len(boxes), 1), boxes[:, :1]], dim=1)
         with atomic_writer(folder / f"{position:03d}.png") as file:
             draw_detections(square, labelled, names).save(file, format="PNG")
-    write_text(folder / "pictures.txt", "".join(f"{dataset.images[index]}\n" for _, index in items))
+    write_text(folder / "images.txt", "".join(f"{dataset.images[index]}\n" for _, index in items))
     return folder
-
-
-@contextmanager
-def memory_advice(advice: str) -> Iterator[None]:
-    """Turn an exhausted memory of GPU or CPU into an InputError that says what to change."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        where = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
-        raise InputError(f"{where} is too small: {advice}") from error
-
-
-def smaller_batch(batch_size: int, img_size: int, accumulate: int | None = None, processes: int = 1) -> str:
-    """What to change where a process's batch is too large; with the number of batches a step, to the same steps.
-
-    ``--batch_size`` is that of all processes.
-    """
-    smaller = batch_size // 2 * processes
-    if not smaller:
-        return f"a lower --img_size than {img_size}, or a narrower cfg"
-    steps = "" if accumulate is None else f" --accumulate {2 * accumulate}, which takes the same steps"
-    return f"try --batch_size {smaller}{steps}, or a lower --img_size than {img_size}"

@@ -9,13 +9,13 @@ from utils.pruning.penalty import GammaHistory, reach
 from utils.pruning.schedules import DEADLINE, RESISTANCE, shares
 from utils.training.optim import MOMENTUM
 from utils.training.run_log import RunLog
-from utils.training.trainer import Training
+from utils.training.trainer import Trainer
 
 FEW_NEAR_ZERO = 0.05  # a share of gammas near zero below this is no sparsity
 LEAST_MAP = 0.1  # a lower mAP says nothing yet
 
 
-def check_reach(training: Training) -> None:
+def check_reach(training: Trainer) -> None:
     """Say how far the penalty can move a gamma in this run, and warn where that is not far enough.
 
     Raises:
@@ -33,18 +33,18 @@ def check_reach(training: Training) -> None:
         print(f"warning: few gammas can reach 0: train longer, or try --s {fitting(training, typical):.2g}")
 
 
-def reach_of_one(training: Training, begin: int = 0) -> float:
+def reach_of_one(training: Trainer, begin: int = 0) -> float:
     """By how much a penalty of s = 1 can lower a gamma from the step ``begin`` to the end of the run."""
     rates = training.plan.rates
     return reach((rates * shares(training.args.s_schedule, len(rates)))[begin:], 1.0, MOMENTUM)
 
 
-def fitting(training: Training, typical: float) -> float:
+def fitting(training: Trainer, typical: float) -> float:
     """The strength that brings gammas of a ``typical`` size to 0 in a run like this."""
     return RESISTANCE * typical / reach_of_one(training)
 
 
-def warn_of_penalty(training: Training, log: RunLog, gammas: GammaHistory) -> None:
+def warn_of_penalty(training: Trainer, log: RunLog, gammas: GammaHistory) -> None:
     """Say so where sparse training does not sparsify, or costs the detections."""
     args, done = training.args, training.epoch / training.args.epochs
     if not args.sr or args.s_schedule == "target":  # which adapts s itself

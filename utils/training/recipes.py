@@ -14,10 +14,10 @@ class Recipe:
 
 
 TRAINING = Recipe(learning_rate=0.01, mosaic=0.5)
-# Sparse training leaves small gammas, which larger steps would throw about; and it ended on single pictures.
+# Sparse training leaves small gammas, which larger steps would throw about; and it ended on single images.
 FINE_TUNING = Recipe(learning_rate=0.0005, mosaic=0.0)
 
-# Mosaics stop before the end: for this share of the epochs the network sees pictures as it will when it detects.
+# Mosaics stop before the end: for this share of the epochs the network sees images as it will when it detects.
 WITHOUT_MOSAIC = 0.15
 
 

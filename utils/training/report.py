@@ -7,24 +7,23 @@ from terminaltables import AsciiTable
 from tqdm import tqdm
 
 from models import Darknet
-from utils.darknet.parse import resolve
 from utils.detection.loss import HeadSum
 from utils.detection.metrics import Metrics
 from utils.pruning.penalty import GammaHistory
 
 
-def loss_row(sums: np.ndarray, pictures: int) -> dict[str, float]:
-    """The losses of an epoch for the log: a positive for boxes and classes, a picture for objectness.
+def loss_row(sums: np.ndarray, images: int) -> dict[str, float]:
+    """The losses of an epoch for the log: a positive for boxes and classes, an image for objectness.
 
     Args:
         sums: over the epoch, (heads, 7) by HeadSum.
-        pictures: how many there were.
+        images: how many there were.
     """
     total = sums.sum(axis=0)
     positives = max(total[HeadSum.POSITIVES], 1)
     return {
         "box_loss": total[HeadSum.BOX_LOSS] / positives,
-        "objectness_loss": total[HeadSum.OBJECTNESS_LOSS] / pictures,
+        "objectness_loss": total[HeadSum.OBJECTNESS_LOSS] / images,
         "class_loss": total[HeadSum.CLASS_LOSS] / positives,
         "iou": total[HeadSum.IOU] / positives,
     }
@@ -61,7 +60,7 @@ def print_epoch(
         gammas: up to now.
         s: the penalty's strength.
     """
-    heads = resolve(model.blocks, args.img_size).heads
+    heads = model.spec.at(args.img_size).heads
     rows = [["YOLO layer", *(str(head.index) for head in heads)]]
     rows.append(["grid", *(f"{head.width}x{head.height}" for head in heads)])
     positives = np.maximum(sums[:, HeadSum.POSITIVES], 1)

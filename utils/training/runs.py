@@ -16,7 +16,7 @@ class Run:
     Attributes:
         best: the checkpoint to use: of the best mAP, or with sparse training of the last epoch.
         last: the checkpoint to resume from.
-        folder: options, log, events and pictures.
+        folder: options, log, events and images.
     """
 
     name: str

@@ -24,15 +24,15 @@ from utils.darknet.cfg import parse_cfg
 from utils.data.images import to_device
 from utils.detection.checkpoints import load_state
 from utils.detection.loss import HeadReport, HeadSum, YoloLoss
-from utils.devices import amp_dtype, autocast
+from utils.devices import amp_dtype, autocast, memory_advice, smaller_batch
 from utils.errors import InputError
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
-from utils.pruning.prune_in_training import Survivors, carry_optimizer, cut_alike, cut_is_exact
+from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
 from utils.pruning.schedules import SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
 from utils.training.distillation import Distillation, load_teacher
 from utils.training.ema import ModelEma
-from utils.training.nonfinite import FiniteWatch, NotFinite, memory_advice, smaller_batch
+from utils.training.nonfinite import FiniteWatch, NotFinite
 from utils.training.optim import MOMENTUM, WARMUP_EPOCHS, build_sgd, learning_rate
 
 GRADIENT_NORM = 10.0  # larger gradients are scaled down to this norm
@@ -68,7 +68,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Training:
+class Trainer:
     """What a step changes, and what it needs for that.
 
     Among several processes each holds the same weights, and takes its part of every batch; the gradients are those of
@@ -91,7 +91,7 @@ class Training:
 
     args: argparse.Namespace
     model: Darknet
-    survivors: Survivors
+    kept_channels: KeptChannels
     device: torch.device
     steps_per_epoch: int
     epoch: int = 0
@@ -108,7 +108,7 @@ class Training:
         scaled = self.args.precision == "mixed" and amp_dtype(self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.ema = ModelEma(self.model)
-        self.progress = EpochProgress(len(self.model.yolo_layers))
+        self.progress = EpochProgress(len(self.model.heads))
         self._watch = FiniteWatch(self.device)
 
     def _laid_out(self, model: Darknet) -> Darknet:
@@ -130,7 +130,7 @@ class Training:
     def end_epoch(self) -> None:
         """Count the epoch as done."""
         self.epoch += 1
-        self.progress = EpochProgress(len(self.model.yolo_layers))
+        self.progress = EpochProgress(len(self.model.heads))
 
     def learning_rates(self) -> np.ndarray:
         """The learning rate of every optimizer step of the run.
@@ -150,7 +150,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "ema_updates": self.ema.updates,
             "penalty": self.penalty.state(),
-            "survivors": self.survivors.state(),
+            "survivors": self.kept_channels.state(),
             "progress": vars(self.progress),
             "steps_per_epoch": self.steps_per_epoch,
             "rng": torch.get_rng_state(),
@@ -169,7 +169,7 @@ class Training:
         if state["steps_per_epoch"] != self.steps_per_epoch:
             raise InputError(
                 f"{path}: {state['steps_per_epoch']} steps were an epoch when the run was started, and are "
-                f"{self.steps_per_epoch} now: {self.args.data_config} has another number of training pictures"
+                f"{self.steps_per_epoch} now: {self.args.data_config} has another number of training images"
             )
         load_state(self.model, state["model"], path)
         load_state(self.ema.model, checkpoint["model"], path)
@@ -215,7 +215,7 @@ class Training:
         )
         for number, parts in enumerate(groups(bar, args.accumulate)):
             with memory_advice(advice):
-                loss, reports = self.step_on(parts, float(self.plan.rates[self.step]))
+                loss, reports = self.train_step(parts, float(self.plan.rates[self.step]))
             for report in reports:
                 self.progress.add(report)
             if number % DISPLAY_STEPS == 0:
@@ -234,26 +234,26 @@ class Training:
             return
         distributed.average_((*self.model.buffers(), *self.ema.model.buffers()))
         progress = self.progress
-        heads = len(self.model.yolo_layers)
+        heads = len(self.model.heads)
         sums = torch.zeros(heads, len(HeadSum), device=self.device) if progress.sums is None else progress.sums
         everything = distributed.total([*sums.flatten().tolist(), *progress.cells])
         is_main = distributed.is_main()
         progress.sums = sums.new_tensor(everything[:-heads]).view(heads, -1) * is_main
         progress.cells = [int(count) * is_main for count in everything[-heads:]]
 
-    def step_on(self, parts: Sequence[Batch], lr: float) -> tuple[Tensor, list[list[HeadReport]]]:
+    def train_step(self, parts: Sequence[Batch], lr: float) -> tuple[Tensor, list[list[HeadReport]]]:
         """One optimizer step on a batch that comes in ``parts``, and from as many processes as there are.
 
-        The loss is that of the whole batch: its divisor counts the pictures and positives of all parts and processes.
+        The loss is that of the whole batch: its divisor counts the images and positives of all parts and processes.
 
         Returns:
             The loss, of this process's share as if it were all, on the device; and for each part the heads' reports.
         """
         size = parts[0][0].shape[-1]
         if self.args.multiscale_training:
-            size = random_size(size, self.model.network.stride, self.args.seed, self.step)
+            size = random_size(size, self.model.spec.stride, self.args.seed, self.step)
         counts = [sum(len(images) for images, _ in parts), sum(self.loss.positives(t, size) for _, t in parts)]
-        pictures, positives = distributed.total(counts)
+        image_count, positives = distributed.total(counts)
         # Gradients are averaged over the processes, but the loss is a sum over them.
         world = distributed.world()
         losses, reports = [], []
@@ -262,10 +262,10 @@ class Training:
             images = resize(images, size)
             with self._gradients_stay(number < len(parts)):
                 with autocast(self.device, self.args.precision):
-                    heads = self._forward(images)
-                loss, report = self.loss(heads, targets, size, max(pictures, positives) / world)
+                    raw = self._forward(images)
+                loss, report = self.loss(raw, targets, size, max(image_count, positives) / world)
                 if self.distillation:
-                    loss = loss + self.distillation(heads, images) * (len(images) * world / pictures)
+                    loss = loss + self.distillation(raw, images) * (len(images) * world / image_count)
                 self.scaler.scale(loss).backward()
             self._watch.see("loss", loss, self.progress.batches + number - 1)
             losses.append(loss.detach())
@@ -292,7 +292,7 @@ class Training:
         self.ema.model = self._laid_out(after[1]).requires_grad_(False)
         carry_optimizer(optimizer, self.optimizer, before[0], after[0], cut)
         self.penalty.s = penalty.s
-        self.survivors.cut(cut)
+        self.kept_channels.cut(cut)
         return cut.channels
 
     def check_finite(self) -> None:
@@ -348,8 +348,8 @@ def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def distribute(model: Darknet) -> DistributedDataParallel:
     """The model in all processes, with the main one's weights, its gradients averaged over them."""
-    readers = model.network.consumers
-    unread = any(not readers[layer.index] for layer in model.network.layers if not isinstance(layer, layers.Yolo))
+    readers = model.spec.consumers
+    unread = any(not readers[layer.index] for layer in model.spec.layers if not isinstance(layer, layers.Yolo))
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # forward_sync_buffers, from torch 2.14 on
         return DistributedDataParallel(
             model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unread

@@ -1,0 +1,114 @@
+"""What a whole cfg says: its sections, its layers, and the shapes at any input size."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from utils.darknet.cfg import Block
+from utils.darknet.layers import IMAGE, AvgPool, Convolution, Empty, Layer, Yolo
+from utils.darknet.parse import Context, Options, parse_layer, place
+from utils.errors import InputError
+
+LARGEST_KERNELS = 2**30  # numbers in all kernels; more, 4 GiB, is a mistake that would take all memory
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What a cfg asks for.
+
+    Attributes:
+        blocks: the cfg's sections, ``[net]`` first.
+        height, width: the input size in pixels that the shapes of the layers hold for.
+        layers: the layers in order, by Darknet's numbers.
+    """
+
+    blocks: Sequence[Block]
+    height: int
+    width: int
+    layers: tuple[Layer, ...]
+    _at: dict[int, "NetworkSpec"] = field(default_factory=dict, repr=False, compare=False)
+
+    def section(self, index: int) -> Block:
+        """The section of the cfg that layer ``index`` comes from."""
+        return self.blocks[1 + index]
+
+    def at(self, img_size: int) -> "NetworkSpec":
+        """The same network for images of ``img_size`` x ``img_size`` pixels.
+
+        Raises:
+            InputError: nothing is left of such an image in some layer, or its sources do not fit.
+        """
+        if (img_size, img_size) == (self.height, self.width):
+            return self
+        if img_size not in self._at:
+            self._at[img_size] = parse_network(self.blocks, img_size)
+        return self._at[img_size]
+
+    @property
+    def convolutions(self) -> list[Convolution]:
+        """The convolutions in order."""
+        return [layer for layer in self.layers if isinstance(layer, Convolution)]
+
+    @property
+    def heads(self) -> list[Yolo]:
+        """The detection heads in order."""
+        return [layer for layer in self.layers if isinstance(layer, Yolo)]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the convolutions for one image, one multiply-add counted as one."""
+        return sum(layer.macs for layer in self.convolutions)
+
+    @property
+    def stride(self) -> int:
+        """Input pixels a cell of the coarsest map; images are multiples of it."""
+        pooled: set[int] = set()  # to one value a channel, by layers that take every size
+        strides = [1]
+        for layer in self.layers:
+            if isinstance(layer, AvgPool) or all(source in pooled for source in layer.sources):
+                pooled.add(layer.index)
+            else:
+                strides.append(2 ** round(math.log2(self.height / layer.height)))
+        return max(strides)
+
+    @property
+    def consumers(self) -> dict[int, list[Layer]]:
+        """For each layer number (and ``IMAGE``) the layers that read it."""
+        readers: dict[int, list[Layer]] = {index: [] for index in range(IMAGE, len(self.layers))}
+        for layer in self.layers:
+            for source in dict.fromkeys(layer.sources):
+                readers[source].append(layer)
+        return readers
+
+
+def parse_network(blocks: Sequence[Block], img_size: int | None = None) -> NetworkSpec:
+    """Read a cfg's sections at its own input size, or at ``img_size`` x ``img_size`` pixels.
+
+    Raises:
+        InputError: a section that :func:`utils.darknet.parse.parse_layer` refuses, kernels that would take all memory,
+            or no ``[yolo]`` layer; the message names file, line and layer.
+    """
+    if not blocks or blocks[0].get("type") != "net":
+        raise InputError("a list of blocks begins with [net]")
+    net = Options(blocks[0], place(blocks[0]))
+    height, width = net.integer("height", low=1), net.integer("width", low=1)
+    if img_size:
+        height = width = img_size
+    channels = net.integer("channels", 3)
+    if channels != 3:
+        net.fail(f"channels={channels}: images are RGB, so 3 is the only number of channels")
+    net.refuse_unknown()
+    image = Empty(index=IMAGE, where=net.where, sources=(), channels=channels, height=height, width=width)
+
+    layers: list[Layer] = []
+    kernels = 0
+    for index, block in enumerate(blocks[1:]):
+        options = Options(block, place(block, index))
+        layer = parse_layer(options, Context(index, options, layers, image))
+        if isinstance(layer, Convolution) and (kernels := kernels + layer.parameters) > LARGEST_KERNELS:
+            options.fail(f"the kernels up to here would be {kernels:.2g} numbers")
+        layers.append(layer)
+    spec = NetworkSpec(blocks, height, width, tuple(layers))
+    if not spec.heads:
+        raise InputError(f"{net.where}: there is no [yolo] layer, so this network detects nothing")
+    return spec
