@@ -9,11 +9,11 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export MALLOC_TOP_PAD_ := 268435456
 
-# A quarter of YOLOv3's width and pictures of 160 pixels, so that two cores do it in minutes.
+# A quarter of YOLOv3's width and images of 160 pixels, so that two cores need minutes only.
 DEMO := --model_def config/yolov3-small-hand.cfg --data_config config/demo.data --n_cpu 2
 DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_interval 30 --evaluation_interval 3 --overwrite
 
-.PHONY: demo test test-zoo test-kill fuzz bench lint clean
+.PHONY: demo test test-zoo test-kill fuzz bench lint docs-check clean
 
 demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
@@ -30,7 +30,7 @@ demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 5. detect"
 	$(PY) detect.py --image_folder "data/demo/images/test_0000*.jpg" --model_def config/prune_demo.cfg \
 		--weights_path checkpoints/demo_finetune_ckpt.pth --conf_thres 0.25 --n_cpu 2 --output output/demo
-	@echo "pictures: runs/demo_sparse (gammas over time), runs/prune_demo (channels), output/demo (detections)"
+	@echo "plots: runs/demo_sparse (gammas over time), runs/prune_demo (channels); detections: output/demo"
 
 data/demo/train.txt: | $(VENV)/.requirements
 	$(PY) data/synthetic_hands.py --output data/demo --train 700 --valid 60 --test 80 --size 192 --overwrite
@@ -57,11 +57,17 @@ test-kill: $(VENV)/.requirements-dev
 lint: $(VENV)/.requirements-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m tests.docs_check
+	$(PY) -m mypy utils models.py train.py test.py test_prune.py detect.py export.py benchmark.py
+
+# The commands of the README and docs/ parse, and the files that they name exist.
+docs-check: $(VENV)/.requirements-dev
+	$(PY) -m tests.docs_check
 
 # What the demo and the tests leave; no trained network but the demo's.
 clean:
 	rm -rf checkpoints/demo_* checkpoints/prune_demo* config/prune_demo.cfg
-	rm -rf runs/demo_* runs/prune_demo output/demo data/demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs/demo_* runs/prune_demo output/demo data/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -1,6 +1,6 @@
 """Draws the study: images and Markdown tables out of the CSV that studies/study.py writes.
 
-- {data}_size.png: mAP against parameters and MACs, each way to train sparse a line, with its spread over seeds;
+- {data}_size.png: mAP against parameters and MACs, a line per way to train sparse, with its spread over seeds;
 - {data}_ratio.png: the ratio at which mAP has fallen by 0.01;
 - results.md: the rows from baseline to fine-tuned; of each way to train sparse mAP at equal parameters and that ratio;
 - {data}_detections.jpg, with --run: images before and after.
@@ -43,6 +43,10 @@ STAGES = {
     "finetuned": "fine-tuned",
     "distilled": "fine-tuned with a teacher",
 }
+TITLE = """# Tables of the study
+
+Written by studies/draw.py out of studies/results.csv. docs/results.md says what they show.
+"""
 TICKS = (100, 50, 30, 20, 10, 5, 3, 2, 1)  # per cent
 CONFIDENCE = 0.25  # of the boxes that are drawn
 SIDE = 320  # pixels of a drawn image's longer side
@@ -68,34 +72,34 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{args.results}: there is no such CSV; studies/study.py writes it")
     with open(args.results, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    text = []
+    text = [TITLE]
     for data in dict.fromkeys(row["data"] for row in rows):
-        own = [row for row in rows if row["data"] == data]
-        text += [f"## {data}", "", stage_table(own), ""]
-        sweeps = curves(own)
+        data_rows = [row for row in rows if row["data"] == data]
+        text += [f"## {data}", "", stage_table(data_rows), ""]
+        sweeps = curves(data_rows)
         if sweeps:
             save_figure(size_figure(data, sweeps), args.output / f"{data}_size.png")
             save_figure(ratio_figure(data, sweeps), args.output / f"{data}_ratio.png")
-            text += [sweep_table(own, sweeps), ""]
+            text += [sweep_table(data_rows, sweeps), ""]
     write_text(args.output / "results.md", "\n".join(text))
     print("\n".join(text))
     if args.run:
         draw_run(rows, args.run, data_sets(args.data), args.images, args.output)
-    print(f"{args.output}: images and results.md")
+    print(f"{args.output}: plots and results.md")
 
 
 def curves(rows: Sequence[Row]) -> dict[str, list[Curve]]:
-    """The sweeps of each way to train sparse, one a seed, by its label."""
+    """The sweeps of each way to train sparse, one per seed, by its label."""
     by_job: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["stage"] == "sweep":
             by_job[row["job"]].append(row)
-    found: dict[str, list[Curve]] = defaultdict(list)
+    sweeps: dict[str, list[Curve]] = defaultdict(list)
     for points in by_job.values():
         points.sort(key=lambda row: float(row["percent"]))
         columns = ("percent", "mAP", "parameters", "macs")
-        found[label_of(points[0])].append({name: np.array([float(row[name]) for row in points]) for name in columns})
-    return dict(found)
+        sweeps[label_of(points[0])].append({name: np.array([float(row[name]) for row in points]) for name in columns})
+    return dict(sweeps)
 
 
 def label_of(row: Row) -> str:
@@ -154,16 +158,16 @@ def stage_table(rows: Sequence[Row]) -> str:
 
 def stage_line(group: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     """A line of :func:`stage_table`: one stage on several seeds."""
-    stage, about = group[0]["stage"], ""
+    stage, detail = group[0]["stage"], ""
     if stage == "sparse":
-        about = f" ({label_of(group[0])})"
+        detail = f" ({label_of(group[0])})"
     elif stage == "pruned":
-        about = f", {float(group[0]['percent']):.0%} of the channels"
+        detail = f", {float(group[0]['percent']):.0%} of the channels"
     quality = [spread(last_epoch(row, name) for row in group) for name in ("mAP", "mAP_50_95")]
     best = spread(float(row["mAP_50_95"]) for row in group) if group[0]["epochs"] and stage != "sparse" else ""
     faster = spread((speed_up(row) for row in group if row.get("forward_ms_after")), 1)
     sizes = [size_of(group, rows, name) for name in SIZES]
-    return [STAGES[stage] + about, str(len(group)), group[0]["epochs"], *quality, best, *sizes, faster]
+    return [STAGES[stage] + detail, str(len(group)), group[0]["epochs"], *quality, best, *sizes, faster]
 
 
 def size_of(group: Sequence[Row], rows: Sequence[Row], name: str) -> str:
@@ -237,7 +241,7 @@ def ratio_figure(data: str, sweeps: dict[str, list[Curve]]) -> Figure:
 
 
 def draw_run(rows: Sequence[Row], run_id: str, known: Sequence[DataSet], count: int, output: Path) -> None:
-    """Draw what the baseline and a fine-tuned run find on the same validation images, side by side."""
+    """Draw the detections of the baseline and of a fine-tuned run on the same validation images, side by side."""
     row = next((row for row in rows if row["id"] == run_id), None)
     if row is None or row["stage"] not in ("finetuned", "distilled"):
         raise InputError(f"--run {run_id}: the CSV has no finetuned or distilled run of this id")
@@ -249,8 +253,8 @@ def draw_run(rows: Sequence[Row], run_id: str, known: Sequence[DataSet], count: 
         detector(data, pruned_cfg_of(run_id.rpartition("/")[0]), weights_of(run_id)),
     ]
     paths = config.images("valid")
-    paths = [read_image(path) for path in paths[:: max(1, len(paths) // count)][:count]]
-    save_image(side_by_side(paths, sides, config.names), output / f"{data.name}_detections.jpg")
+    images = [read_image(path) for path in paths[:: max(1, len(paths) // count)][:count]]
+    save_image(side_by_side(images, sides, config.names), output / f"{data.name}_detections.jpg")
 
 
 def detector(data: DataSet, model_def: str, weights: str) -> Detector:
@@ -260,17 +264,17 @@ def detector(data: DataSet, model_def: str, weights: str) -> Detector:
     return Detector(model.to(pick_device()).eval(), data.img_size, *thresholds)
 
 
-def side_by_side(paths: Sequence[Image.Image], sides: Sequence[Detector], names: Sequence[str]) -> Image.Image:
-    """A row of images for each detector, with what it finds; images are scaled to one height."""
+def side_by_side(images: Sequence[Image.Image], sides: Sequence[Detector], names: Sequence[str]) -> Image.Image:
+    """A row of images for each detector, with its detections; every image's longer side is SIDE."""
     drawn = []
     for side in sides:
-        found = side([to_square(path, side.img_size) for path in paths], paths)
-        drawn.append([draw_detections(*pair, names) for pair in zip(paths, found, strict=True)])
-    widths = [round(path.width * SIDE / max(path.size)) for path in paths]
-    heights = [round(path.height * SIDE / max(path.size)) for path in paths]
+        detections = side([to_square(image, side.img_size) for image in images], images)
+        drawn.append([draw_detections(*pair, names) for pair in zip(images, detections, strict=True)])
+    widths = [round(image.width * SIDE / max(image.size)) for image in images]
+    heights = [round(image.height * SIDE / max(image.size)) for image in images]
     sheet = Image.new("RGB", (sum(widths), len(sides) * max(heights)), "white")
-    for line, images in enumerate(drawn):
-        for k, image in enumerate(images):
+    for line, row in enumerate(drawn):
+        for k, image in enumerate(row):
             sheet.paste(image.resize((widths[k], heights[k])), (sum(widths[:k]), line * max(heights)))
     return sheet
 
