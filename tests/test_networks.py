@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.networks import CFGS, DARKNET_FOLDER, WITHOUT_DARKNET
+from tests.networks import CFG_FOLDER, DARKNET_CFGS, or_skip
 from utils.darknet.cfg import read_cfg
 
 # What of a section decides how its layer computes and is wired; how many sources, not which.
@@ -25,14 +25,8 @@ def kind(block):
     return " ".join([block["type"], f"sources={sources}", *compared])
 
 
-@pytest.mark.skipif(not DARKNET_FOLDER.is_dir(), reason=WITHOUT_DARKNET)
-@pytest.mark.parametrize("ours", CFGS, ids=lambda path: path.stem)
-def test_a_small_network_has_the_layers_of_darknets(ours):
-    darknet = DARKNET_FOLDER / ("enet-coco.cfg" if ours.stem == "enet" else f"yolo{ours.name}")
+@pytest.mark.parametrize("darknet", or_skip(DARKNET_CFGS), ids=lambda path: path and path.stem)
+def test_each_of_darknets_networks_has_a_small_one_with_the_same_layers(darknet):
+    ours = CFG_FOLDER / f"{darknet.stem.removeprefix('yolo').removesuffix('-coco')}.cfg"
     kinds = [{kind(block) for block in read_cfg(path)[1:]} for path in (darknet, ours)]
     assert kinds[0] == kinds[1]
-
-
-def test_there_is_a_small_network_for_each_of_darknets():
-    names = "enet v3 v3-spp v3-tiny v3-tiny-prn v4 v4-csp v4-tiny v7-tiny"
-    assert [path.stem for path in CFGS] == names.split()
