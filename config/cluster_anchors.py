@@ -17,7 +17,7 @@ from PIL import Image
 if not __package__:  # run as `python config/cluster_anchors.py`: the repository root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config.create_cfg import DARKNET_ANCHORS, format_anchors, scale_anchors
+from config.anchors import DARKNET_ANCHORS, format_anchors, scale_anchors
 from utils import boxes
 from utils.cli import ArgumentParser, number, run
 from utils.data.datasets import read_data_config

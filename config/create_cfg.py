@@ -7,13 +7,13 @@ follow; here both come from ``--classes``. ``--width 0.25`` gives the same topol
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
 if not __package__:  # run as `python config/create_cfg.py`: the repository root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from config.anchors import DARKNET_ANCHORS, Anchor, format_anchors, parse_anchors, scale_anchors
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg
 from utils.darknet.spec import parse_network
@@ -21,15 +21,8 @@ from utils.errors import InputError
 from utils.files import write_text
 
 Section = dict[str, str]
-Anchor = tuple[float, float]
 
 DARKNET53_STAGES = [(64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)]  # (filters, residual blocks), each at half size
-
-DARKNET_SIZE = 416
-DARKNET_ANCHORS: dict[int, list[Anchor]] = {
-    9: [(10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326)],
-    6: [(10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319)],
-}
 
 LARGEST_STRIDE = 32
 
@@ -197,30 +190,6 @@ def scale_width(layers: list[Section], width: float) -> list[Section]:
         return layer | {"filters": str(max(8, round(int(layer["filters"]) * width / 8) * 8))}
 
     return [scale(layer) for layer in layers]
-
-
-def scale_anchors(anchors: list[Anchor], img_size: int) -> list[Anchor]:
-    """Anchors given for 416 pixels as whole pixels, at least 1, of an image of ``img_size`` pixels."""
-    return [tuple(max(1, round(side * img_size / DARKNET_SIZE)) for side in anchor) for anchor in anchors]
-
-
-def parse_anchors(text: str, count: int) -> list[Anchor]:
-    """``"w,h, w,h, ..."`` as ``count`` pairs, smallest area first; anything else is an :class:`InputError`."""
-    wanted = f"it must be {count} pairs of width,height: {2 * count} positive numbers with commas between them"
-    try:
-        sides = [float(side) for side in text.split(",")]
-    except ValueError:
-        raise InputError(f"--anchors {text!r} is not a list of numbers; {wanted}") from None
-    if len(sides) != 2 * count:
-        raise InputError(f"--anchors has {len(sides)} numbers; {wanted}")
-    if not all(0 < side < math.inf for side in sides):
-        raise InputError(f"--anchors {text!r} has a number out of range; {wanted}")
-    return sorted(zip(sides[::2], sides[1::2], strict=True), key=math.prod)
-
-
-def format_anchors(anchors: list[Anchor]) -> str:
-    """The anchors as a cfg and ``--anchors`` have them: ``10,13, 16,30, ...``."""
-    return ", ".join(f"{width:g},{height:g}" for width, height in anchors)
 
 
 def create_cfg(base: str, classes: int, img_size: int, width: float = 1.0, anchors: str | None = None) -> list[Section]:

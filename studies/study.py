@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+if not __package__:  # run as `python studies/study.py`: the repository root is not on the path yet
+    sys.path.insert(0, str(ROOT))
 
 from terminaltables import AsciiTable
 

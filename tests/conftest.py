@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 
 import pytest
 
@@ -8,18 +7,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
 
-DARKNET_CFGS = Path(__file__).resolve().parents[2] / "shared" / "darknet_cfg"
-NAMES = [
-    "enet-coco",
-    "yolov3",
-    "yolov3-spp",
-    "yolov3-tiny",
-    "yolov3-tiny-prn",
-    "yolov4",
-    "yolov4-csp",
-    "yolov4-tiny",
-    "yolov7-tiny",
-]
+from tests.networks import CFGS, DARKNET_CFGS, or_skip
 
 
 @pytest.fixture(autouse=True)
@@ -29,15 +17,7 @@ def _same_every_time():
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def darknet_cfgs():
-    """The folder of the networks that Darknet ships."""
-    if not DARKNET_CFGS.is_dir():
-        pytest.skip(f"Darknet's own cfg files are not at {DARKNET_CFGS}")
-    return DARKNET_CFGS
-
-
-@pytest.fixture(params=NAMES)
-def darknet_cfg(request, darknet_cfgs):
-    """The path of each of the networks that Darknet ships."""
-    return darknet_cfgs / f"{request.param}.cfg"
+@pytest.fixture(params=[*CFGS, *or_skip(DARKNET_CFGS)], ids=lambda path: path and path.stem)
+def darknet_cfg(request):
+    """The path of each of our small networks, and of each network that Darknet ships."""
+    return request.param

@@ -34,6 +34,7 @@ if not __package__:  # run as `python tests/fuzz.py`: the repository root is not
 
 from config.create_cfg import create_cfg
 from models import Darknet
+from tests.networks import CFGS, DARKNET_CFGS
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.spec import parse_network
@@ -47,7 +48,6 @@ from utils.errors import InputError
 SECONDS = 20  # of one case; the slowest take a fraction of one
 MEMORY = 3 << 30  # bytes beyond what the program has when it begins
 BUILT = 3e6  # networks of more parameters are only resolved: building them is honest work, not a fault
-DARKNET_CFGS = ROOT.parent / "shared" / "darknet_cfg"
 
 # What parsers stumble over.
 TOKENS = [
@@ -203,10 +203,10 @@ def read_check(path: Path) -> str:
 
 
 def cfg_seeds() -> list[bytes]:
-    """Our own networks, and Darknet's where they are at hand."""
+    """Our own networks of every kind, and Darknet's where they are at hand."""
     kinds = [format_cfg(create_cfg(base, 2, 64, width=0.02)).encode() for base in ("v3", "v3-tiny", "v3-spp")]
     small = min(kinds, key=len)
-    files = [path.read_bytes() for path in sorted(DARKNET_CFGS.glob("*.cfg"))] if DARKNET_CFGS.is_dir() else []
+    files = [path.read_bytes() for path in (*CFGS, *DARKNET_CFGS)]
     return [*kinds, *[small] * 3, *files]
 
 

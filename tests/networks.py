@@ -1,11 +1,29 @@
-"""Networks for tests: cfgs made narrow, and weights that look like those of sparse training."""
+"""Networks for tests: small cfgs, Darknet's own made narrow, and weights that look like those of sparse training."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 import torch
 
 from models import Darknet
-from utils.darknet.cfg import Block
+from utils.darknet.cfg import Block, read_cfg
+
+CFG_FOLDER = Path(__file__).resolve().parent / "cfgs"
+CFGS = sorted(CFG_FOLDER.glob("*.cfg"))  # our own small networks, with the layers and the wiring of Darknet's
+DARKNET_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "darknet_cfg"
+DARKNET_CFGS = sorted(DARKNET_FOLDER.glob("*.cfg"))  # the networks that Darknet ships, which a clone does not have
+WITHOUT_DARKNET = f"Darknet's own cfg files are not at {DARKNET_FOLDER}"
+
+
+def or_skip(params: list) -> list:
+    """Parameters made from Darknet's own cfg files, or a single skipped one where the files are not at hand."""
+    return params or [pytest.param(None, id="darknet", marks=pytest.mark.skip(reason=WITHOUT_DARKNET))]
+
+
+def narrow(cfg: Path, factor: int = 8, size: int = 64) -> list[Block]:
+    """The sections of a cfg for a test: our own networks keep their width, Darknet's get 1/``factor`` of it."""
+    return shrink(read_cfg(cfg), 1 if cfg.parent == CFG_FOLDER else factor, size)
 
 
 def shrink(blocks: Sequence[Block], factor: int = 8, size: int = 64) -> list[Block]:

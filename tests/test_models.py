@@ -8,7 +8,7 @@ import torch
 
 from config.create_cfg import create_cfg
 from models import Darknet
-from tests.networks import randomize, shrink
+from tests.networks import narrow, randomize
 from utils.darknet.cfg import parse_cfg, read_cfg
 from utils.data.datasets import DataConfig
 from utils.detection.complexity import count_parameters, state_dict_size
@@ -444,7 +444,7 @@ def test_the_baseline_has_the_published_size():
 
 
 def test_darknets_networks_run_and_train(darknet_cfg):
-    model = Darknet(shrink(read_cfg(darknet_cfg)))
+    model = Darknet(narrow(darknet_cfg))
     sizes = [(head.height, head.width) for head in model.spec.heads]
     images = torch.rand(2, 3, 64, 64)
     heads = model.train()(images)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,10 +12,18 @@ from matplotlib.ticker import MaxNLocator
 
 from utils.files import atomic_writer
 
-if TYPE_CHECKING:
-    from utils.pruning.penalty import GammaHistory
-
 BEFORE, AFTER = "#b8c4d6", "#d1495b"
+
+
+class GammaSeries(Protocol):
+    """What the figures of gammas read of :class:`utils.pruning.penalty.GammaHistory`; one entry per epoch."""
+
+    epochs: list[int]
+    quintiles: list[np.ndarray]
+    near_zero: list[float]
+    first_layer: list[np.ndarray]
+    histograms: list[np.ndarray]
+    top: float
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -24,7 +32,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(file, dpi=120, format="png")
 
 
-def plot_training(rows: Sequence[dict[str, Any]], gammas: "GammaHistory", folder: Path) -> None:
+def plot_training(rows: Sequence[dict[str, Any]], gammas: GammaSeries, folder: Path) -> None:
     """Draw the images of a run into ``folder``: training, quintiles, first layer, and distribution of gammas."""
     save_figure(training_figure(rows), folder / "training.png")
     if len(gammas.epochs) and len(gammas.first_layer[0]):
@@ -71,7 +79,7 @@ def _series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[
     return [int(row["epoch"]) + 1 for row in measured], [float(row[name]) for row in measured]
 
 
-def quintiles_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
+def quintiles_figure(epochs: np.ndarray, gammas: GammaSeries) -> Figure:
     """The five quintiles of |gamma| over the epochs: bands that collapse to 0 are channels that die."""
     figure = Figure(figsize=(8.4, 4), layout="constrained")
     axes = figure.subplots()
@@ -97,7 +105,7 @@ def quintiles_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
     return figure
 
 
-def first_layer_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
+def first_layer_figure(epochs: np.ndarray, gammas: GammaSeries) -> Figure:
     """|gamma| of each channel of the first BatchNorm over the epochs."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -113,7 +121,7 @@ def first_layer_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
     return figure
 
 
-def distribution_figure(epochs: np.ndarray, gammas: "GammaHistory") -> Figure:
+def distribution_figure(epochs: np.ndarray, gammas: GammaSeries) -> Figure:
     """How many channels have which |gamma|, over the epochs."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

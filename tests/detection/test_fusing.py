@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from models import Darknet
-from tests.networks import randomize, shrink
+from tests.networks import CFG_FOLDER, narrow, randomize
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.detection.fusing import fuse
 
 
 @torch.no_grad()
 def test_every_network_computes_the_same_without_batch_norm(darknet_cfg):
-    model = randomize(Darknet(shrink(read_cfg(darknet_cfg))))
+    model = randomize(Darknet(narrow(darknet_cfg)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fused = fuse(model)
     assert not fused.batch_norms
@@ -19,8 +19,8 @@ def test_every_network_computes_the_same_without_batch_norm(darknet_cfg):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_batch_norm_by_cbn_is_gone_from_the_cfg_too(darknet_cfgs):
-    text = format_cfg(shrink(read_cfg(darknet_cfgs / "yolov3-tiny.cfg"))).replace("batch_normalize=1", "cbn=1")
+def test_batch_norm_by_cbn_is_gone_from_the_cfg_too():
+    text = format_cfg(read_cfg(CFG_FOLDER / "v3-tiny.cfg")).replace("batch_normalize=1", "cbn=1")
     model = Darknet(parse_cfg(text))
     assert model.batch_norms
     assert not Darknet(fuse(model).blocks).batch_norms
@@ -28,8 +28,8 @@ def test_batch_norm_by_cbn_is_gone_from_the_cfg_too(darknet_cfgs):
 
 @torch.no_grad()
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-6, 1e-3])
-def test_small_variances_are_folded_with_the_layers_own_epsilon(darknet_cfgs, epsilon):
-    model = randomize(Darknet(shrink(read_cfg(darknet_cfgs / "yolov3-tiny.cfg"))))
+def test_small_variances_are_folded_with_the_layers_own_epsilon(epsilon):
+    model = randomize(Darknet(read_cfg(CFG_FOLDER / "v3-tiny.cfg")))
     for norm in model.batch_norms.values():
         norm.running_var.mul_(1e-5)
         norm.weight.data.mul_(1e-3)
@@ -38,8 +38,8 @@ def test_small_variances_are_folded_with_the_layers_own_epsilon(darknet_cfgs, ep
     torch.testing.assert_close(fuse(model)(images), model(images), rtol=1e-4, atol=1e-4)
 
 
-def test_its_cfg_and_darknet_weights_are_a_network_of_their_own(darknet_cfgs, tmp_path):
-    model = randomize(Darknet(shrink(read_cfg(darknet_cfgs / "yolov3-tiny.cfg"))))
+def test_its_cfg_and_darknet_weights_are_a_network_of_their_own(tmp_path):
+    model = randomize(Darknet(read_cfg(CFG_FOLDER / "v3-tiny.cfg")))
     fused = fuse(model)
     fused.save_darknet_weights(tmp_path / "a.weights")
     again = Darknet(parse_cfg(format_cfg(fused.blocks))).eval()

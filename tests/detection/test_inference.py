@@ -4,9 +4,8 @@ import torch
 import test as program
 from config.create_cfg import create_cfg
 from models import Darknet
-from tests.networks import lively, randomize, shrink
+from tests.networks import lively, narrow, randomize
 from tests.scene import dataset_of, make_project
-from utils.darknet.cfg import read_cfg
 from utils.data.datasets import loader, read_data_config
 from utils.detection.checkpoints import save_checkpoint
 from utils.detection.inference import Inference, for_inference
@@ -19,7 +18,7 @@ def small():
 
 @torch.no_grad()
 def test_every_network_predicts_the_same_when_ready(darknet_cfg):
-    model = randomize(Darknet(shrink(read_cfg(darknet_cfg))))
+    model = randomize(Darknet(narrow(darknet_cfg)))
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(for_inference(model)(images), model(images), rtol=1e-4, atol=1e-4)
 

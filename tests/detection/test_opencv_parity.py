@@ -13,10 +13,9 @@ import torch
 
 from config.create_cfg import create_cfg
 from models import Darknet
-from tests.conftest import DARKNET_CFGS
-from tests.networks import lively, randomize, shrink
+from tests.networks import CFG_FOLDER, lively, narrow, randomize
 from utils.boxes import non_max_suppression
-from utils.darknet.cfg import format_cfg, read_cfg
+from utils.darknet.cfg import format_cfg
 from utils.data.images import read_image, to_square
 from utils.detection.fusing import fuse
 from utils.detection.runtimes import OpenCvModel
@@ -30,10 +29,7 @@ HANDS = Path(__file__).resolve().parents[3] / "shared" / "data" / "hands" / "ima
 def spec(name):
     if name != "v4-tiny":
         return Darknet(create_cfg(name, 2, SIZE, width=0.125))
-    cfg = DARKNET_CFGS / "yolov4-tiny.cfg"
-    if not cfg.exists():
-        pytest.skip(f"YOLOv4-tiny's cfg is not at {cfg}")
-    return Darknet(shrink(read_cfg(cfg), size=SIZE))
+    return Darknet(narrow(CFG_FOLDER / "v4-tiny.cfg", size=SIZE))
 
 
 def pruned(model):

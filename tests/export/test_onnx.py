@@ -5,9 +5,9 @@ import torch
 
 from config.create_cfg import create_cfg
 from models import Darknet
-from tests.networks import lively, randomize, shrink
+from tests.networks import lively, narrow, randomize
 from utils.boxes import non_max_suppression
-from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
+from utils.darknet.cfg import format_cfg, parse_cfg
 from utils.detection.runtimes import OnnxModel, prediction_difference
 from utils.errors import InputError
 from utils.export.onnx import TOLERANCE, add_suppression, export_onnx, prove
@@ -38,7 +38,7 @@ def exported():
 
 @torch.no_grad()
 def test_every_network_gives_the_same_predictions_in_onnx_runtime(darknet_cfg):
-    model = lively(randomize(Darknet(shrink(read_cfg(darknet_cfg)))))
+    model = lively(randomize(Darknet(narrow(darknet_cfg))))
     names = [str(number) for number in range(model.spec.heads[0].classes)]
     assert prove(model, export_onnx(model, names, SIZE), samples()) <= TOLERANCE
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from config.create_cfg import BASES, create_cfg, get_args_parser, main
-from tests.conftest import DARKNET_CFGS as DARKNET
+from tests.networks import DARKNET_FOLDER, WITHOUT_DARKNET
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.errors import InputError
 
@@ -55,11 +55,11 @@ def trace(blocks):
     return channels, sides, parameters, macs
 
 
-@pytest.mark.skipif(not DARKNET.is_dir(), reason=f"Darknet's own cfg files are not at {DARKNET}")
+@pytest.mark.skipif(not DARKNET_FOLDER.is_dir(), reason=WITHOUT_DARKNET)
 @pytest.mark.parametrize("base", BASES)
 def test_width_1_is_darknets_own_network(base):
     ours = parse_cfg(format_cfg(create_cfg(base, classes=80, img_size=416)))
-    darknet = read_cfg(DARKNET / f"yolo{base}.cfg")
+    darknet = read_cfg(DARKNET_FOLDER / f"yolo{base}.cfg")
     assert [dict(block) for block in ours[1:]] == [dict(block) for block in darknet[1:]]
     assert set(darknet[0]) | {"letter_box"} == set(ours[0])
 

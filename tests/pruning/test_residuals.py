@@ -4,8 +4,8 @@ import pytest
 
 from config.create_cfg import create_cfg
 from models import Darknet
-from tests.networks import randomize, shrink
-from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
+from tests.networks import randomize
+from utils.darknet.cfg import format_cfg, parse_cfg
 from utils.errors import InputError
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.pruner import Pruner
@@ -93,8 +93,8 @@ def test_relative_numbers_stay_relative_and_absolute_ones_absolute():
 
 
 @pytest.mark.parametrize("strategy", ["normal", "shortcut", "slim"])
-def test_blocks_and_channels_together_keep_the_proof(darknet_cfgs, strategy):
-    model = randomize(Darknet(shrink(read_cfg(darknet_cfgs / "yolov3.cfg"))))
+def test_blocks_and_channels_together_keep_the_proof(strategy):
+    model = randomize(Darknet(create_cfg("v3", classes=80, img_size=64, width=0.125)))
     trial = Pruner(model, strategy, prune_blocks=12).at(0.5)
     assert head_difference(trial.reference, trial.pruned.model, 64) < 1e-5
     assert sum(b["type"] == "shortcut" for b in trial.pruned.model.blocks) == 11

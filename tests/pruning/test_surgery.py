@@ -9,9 +9,7 @@ import torch
 
 from config.create_cfg import create_cfg
 from models import Darknet
-from tests.conftest import DARKNET_CFGS as ZOO
-from tests.conftest import NAMES
-from tests.networks import randomize, shrink
+from tests.networks import CFGS, DARKNET_CFGS, narrow, or_skip, randomize
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.spec import parse_network
 from utils.detection.checkpoints import save_checkpoint
@@ -46,7 +44,7 @@ def kill(model, *places):
 
 @dataclass(frozen=True)
 class Case:
-    """One network of Darknet's, made narrow, pruned one way."""
+    """One network, made narrow where it is Darknet's own, pruned one way."""
 
     cfg: Path
     strategy: str
@@ -55,14 +53,14 @@ class Case:
 
     def trial(self):
         size = 64 if self.shrunk > 1 else 128
-        model = randomize(Darknet(shrink(read_cfg(self.cfg), self.shrunk, size)))
+        model = randomize(Darknet(narrow(self.cfg, self.shrunk, size)))
         return model, Pruner(model, self.strategy, round_to=self.round_to).at(0.6), size
 
 
-def cases(shrunk):
+def cases(cfgs, shrunk):
     return [
-        pytest.param(Case(ZOO / f"{name}.cfg", strategy, round_to, shrunk), id=f"{name}-{strategy}-{round_to}")
-        for name in NAMES
+        pytest.param(Case(cfg, strategy, round_to, shrunk), id=f"{cfg.stem}-{strategy}-{round_to}")
+        for cfg in cfgs
         for strategy in STRATEGIES
         for round_to in (1, 8)
     ]
@@ -89,15 +87,13 @@ def weights_of(network):
     )
 
 
-@pytest.mark.parametrize("case", cases(shrunk=8))
-@pytest.mark.usefixtures("darknet_cfgs")
+@pytest.mark.parametrize("case", cases(CFGS, shrunk=8) + or_skip(cases(DARKNET_CFGS, shrunk=8)))
 def test_the_compact_network_computes_what_the_masked_one_does(case):
     check(case)
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("case", cases(shrunk=1))
-@pytest.mark.usefixtures("darknet_cfgs")
+@pytest.mark.parametrize("case", or_skip(cases(DARKNET_CFGS, shrunk=1)))
 def test_the_compact_network_computes_what_the_masked_one_does_at_full_width(case):
     check(case)
 
@@ -120,10 +116,9 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-@pytest.mark.usefixtures("darknet_cfgs")
 def test_the_written_files_give_the_same_output_in_a_fresh_process(tmp_path):
     names = []
-    for param in cases(shrunk=8)[::2]:
+    for param in cases([*CFGS, *DARKNET_CFGS], shrunk=8)[::2]:
         _, trial, size = param.values[0].trial()
         folder = tmp_path / param.id
         images = torch.rand(1, 3, size, size)

@@ -1,0 +1,37 @@
+"""Anchors, (width, height) in pixels: those of Darknet's networks, and how a cfg and a command line write them."""
+
+import math
+
+from utils.errors import InputError
+
+Anchor = tuple[float, float]
+
+DARKNET_SIZE = 416
+DARKNET_ANCHORS: dict[int, list[Anchor]] = {
+    9: [(10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326)],
+    6: [(10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319)],
+}
+
+
+def scale_anchors(anchors: list[Anchor], img_size: int) -> list[Anchor]:
+    """Anchors given for 416 pixels as whole pixels, at least 1, of an image of ``img_size`` pixels."""
+    return [tuple(max(1, round(side * img_size / DARKNET_SIZE)) for side in anchor) for anchor in anchors]
+
+
+def parse_anchors(text: str, count: int) -> list[Anchor]:
+    """``"w,h, w,h, ..."`` as ``count`` pairs, smallest area first; anything else is an :class:`InputError`."""
+    wanted = f"it must be {count} pairs of width,height: {2 * count} positive numbers with commas between them"
+    try:
+        sides = [float(side) for side in text.split(",")]
+    except ValueError:
+        raise InputError(f"--anchors {text!r} is not a list of numbers; {wanted}") from None
+    if len(sides) != 2 * count:
+        raise InputError(f"--anchors has {len(sides)} numbers; {wanted}")
+    if not all(0 < side < math.inf for side in sides):
+        raise InputError(f"--anchors {text!r} has a number out of range; {wanted}")
+    return sorted(zip(sides[::2], sides[1::2], strict=True), key=math.prod)
+
+
+def format_anchors(anchors: list[Anchor]) -> str:
+    """The anchors as a cfg and ``--anchors`` have them: ``10,13, 16,30, ...``."""
+    return ", ".join(f"{width:g},{height:g}" for width, height in anchors)
