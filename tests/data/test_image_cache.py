@@ -8,9 +8,10 @@ from PIL import Image
 import train
 from tests.scene import dataset_of, make_project
 from utils.data import image_cache
-from utils.data.datasets import EpochSampler, loader, read_data_config
+from utils.data.data_config import read_data_config
 from utils.data.image_cache import budget, decode_all, decoded_bytes, free_memory
 from utils.data.images import read_image
+from utils.data.loader import EpochSampler, loader
 from utils.errors import InputError
 
 

@@ -95,14 +95,14 @@ def test_any_kind_of_image_is_read_as_rgb(tmp_path, mode):
     path = tmp_path / ("a.tif" if mode in ("CMYK", "I") else "a.png")
     if mode.startswith("I"):
         Image.fromarray((grey // 2).astype(np.uint16) * 257).convert(mode).save(path)
-        wanted = grey // 2
+        expected = grey // 2
     else:
         Image.fromarray(grey).convert("RGB").convert(mode).save(path)
-        wanted = grey
+        expected = grey
     image = read_image(path)
     assert image.mode == "RGB"
     for channel in range(3):
-        np.testing.assert_allclose(np.asarray(image)[..., channel], wanted, atol=1)
+        np.testing.assert_allclose(np.asarray(image)[..., channel], expected, atol=1)
 
 
 def test_to_device_gives_numbers_from_0_to_1():

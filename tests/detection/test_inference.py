@@ -7,7 +7,8 @@ from models import Darknet
 from tests.networks import lively, randomize, shrink
 from tests.scene import dataset_of, make_project
 from utils.darknet.cfg import read_cfg
-from utils.data.datasets import loader, read_data_config
+from utils.data.data_config import read_data_config
+from utils.data.loader import loader
 from utils.detection.checkpoints import save_checkpoint
 from utils.detection.inference import Inference, for_inference
 from utils.errors import InputError
