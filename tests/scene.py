@@ -1,4 +1,4 @@
-"""A project folder in miniature for the programs: a narrow network, and images with a bright square each."""
+"""A small project folder for the programs: a narrow network, and images with one bright square each."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Data sets as people have them: what is wrong is found before the first step, all of it, once."""
+"""Data sets with errors: the check finds all of them before the first step."""
 
 import json
 import os

@@ -46,12 +46,15 @@ def image_size(path: str | Path) -> tuple[int, int]:
         InputError: the file is missing, is not an image, or would be absurdly large.
     """
     with _opened(path) as image:
-        return image.size[::-1] if _orientation(image, path) in SWAPS_SIDES else image.size
+        width, height = image.size
+        if image.format == "TIFF":  # whether image.size is upright already depends on the version of Pillow
+            width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
+        return (height, width) if _orientation(image, path) in SWAPS_SIDES else (width, height)
 
 
 def _orientation(image: Image.Image, path: str | Path) -> int:
     if image.format == "PNG" and "exif" not in image.info:
-        # EXIF data may follow the pixels: Pillow decodes the whole image to look for it, so look whether there is any.
+        # EXIF data may follow the pixels, and Pillow decodes the whole image to look for it. Most files have none.
         content = Path(path).read_bytes()
         if not any(chunk in content for chunk in PNG_METADATA):
             return 1

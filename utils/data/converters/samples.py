@@ -75,7 +75,7 @@ def read_stated_size(width: object, height: object, where: str | Path) -> tuple[
 
 
 def files_by_stem(folder: Path, *suffixes: str) -> dict[str, Path]:
-    """The files of ``folder`` with one of ``suffixes``, by stem. Hidden files (macOS adds ``._x`` to ``x``) are ignored.
+    """The files of ``folder`` with one of ``suffixes``, by stem, without hidden ones (macOS adds ``._x`` to ``x``).
 
     Raises:
         InputError: the folder is missing, or two files have the same stem.
