@@ -37,7 +37,6 @@ from data.hand_drawing import random_hand
 from data.scenery import BEHIND, IN_FRONT, background, noise
 from data.solids import Array, Light, Rng, Solid, blurred, lit, projected, rasterise
 from utils.cli import ArgumentParser, number, run
-from utils.data.images import image_size
 from utils.errors import InputError
 from utils.files import atomic_writer
 
@@ -220,7 +219,7 @@ def contact_sheet(dataset: Path, columns: int = 6, rows: int = 4) -> Image.Image
     """A grid of the first images of a data set, read from the files, with their rotated and axis-aligned boxes."""
     paths = sorted(dataset.glob("*/*/images/*.jpg"), key=lambda path: ("training" not in path.stem, path.stem))
     paths = paths[: columns * rows]
-    side, _ = image_size(paths[0])
+    side = Image.open(paths[0]).width
     sheet = Image.new("RGB", (columns * side, -(-len(paths) // columns) * side), "white")
     for k, path in enumerate(paths):
         image = Image.open(path)
