@@ -23,9 +23,10 @@ from test import evaluate
 from utils.boxes import non_max_suppression
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import read_cfg
-from utils.data.datasets import DetectionDataset, loader
+from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
 from utils.data.labels import label_path, read_labels
+from utils.data.loader import loader
 from utils.detection.inference import for_inference
 from utils.detection.metrics import COCO_IOU, DetectionMetrics, average_precision
 from utils.detection.runtimes import OnnxModel, OpenVinoModel

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.cli import ArgumentParser, number, run
-from utils.data.datasets import loader
 from utils.data.images import Images, find_images, to_square
+from utils.data.loader import loader
 from utils.detection.detector import Detector, load_model
 from utils.detection.inference import for_inference
 from utils.detection.options import add_compile_option, add_threshold_options, class_names, network_size

@@ -18,8 +18,10 @@ from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg
 from utils.darknet.weights import write_darknet_weights
 from utils.data.check import check_data
-from utils.data.datasets import DetectionDataset, loader, read_data_config
+from utils.data.data_config import read_data_config
+from utils.data.datasets import DetectionDataset
 from utils.data.images import batches_of_one, find_images
+from utils.data.loader import loader
 from utils.detection.checkpoints import load_weights, write_checkpoint
 from utils.detection.fusing import fuse
 from utils.detection.options import add_skip_bad_option, add_threshold_options, check_classes, class_names, network_size

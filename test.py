@@ -15,8 +15,10 @@ from utils import distributed
 from utils.boxes import boxes_of_image, to_detections
 from utils.cli import ArgumentParser, number, run
 from utils.data.check import check_data, summary
-from utils.data.datasets import DetectionDataset, loader, read_data_config
+from utils.data.data_config import read_data_config
+from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
+from utils.data.loader import loader
 from utils.detection.complexity import count_parameters
 from utils.detection.detector import load_model
 from utils.detection.inference import for_inference
@@ -58,7 +60,7 @@ def evaluate(
     Args:
         model: the network, a Darknet, which is left as it is, or one of :mod:`utils.detection.runtimes`. A Darknet is
             measured as it detects fastest, see :class:`utils.detection.inference.Inference`.
-        batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.datasets.collate` makes
+        batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.loader.collate` makes
             them.
         names: class names.
         iou_thres: the IoU from which on a detection counts as right.

@@ -13,7 +13,9 @@ from models import Darknet
 from test import evaluate
 from utils.cli import ArgumentParser, number, run
 from utils.data.check import check_data
-from utils.data.datasets import DetectionDataset, loader, read_data_config
+from utils.data.data_config import read_data_config
+from utils.data.datasets import DetectionDataset
+from utils.data.loader import loader
 from utils.detection.checkpoints import load_weights
 from utils.detection.complexity import count_parameters, state_dict_size
 from utils.detection.inference import for_inference

@@ -14,8 +14,10 @@ from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg
 from utils.data.augmentations import Augmentation
 from utils.data.check import check_data, summary
-from utils.data.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
+from utils.data.data_config import DataConfig, read_data_config
+from utils.data.datasets import DetectionDataset
 from utils.data.image_cache import budget
+from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.detection.options import add_precision_option, add_skip_bad_option, check_classes, network_size
 from utils.devices import computes_bf16, default_precision, describe_device, pick_device

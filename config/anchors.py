@@ -14,24 +14,28 @@ DARKNET_ANCHORS: dict[int, list[Anchor]] = {
 
 
 def scale_anchors(anchors: list[Anchor], img_size: int) -> list[Anchor]:
-    """Anchors given for 416 pixels as whole pixels, at least 1, of an image of ``img_size`` pixels."""
+    """Scale anchors for an input of 416 pixels to one of ``img_size`` pixels; whole pixels, at least 1."""
     return [tuple(max(1, round(side * img_size / DARKNET_SIZE)) for side in anchor) for anchor in anchors]
 
 
 def parse_anchors(text: str, count: int) -> list[Anchor]:
-    """``"w,h, w,h, ..."`` as ``count`` pairs, smallest area first; anything else is an :class:`InputError`."""
-    wanted = f"it must be {count} pairs of width,height: {2 * count} positive numbers with commas between them"
+    """Parse ``"w,h, w,h, ..."`` to ``count`` pairs in pixels, sorted by area.
+
+    Raises:
+        InputError: the text is not ``count`` pairs of positive numbers.
+    """
+    expected = f"it must be {count} pairs of width,height: {2 * count} positive numbers with commas between them"
     try:
         sides = [float(side) for side in text.split(",")]
     except ValueError:
-        raise InputError(f"--anchors {text!r} is not a list of numbers; {wanted}") from None
+        raise InputError(f"--anchors {text!r} is not a list of numbers; {expected}") from None
     if len(sides) != 2 * count:
-        raise InputError(f"--anchors has {len(sides)} numbers; {wanted}")
+        raise InputError(f"--anchors has {len(sides)} numbers; {expected}")
     if not all(0 < side < math.inf for side in sides):
-        raise InputError(f"--anchors {text!r} has a number out of range; {wanted}")
+        raise InputError(f"--anchors {text!r} has a number out of range; {expected}")
     return sorted(zip(sides[::2], sides[1::2], strict=True), key=math.prod)
 
 
 def format_anchors(anchors: list[Anchor]) -> str:
-    """The anchors as a cfg and ``--anchors`` have them: ``10,13, 16,30, ...``."""
+    """The anchors as text, for a cfg and for ``--anchors``: ``10,13, 16,30, ...``."""
     return ", ".join(f"{width:g},{height:g}" for width, height in anchors)

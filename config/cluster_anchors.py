@@ -2,8 +2,8 @@
 
     python config/cluster_anchors.py --data_config config/oxfordhand.data --img_size 416 --anchors 9
 
-As in "YOLO9000: Better, Faster, Stronger" (arXiv 1612.08242, section 2, Dimension Clusters): Euclidean distance would
-care for large boxes only, while 1 - IoU is the same for a small box as for a large one of the same shape.
+As in "YOLO9000: Better, Faster, Stronger" (arXiv 1612.08242, section 2, Dimension Clusters): with Euclidean distance,
+large boxes would dominate, while 1 - IoU does not depend on the scale of box and anchor.
 """
 
 import argparse
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 if not __package__:  # run as `python config/cluster_anchors.py`: the repository root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,28 +19,13 @@ if not __package__:  # run as `python config/cluster_anchors.py`: the repository
 from config.anchors import DARKNET_ANCHORS, format_anchors, scale_anchors
 from utils import boxes
 from utils.cli import ArgumentParser, number, run
-from utils.data.datasets import read_data_config
+from utils.data.data_config import read_data_config
+from utils.data.images import image_size
 from utils.data.labels import label_path, read_labels
 from utils.errors import InputError
 
-RESTARTS = 10
-MAX_UPDATES = 300
-
-EXIF_ORIENTATION = 0x0112
-EXIF_SIDEWAYS = (5, 6, 7, 8)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of an image as it is seen, from its header alone.
-
-    Raises :class:`InputError` where the file cannot be read as an image.
-    """
-    try:
-        with Image.open(path) as image:
-            sideways = image.getexif().get(EXIF_ORIENTATION) in EXIF_SIDEWAYS
-            return image.size[::-1] if sideways else image.size
-    except Exception as error:  # a damaged file can fail anywhere in a decoder
-        raise InputError(f"{path}: cannot be read as an image: {error}") from None
+RESTARTS = 10  # runs of k-means, of which the best counts
+MAX_UPDATES = 300  # of the anchors in one run
 
 
 def box_sizes(images: list[Path], classes: int, img_size: int) -> np.ndarray:
@@ -50,20 +34,20 @@ def box_sizes(images: list[Path], classes: int, img_size: int) -> np.ndarray:
     for image in images:
         labels, _ = read_labels(label_path(image), classes)
         if len(labels):
-            sample = np.array(image_size(image), dtype=np.float64)
-            sizes.append(labels[:, 3:5] * sample * (img_size / sample.max()))
-    # Boxes of one size in pixels differ in their last bits: rounded, they count as one.
+            image_sides = np.array(image_size(image), dtype=np.float64)
+            sizes.append(labels[:, 3:5] * image_sides * (img_size / image_sides.max()))
+    # Boxes of the same size in pixels differ by float noise; rounding makes them equal.
     rounded = np.concatenate(sizes).round(3)
     return rounded[(rounded > 0).all(axis=1)]
 
 
 def size_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """IoU, (N, A), of boxes (N, 2) with anchors (A, 2) laid on the same centre."""
+    """IoU (N, A) of box sizes (N, 2) and anchors (A, 2) in pixels, all with the same centre."""
     return boxes.size_iou(torch.from_numpy(sizes), torch.from_numpy(anchors)).numpy()
 
 
 def spread_start(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` of the boxes, (A, 2), each drawn in proportion to its distance from those before (k-means++)."""
+    """Draw ``count`` start anchors (A, 2) from the box sizes (N, 2), in proportion to their distance (k-means++)."""
     anchors = sizes[[rng.integers(len(sizes))]]
     while len(anchors) < count:
         distance = 1 - size_iou(sizes, anchors).max(axis=1)
@@ -76,8 +60,8 @@ def k_means(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     """Move the anchors (A, 2) to the median of the boxes (N, 2) nearest to each until no box changes its anchor."""
     anchors, nearest = anchors.copy(), None
     for _ in range(MAX_UPDATES):
-        before, nearest = nearest, size_iou(sizes, anchors).argmax(axis=1)
-        if before is not None and (nearest == before).all():
+        previous, nearest = nearest, size_iou(sizes, anchors).argmax(axis=1)
+        if previous is not None and (nearest == previous).all():
             break
         for index in np.unique(nearest):  # an anchor that lost all its boxes stays where it is
             anchors[index] = np.median(sizes[nearest == index], axis=0)
@@ -85,14 +69,17 @@ def k_means(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 
 
 def cluster(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """The best of several runs of k-means over box sizes (N, 2).
+    """The best of RESTARTS runs of k-means over box sizes (N, 2), by mean best IoU.
 
-    Returns ``count`` anchors (A, 2) in whole pixels, at least 1, sorted by area (then width). Raises
-    :class:`InputError` where there are fewer different box sizes than anchors.
+    Returns:
+        ``count`` anchors (A, 2) in whole pixels, at least 1, sorted by area, then width.
+
+    Raises:
+        InputError: there are fewer different box sizes than anchors.
     """
     different = len(np.unique(sizes, axis=0))
     if different < count:
-        raise InputError(f"--anchors {count}: there are only {different} different box sizes; ask for as many at most")
+        raise InputError(f"--anchors {count}: there are only {different} different box sizes; give at most as many")
     rng = np.random.default_rng(seed)
     runs = [k_means(sizes, spread_start(sizes, count, rng)) for _ in range(RESTARTS)]
     whole = [anchors.round().clip(min=1) for anchors in runs]
@@ -101,28 +88,30 @@ def cluster(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 
 
 def fit(sizes: np.ndarray, anchors: np.ndarray) -> str:
-    """How well anchors (A, 2) fit box sizes (N, 2), in words."""
+    """A text that says how well anchors (A, 2) fit box sizes (N, 2)."""
     best = size_iou(sizes, anchors).max(axis=1)
     return f"mean best IoU {best.mean():.4f}, best IoU > 0.5 for {(best > 0.5).mean():.1%} of the boxes"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the command line."""
     parser = ArgumentParser("Cluster the box sizes of a data set's training list into anchors.")
-    parser.add_argument("--data_config", default="config/oxfordhand.data", help="data set")
-    parser.add_argument("--img_size", type=number(int, 1), default=416, help="input size, pixels")
-    parser.add_argument("--anchors", type=number(int, 1), default=9, help="number of anchors: v3 has 9, v3-tiny 6")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of the random starts")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help=".data file of the data set")
+    parser.add_argument("--img_size", type=number(int, 1), default=416, help="side of the square input in pixels")
+    parser.add_argument("--anchors", type=number(int, 1), default=9, help="number of anchors; v3 has 9, v3-tiny has 6")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of the start anchors")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the anchors, and how they and Darknet's own fit the training boxes."""
+    """Print the anchors, and how well they and Darknet's anchors fit the training boxes."""
     data = read_data_config(args.data_config)
     images = data.images("train")
     sizes = box_sizes(images, data.classes, args.img_size)
     if not len(sizes):
-        raise InputError(f"{data.train}: no image has a labelled box; the first's should be in {label_path(images[0])}")
+        raise InputError(
+            f"{data.train}: no image has a labelled box; the labels of the first should be in {label_path(images[0])}"
+        )
     anchors = cluster(sizes, args.anchors, args.seed)
     print(f"{len(sizes)} boxes of {data.train}, at {args.img_size} pixels")
     print(f"  {args.anchors} clustered anchors: {fit(sizes, anchors)}")

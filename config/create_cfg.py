@@ -2,8 +2,8 @@
 
     python config/create_cfg.py --base v3 --classes 1 --output config/yolov3-hand.cfg
 
-Where a cfg is edited by hand, ``classes=`` stands in every ``[yolo]`` section and the ``filters=`` before it must
-follow; here both come from ``--classes``. ``--width 0.25`` gives the same topology with a quarter of the channels.
+Both ``classes=`` of every ``[yolo]`` section and ``filters=`` of the convolution before it follow from ``--classes``.
+``--width 0.25`` gives the same layers with a quarter of the channels.
 """
 
 import argparse
@@ -22,13 +22,19 @@ from utils.files import write_text
 
 Section = dict[str, str]
 
-DARKNET53_STAGES = [(64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)]  # (filters, residual blocks), each at half size
+DARKNET53_STAGES = [
+    (64, 1),
+    (128, 2),
+    (256, 8),
+    (512, 8),
+    (1024, 4),
+]  # (filters, residual blocks); each stage halves the size
 
 LARGEST_STRIDE = 32
 
 
 def convolutional(filters: int, size: int, stride: int = 1) -> Section:
-    """A convolution with BatchNorm and leaky ReLU, padded to keep the image's size at stride 1."""
+    """A convolution with BatchNorm and leaky ReLU; its padding keeps the size of the feature map at stride 1."""
     return {
         "type": "convolutional",
         "batch_normalize": "1",
@@ -41,27 +47,27 @@ def convolutional(filters: int, size: int, stride: int = 1) -> Section:
 
 
 def maxpool(size: int, stride: int) -> Section:
-    """A max pooling; at stride 1 it keeps the image's size."""
+    """A max pooling; at stride 1 it keeps the size of the feature map."""
     return {"type": "maxpool", "size": str(size), "stride": str(stride)}
 
 
 def shortcut() -> Section:
-    """Adds what went into the residual block: the layer before its two convolutions."""
+    """A shortcut that ends a residual block: it adds the output of the layer before the block's two convolutions."""
     return {"type": "shortcut", "from": "-3", "activation": "linear"}
 
 
 def route(*layers: int) -> Section:
-    """Concatenates layers: relative to here where negative, else Darknet's layer numbers."""
+    """A route that concatenates layers: negative numbers are relative to it, others are Darknet's layer numbers."""
     return {"type": "route", "layers": ",".join(map(str, layers))}
 
 
 def upsample() -> Section:
-    """Doubles the image's size."""
+    """An upsampling that doubles the size of the feature map."""
     return {"type": "upsample", "stride": "2"}
 
 
 def detection(mask: tuple[int, ...], anchors: list[Anchor], classes: int) -> list[Section]:
-    """The head: a linear convolution with box, objectness and classes for each anchor of ``mask``, and its [yolo]."""
+    """A head: a linear convolution with box, objectness and classes for each anchor of ``mask``, and its [yolo]."""
     head = convolutional(len(mask) * (5 + classes), 1) | {"activation": "linear"}
     del head["batch_normalize"]
     yolo = {
@@ -79,28 +85,28 @@ def detection(mask: tuple[int, ...], anchors: list[Anchor], classes: int) -> lis
 
 
 def darknet53() -> tuple[list[Section], list[int]]:
-    """The backbone of YOLOv3, and the layer number with which each of its five stages ends."""
+    """The backbone of YOLOv3, and the number of the last layer of each of its five stages."""
     layers, ends = [convolutional(32, 3)], []
-    for filters, blocks in DARKNET53_STAGES:
+    for filters, residual_blocks in DARKNET53_STAGES:
         layers.append(convolutional(filters, 3, stride=2))
-        for _ in range(blocks):
+        for _ in range(residual_blocks):
             layers += [convolutional(filters // 2, 1), convolutional(filters, 3), shortcut()]
         ends.append(len(layers) - 1)
     return layers, ends
 
 
 def bottlenecks(filters: int, count: int) -> list[Section]:
-    """``count`` times a 1x1 convolution to ``filters`` and a 3x3 one to twice as many."""
+    """``count`` pairs of a 1x1 convolution with ``filters`` filters and a 3x3 convolution with twice as many."""
     return [convolutional(filters, 1), convolutional(2 * filters, 3)] * count
 
 
 def pyramid_step(filters: int, source: int) -> list[Section]:
-    """From a head to the next finer one: the map before the last 3x3, upsampled, beside backbone layer ``source``."""
+    """From a head to the next finer one: the map before its last 3x3, upsampled, concatenated with layer ``source``."""
     return [route(-4), convolutional(filters, 1), upsample(), route(-1, source)]
 
 
 def spatial_pyramid(filters: int) -> list[Section]:
-    """YOLOv3-SPP's addition: a 1x1 convolution, and its output pooled over 5, 9 and 13 pixels beside itself."""
+    """Spatial pyramid pooling: a 1x1 convolution, concatenated with its output pooled over 5, 9 and 13 pixels."""
     pools = [maxpool(5, 1), route(-2), maxpool(9, 1), route(-4), maxpool(13, 1), route(-1, -3, -5, -6)]
     return [convolutional(filters, 1), *pools]
 
@@ -119,7 +125,7 @@ def yolov3_spp(anchors: list[Anchor], classes: int) -> list[Section]:
 
 
 def yolov3_heads(stage_ends: list[int], anchors: list[Anchor], classes: int) -> list[Section]:
-    """The three heads, the largest anchors first, and the layers between them."""
+    """The three heads of YOLOv3, the largest anchors first, and the layers between them."""
     stride8, stride16 = stage_ends[2:4]
     return [
         *detection((6, 7, 8), anchors, classes),
@@ -149,12 +155,12 @@ def yolov3_tiny(anchors: list[Anchor], classes: int) -> list[Section]:
     ]
 
 
-BASES = {"v3": (yolov3, 9), "v3-spp": (yolov3_spp, 9), "v3-tiny": (yolov3_tiny, 6)}  # layers, number of anchors
+BASES = {"v3": (yolov3, 9), "v3-spp": (yolov3_spp, 9), "v3-tiny": (yolov3_tiny, 6)}  # builder, number of anchors
 
 
 def net(img_size: int, classes: int) -> Section:
     """The [net] section for a square input of ``img_size`` pixels, with Darknet's values for training."""
-    batches = max(6000, 2000 * classes)  # Darknet's advice; the learning rate falls after 80 % and 90 % of them
+    batches = max(6000, 2000 * classes)  # as Darknet advises; the learning rate falls after 80 % and 90 % of them
     return {
         "type": "net",
         "batch": "64",
@@ -162,7 +168,7 @@ def net(img_size: int, classes: int) -> Section:
         "width": str(img_size),
         "height": str(img_size),
         "channels": "3",
-        "letter_box": "1",  # this project letterboxes, Darknet stretches unless told so
+        "letter_box": "1",  # this project letterboxes; Darknet stretches images without this key
         "momentum": "0.9",
         "decay": "0.0005",
         "angle": "0",
@@ -179,9 +185,9 @@ def net(img_size: int, classes: int) -> Section:
 
 
 def scale_width(layers: list[Section], width: float) -> list[Section]:
-    """The layers with ``width`` times the filters, in multiples of 8 and at least 8; heads keep theirs.
+    """Multiply the filters of all layers but the heads by ``width``, rounded to multiples of 8 and at least 8.
 
-    Equal counts stay equal, so shortcuts still add layers of one width.
+    Layers with equal numbers of filters keep equal numbers, so shortcuts still add layers of the same width.
     """
 
     def scale(layer: Section) -> Section:
@@ -193,11 +199,17 @@ def scale_width(layers: list[Section], width: float) -> list[Section]:
 
 
 def create_cfg(base: str, classes: int, img_size: int, width: float = 1.0, anchors: str | None = None) -> list[Section]:
-    """The blocks of a network, [net] first.
+    """The sections of a network's cfg, [net] first.
 
-    ``base`` is a key of ``BASES``, ``img_size`` the side of the square input in pixels, ``width`` the factor on every
-    layer's filters, ``anchors`` the text of ``--anchors`` (None: Darknet's, scaled to ``img_size``). Raises
-    :class:`InputError` where ``img_size`` is no multiple of 32 or the anchors do not fit ``base``.
+    Args:
+        base: a key of ``BASES``.
+        classes: number of classes.
+        img_size: the side of the square input, in pixels.
+        width: factor on the filters of all layers but the heads.
+        anchors: the text of ``--anchors``; None scales Darknet's anchors to ``img_size``.
+
+    Raises:
+        InputError: ``img_size`` is not a multiple of 32, or the anchors do not fit ``base``.
     """
     if img_size % LARGEST_STRIDE:
         nearest = max(1, round(img_size / LARGEST_STRIDE)) * LARGEST_STRIDE
@@ -208,33 +220,35 @@ def create_cfg(base: str, classes: int, img_size: int, width: float = 1.0, ancho
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the command line."""
     parser = ArgumentParser("Write the Darknet cfg of a YOLOv3 network.")
-    parser.add_argument("--base", choices=BASES, default="v3", help="network")
+    parser.add_argument("--base", choices=BASES, default="v3", help="network: YOLOv3, YOLOv3-SPP or YOLOv3-tiny")
     parser.add_argument("--classes", type=number(int, 1), default=1, help="number of classes")
-    parser.add_argument("--img_size", type=number(int, 1), default=416, help="input size, pixels, a multiple of 32")
+    parser.add_argument(
+        "--img_size", type=number(int, 1), default=416, help="side of the square input in pixels, a multiple of 32"
+    )
     parser.add_argument(
         "--width",
         type=number(float, above=0, high=8),
         default=1.0,
-        help="factor on the filters of every layer but the heads; the products are rounded to multiples of 8",
+        help="factor on the filters of all layers but the heads; the results are rounded to multiples of 8",
     )
     parser.add_argument(
         "--anchors",
-        help="box sizes in pixels of the input, 'w,h, w,h, ...', 9 pairs (v3-tiny: 6), in any order: the program sorts "
-        "them by area; without it Darknet's, times img_size / 416, in whole pixels, at least 1",
+        help="anchors in pixels of the input, 'w,h, w,h, ...': 9 pairs (v3-tiny: 6) in any order, which are sorted by "
+        "area (default: Darknet's anchors, scaled by img_size / 416 and rounded to whole pixels)",
     )
     parser.add_argument("--output", required=True, help="cfg file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output where it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write the cfg that the options describe; refuse to replace a file unless told to."""
+    """Write the cfg that the options describe; replace a file only with ``--overwrite``."""
     blocks = create_cfg(args.base, args.classes, args.img_size, args.width, args.anchors)
     if Path(args.output).exists() and not args.overwrite:
         raise InputError(f"--output {args.output} exists; choose another name, or --overwrite to replace it")
-    parse_network(blocks)  # refuses what would not fit into a memory
+    parse_network(blocks)  # raises an InputError where the network would not fit into memory
     write_text(args.output, format_cfg(blocks))
     print(f"{args.output}: {args.base}, {len(blocks) - 1} layers, anchors {blocks[-1]['anchors']}")
 

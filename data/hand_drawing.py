@@ -1,7 +1,7 @@
-"""Hands: a skeleton in three dimensions is posed and clothed in a solid of skin, and an arm is put to it.
+"""Hands: a skeleton in three dimensions is posed, covered with a solid of skin, and joined to an arm.
 
-A hand in its own coordinates is seen from its back, the wrist at the origin, fingers up (to negative y), the thumb to
-the left; z points out of its back, and lengths are in palm lengths (wrist to middle knuckle).
+In hand coordinates a hand shows its back. The wrist is the origin, the fingers point up (negative y), the thumb is on
+the left, and z points out of the back. Lengths are in palm lengths (wrist to middle knuckle).
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from data.solids import (
 
 
 class Finger(NamedTuple):
-    """A finger at rest: where it starts, how far it leans outwards (degrees), its bones, its radius there."""
+    """A straight finger: its knuckle, how far it leans outwards (degrees), the lengths of its bones, its radius."""
 
     knuckle: tuple[float, float, float]
     lean: float
@@ -62,7 +62,7 @@ CURLS = {  # thumb, index, middle, ring and little finger: 0 is straight, 1 is b
 
 @dataclass
 class Pose:
-    """What the joints do: curl of the five fingers, their spread, the bend of the wrist (radians), what is held."""
+    """The curls and spread of the fingers, the bend of the wrist (radians), and whether the hand holds a stick."""
 
     curls: Array
     spread: float
@@ -71,7 +71,7 @@ class Pose:
 
 
 def random_pose(rng: Rng) -> Pose:
-    """One of the named poses with some slack, or now and then fingers as chance bends them."""
+    """One of the named poses with noise, or sometimes random curls."""
     name = rng.choice(["open", "open", "random", *CURLS])
     curls = rng.uniform(0, 1, 5) if name == "random" else CURLS[name] + rng.normal(0, 0.06, 5)
     spread = rng.uniform(0.3, 2.4) if curls[1:].max() < 0.5 else rng.uniform(0, 1.2)
@@ -146,10 +146,10 @@ def palm_solid(skin: Array, fingers: list[list[Array]]) -> Solid:
 
 
 def hand_solid(pose: Pose, skin: Array, rng: Rng) -> Solid:
-    """A hand in its own coordinates; its cones with ``is_hand`` are what the box goes around."""
+    """A hand in hand coordinates; the box encloses its cones with ``is_hand``."""
     parts = list(skeleton(pose))
     solid = palm_solid(skin, [joints for _, joints, _ in parts])
-    # Start, end, radius and direction of the back of whatever has a pale inner side.
+    # Start, end, radius and direction of the back of each part that has a pale inner side.
     inner = [(cone.start, cone.end, cone.start_radius, np.array([0.0, 0.0, 1.0])) for cone in solid]
     details = [part for line in PALM_LINES for part in stain([np.array(p) for p in line], 0.05, skin * 0.5, 0.4)]
     for finger, joints, backs in parts:
@@ -167,9 +167,9 @@ def hand_solid(pose: Pose, skin: Array, rng: Rng) -> Solid:
 
 
 def arm_solid(away: Array, bend_angle: float, skin: Array, rng: Rng) -> Solid:
-    """Forearm and upper arm from the wrist at the origin on, bare or in a sleeve; ``away`` points away from the palm.
+    """A forearm and an upper arm, bare or in a sleeve; the wrist is the origin, ``away`` points away from the palm.
 
-    The arm keeps closer to the plane of the image than the hand, or it would hide everything.
+    The arm stays closer to the image plane than the hand, or it would hide the rest of the image.
     """
     flat = away * [1, 1, 0.4]
     forearm = rotation(0, 0, bend_angle) @ flat / np.linalg.norm(flat)
@@ -203,7 +203,7 @@ def rotated_box(solid: Solid, along: Array) -> Array:
 
 
 def random_hand(rng: Rng) -> tuple[Solid, Array]:
-    """A hand with its arm, turned any way that leaves its palm or back to be seen, and its box in palm lengths."""
+    """A hand with its arm, in a random orientation that shows its palm or back, and its box, both in palm lengths."""
     pose, skin = random_pose(rng), skin_tone(rng)
     tilt, turn = np.clip(rng.normal(0, [0.3, 0.45]), -0.8, 0.8)
     left_or_right = np.diag([rng.choice([-1, 1]), 1, 1])

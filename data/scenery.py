@@ -1,4 +1,4 @@
-"""What else is in an image of hands: things that could be taken for hands, and backgrounds."""
+"""The rest of an image of hands: objects that could be mistaken for hands, and backgrounds."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from data.hand_drawing import Finger, bend, finger_solid
 from data.solids import Array, Cone, Rng, Solid, any_colour, blurred, chain, rotation, skin_tone, stain, turned
 
-# Things: solids about the origin, in palm lengths.
+# Objects: solids around the origin, in palm lengths.
 
 
 def any_turn(rng: Rng) -> Array:
@@ -54,7 +54,7 @@ def bottle(rng: Rng) -> Solid:
 
 
 def fence(rng: Rng) -> Solid:
-    """Fingers with nails, side by side like a hand's, but no palm: only the whole makes a hand."""
+    """Fingers with nails, side by side as in a hand, but without a palm: a part of a hand is not a hand."""
     skin, gap, solid = skin_tone(rng), rng.uniform(0.26, 0.5), []
     for k in range(rng.integers(2, 7)):
         finger = Finger((gap * k - 0.6, 0.3, 0.0), 0, (0.5, 0.35, 0.3), 0.12)
@@ -90,11 +90,11 @@ BEHIND = (person, person, branch, fruit, blob, bottle, fence, fence)
 IN_FRONT = (branch, blob, bottle, fruit)
 
 
-# Backgrounds: functions of a grid of coordinates (u, v), both about [-0.5, 0.5], give RGB of shape (S, S, 3).
+# Backgrounds: functions from grids of coordinates (u, v), both from about -0.5 to 0.5, to RGB of shape (S, S, 3).
 
 
 def noise(rng: Rng, side: int, octaves: tuple[int, ...] = (3, 6, 12, 24, 48), roughness: float = 0.6) -> Array:
-    """(S, S) smooth noise with about unit range, made of grids with ``octaves`` cells a side."""
+    """(S, S) smooth noise of about unit range: a sum of grids with ``octaves`` cells per side."""
     total = np.zeros((side, side), np.float32)
     for k, cells in enumerate(octaves):
         grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
@@ -138,7 +138,7 @@ def tiles(rng: Rng, u: Array, v: Array) -> Array:
 
 
 def painted(rng: Rng, u: Array, v: Array, corners: int, count: int, widest: float) -> Array:
-    """``count`` polygons of ``corners`` corners that lie about, at most ``widest`` times as wide as they are long."""
+    """``count`` scattered polygons with ``corners`` corners, at most ``widest`` times as wide as they are long."""
     side, base = len(u), any_colour(rng)
     image = Image.new("RGB", (side, side), as_bytes(base))
     draw = ImageDraw.Draw(image)

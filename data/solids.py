@@ -1,7 +1,7 @@
-"""Solids, which are bodies made of tapered capsules: their shapes, their colours, and how they look in a light.
+"""Solids, made of tapered capsules: their shapes and colours, and how to draw and light them.
 
-Coordinates: x right, y down, z towards the viewer. Lengths are in palm lengths (wrist to middle knuckle) until
-:func:`projected` makes pixels of them.
+Coordinates: x right, y down, z towards the viewer. Lengths are in palm lengths (wrist to middle knuckle);
+:func:`projected` converts them to pixels.
 """
 
 import colorsys
@@ -25,8 +25,8 @@ Array = np.ndarray
 class Cone(NamedTuple):
     """A tapered capsule: all balls whose centre and radius lie between those of two end balls.
 
-    With ``stain`` it is no body: it colours, that strongly, the surfaces inside it of the cones before it in the list
-    (nails, creases, lips, the pale inner side of a hand).
+    With ``stain`` > 0 it is not drawn itself: it colours, with this strength, the surfaces of earlier cones of the list
+    that lie inside it (nails, creases, lips, the pale inner side of a hand).
     """
 
     start: Array
@@ -63,7 +63,7 @@ def turned(solid: Solid, matrix: Array) -> Solid:
 
 
 def projected(solid: Solid, scale: float, place: Array) -> Solid:
-    """Palm lengths to pixels: perspective, then ``scale`` pixels a palm length, the origin at ``place``."""
+    """Convert palm lengths to pixels: perspective, then ``scale`` pixels per palm length, the origin at ``place``."""
 
     def zoom(point: Array) -> float:
         return scale * float(np.clip(FOCAL_LENGTH / (FOCAL_LENGTH - point[2]), 0.6, 1.7))
@@ -76,7 +76,7 @@ def projected(solid: Solid, scale: float, place: Array) -> Solid:
 
 
 def rotation(x: float, y: float, z: float) -> Array:
-    """The 3x3 matrix that turns by ``x`` radians about the x axis, then by ``y`` about y, then by ``z`` about z."""
+    """The 3x3 matrix that rotates by ``x`` radians around the x axis, then ``y`` around y, then ``z`` around z."""
     (cx, sx), (cy, sy), (cz, sz) = [(np.cos(angle), np.sin(angle)) for angle in (x, y, z)]
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -92,7 +92,7 @@ SKIN_TONES = np.array(
 
 
 def skin_tone(rng: Rng) -> Array:
-    """A tone between two neighbours of the scale from light to dark, RGB in [0, 1]."""
+    """A random tone between two neighbouring SKIN_TONES, RGB in [0, 1]."""
     place = rng.uniform(0, len(SKIN_TONES) - 1.001)
     lighter, darker = SKIN_TONES[int(place) : int(place) + 2] / 255
     return np.clip(lighter + (darker - lighter) * (place % 1) + rng.normal(0, 0.015, 3), 0.05, 1)
@@ -127,7 +127,7 @@ class Layer:
 
     @property
     def window(self) -> Window:
-        """Where it lies on the canvas."""
+        """Its window on the canvas."""
         height, width = self.depth.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
@@ -147,7 +147,7 @@ def bounds(solid: Solid, low: float, high: float | tuple[int, ...]) -> Window:
 
 
 def rasterise(solid: Solid, side: int) -> Layer:
-    """See a solid, in pixels, on a canvas of ``side`` pixels and for a quarter of that beyond its edges."""
+    """Rasterise a solid, in pixels, on a canvas of ``side`` pixels and a quarter of that beyond its edges."""
     rows, columns = bounds(solid, -side // 4, side * 5 // 4)
     shape = rows.stop - rows.start, columns.stop - columns.start
     depth = np.full(shape, FAR, np.float32)
@@ -161,9 +161,9 @@ def rasterise(solid: Solid, side: int) -> Layer:
 
 
 def draw_cone(layer: Layer, cone: Cone) -> None:
-    """Add the visible side of a cone to the layer where nothing is in front of it.
+    """Draw the visible side of a cone on the layer, where nothing is in front of it.
 
-    A pixel sees the ball whose centre lies at the share ``t`` of the axis: the foot of the perpendicular, moved by
+    A pixel shows the ball whose centre lies at the share ``t`` of the axis: the foot of the perpendicular, shifted by
     the slope of the axis towards the viewer.
     """
     rows, columns = window = bounds([cone], 0, layer.depth.shape[::-1])
@@ -202,7 +202,7 @@ def draw_stain(layer: Layer, cone: Cone) -> None:
 
 @dataclass
 class Light:
-    """Where the light comes from (unit vector), how much comes from everywhere, how glossy things look."""
+    """The direction of the light (unit vector), the share of ambient light, and the strength of highlights."""
 
     towards: Array
     ambient: float
@@ -210,7 +210,7 @@ class Light:
 
 
 def blurred(image: Array, size: float) -> Array:
-    """Two box filters, ``size`` pixels wide, over the first two axes; wide ones work on every second pixel."""
+    """Two box filters, ``size`` pixels wide, over the first two axes; wide filters use every second pixel."""
     step = 2 if size >= 4 else 1
     width = (max(int(size / step), 1),) * 2 + (1,) * (image.ndim - 2)
     small = uniform_filter(uniform_filter(image[::step, ::step], width, mode="nearest"), width, mode="nearest")
@@ -218,9 +218,9 @@ def blurred(image: Array, size: float) -> Array:
 
 
 def lit(layer: Layer, light: Light, unit: float) -> Array:
-    """The layer's colours, (H, W, 3), as the light shows them: soft joints, dark hollows, a red glow in the shade.
+    """The lit colours (H, W, 3) of the layer, with soft joints, dark hollows and a red tint in the shade.
 
-    ``unit`` is a palm length in pixels, the measure of what is soft and what is a hollow.
+    ``unit`` is a palm length in pixels, the scale of the softness and of the hollows.
     """
     mask = layer.mask.astype(np.float32)
     around = blurred(np.dstack([layer.normal, layer.depth * mask, mask]), 0.15 * unit)

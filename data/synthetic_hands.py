@@ -1,8 +1,8 @@
-"""Draws photographs of hands that nobody took, in the folder layout and annotation format of the Oxford hand data set.
+"""Draws synthetic images of hands, in the folder layout and annotation format of the Oxford hand data set.
 
-The repository's own data set: it needs no download and no licence, and ``data/converter.py`` runs on it for real. A
-hand is a skeleton in three dimensions, posed and clothed in tapered capsules (``data/hand_drawing.py``), amid other
-things (``data/scenery.py``); the image is what a light (``data/solids.py``), a lens and a sensor make of it::
+This data set needs no download and no licence, and ``data/converter.py`` reads it as it reads Oxford's. A hand is a
+posed skeleton in three dimensions, covered with tapered capsules (``data/hand_drawing.py``), among other objects
+(``data/scenery.py``). The image simulates a light (``data/solids.py``), a lens and a sensor::
 
     python data/synthetic_hands.py --output data --train 400 --valid 40 --test 100
 
@@ -40,21 +40,21 @@ from utils.cli import ArgumentParser, number, run
 from utils.errors import InputError
 from utils.files import atomic_writer
 
-SPLITS = {"training": "train", "validation": "valid", "test": "test"}  # Oxford's folder names: our options
-SUPERSAMPLING = 2  # an image is drawn this many times larger, which smooths every edge
-LEAST_VISIBLE = 0.65  # share of a hand that must stay visible and inside the image
-MAT_HEADER = b"MATLAB 5.0 MAT-file, drawn by data/synthetic_hands.py".ljust(116)  # savemat's own has the time in it
+SPLITS = {"training": "train", "validation": "valid", "test": "test"}  # Oxford's folder name: option
+SUPERSAMPLING = 2  # images are drawn larger by this factor and scaled down, for smooth edges
+MIN_VISIBLE = 0.65  # share of a hand that must stay visible and inside the image
+MAT_HEADER = b"MATLAB 5.0 MAT-file, drawn by data/synthetic_hands.py".ljust(116)  # that of savemat holds the time
 
 
-# The scene: a stage on which solids are put one in front of the other.
+# The scene: a stage on which solids are placed in front of each other.
 
 
 class PlacedHand(NamedTuple):
     """A hand on the stage, in canvas pixels."""
 
     box: Array  # (4, 2) corners (x, y)
-    area: int  # hidden pixels too
-    visible: Array  # (S, S) the pixels at which it is seen
+    area: int  # in pixels, including hidden ones
+    visible: Array  # (S, S) its visible pixels
 
 
 @dataclass
@@ -67,10 +67,10 @@ class Stage:
     hands: list[PlacedHand] = field(default_factory=list)
 
     def put(self, solid: Solid, scale: float, place: Array, box: Array | None = None) -> bool:
-        """Draw a solid in front of everything; refuse (False) where too little of some hand would be seen.
+        """Draw a solid in front of all others; return False, without drawing, where it would hide too much of a hand.
 
-        ``solid`` and the (4, 2) ``box`` around its hand, if it is one, are in palm lengths of ``scale`` pixels, their
-        origin at ``place`` (x, y).
+        ``solid`` and, if it is a hand, the ``box`` (4, 2) around it are in palm lengths of ``scale`` pixels. Their
+        origin is at ``place`` (x, y).
         """
         side = len(self.canvas)
         layer = rasterise(projected(solid, scale, place), side)
@@ -81,7 +81,7 @@ class Stage:
         hands = [hand._replace(visible=hand.visible & ~covered) for hand in self.hands]
         if box is not None:
             hands.append(PlacedHand(box * scale + place, area, visible))
-        if any(np.count_nonzero(hand.visible) < LEAST_VISIBLE * hand.area for hand in hands):
+        if any(np.count_nonzero(hand.visible) < MIN_VISIBLE * hand.area for hand in hands):
             return False
         self.hands = hands
         self._cast_shadow(covered, 0.25 * scale)
@@ -96,7 +96,7 @@ class Stage:
 
 
 def put_hand(stage: Stage, rng: Rng, crowd: int) -> None:
-    """Put one hand where twelve tries find room; its longer side is 20 to 60 % of the image's, less in a crowd."""
+    """Place a hand, in at most twelve tries; its longer side is 20 to 60 % of the image's, less among many hands."""
     side = len(stage.canvas)
     for _ in range(12):
         solid, box = random_hand(rng)
@@ -109,14 +109,14 @@ def put_hand(stage: Stage, rng: Rng, crowd: int) -> None:
 
 
 def put_things(stage: Stage, rng: Rng, kinds: tuple[Callable, ...], count: int, size: float) -> None:
-    """Put up to ``count`` things somewhere, a palm length of them at most ``size`` of the image's side."""
+    """Place up to ``count`` objects at random; their palm length is at most ``size`` times the side of the image."""
     side = len(stage.canvas)
     for _ in range(count):
         stage.put(rng.choice(kinds)(rng), side * rng.uniform(0.4, 1) * size, side * rng.uniform(0, 1, 2))
 
 
 def draw_scene(rng: Rng, side: int) -> Stage:
-    """A background with things on it, none to four hands, and now and then something in front of them."""
+    """A background with objects, none to four hands, and sometimes objects in front of them."""
     direction = np.array([*rng.uniform(-0.8, 0.8, 2), rng.uniform(0.5, 1)]).astype(np.float32)
     light = Light(direction / np.linalg.norm(direction), rng.uniform(0.4, 0.7), rng.uniform(0, 0.25))
     stage = Stage(background(rng, side), light, noise(rng, side, (24, 64, side // 4), 0.9))
@@ -129,7 +129,7 @@ def draw_scene(rng: Rng, side: int) -> Stage:
 
 
 def develop(canvas: Array, rng: Rng) -> Image.Image:
-    """What lens and sensor make of a canvas: exposure, colour cast, vignette, blur, noise."""
+    """Simulate lens and sensor: exposure, colour cast, vignette, blur, noise."""
     side = len(canvas) // SUPERSAMPLING
     image = canvas.reshape(side, SUPERSAMPLING, side, SUPERSAMPLING, 3).mean((1, 3))
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32)
@@ -145,15 +145,15 @@ def develop(canvas: Array, rng: Rng) -> Image.Image:
 
 
 def folder_of(dataset: Path, split: str) -> Path:
-    """Where the Oxford hand data set keeps ``images`` and ``annotations`` of a split."""
+    """The folder that holds ``images`` and ``annotations`` of a split in the Oxford hand data set."""
     return dataset / f"{split}_dataset" / f"{split}_data"
 
 
 def write_annotation(path: Path, boxes: Array) -> None:
-    """Write ``boxes``, (N, 4, 2) corners (x, y) in pixels from the image's corner, as Oxford's ``.mat`` files do.
+    """Write ``boxes`` (N, 4, 2), corners (x, y) in pixels from the corner of the image, in Oxford's ``.mat`` format.
 
-    There ``boxes`` is a 1xN cell array of structs a, b, c, d: 1x2 doubles (row, column), the first pixel's centre
-    being at (1, 1).
+    In those, ``boxes`` is a 1xN cell array of structs a, b, c, d: 1x2 doubles (row, column), where (1, 1) is the centre
+    of the first pixel.
     """
     cells = np.empty((1, len(boxes)), object)
     for k, corners in enumerate(boxes):
@@ -165,7 +165,7 @@ def write_annotation(path: Path, boxes: Array) -> None:
 
 
 def read_annotation(path: Path) -> Array:
-    """The inverse of :func:`write_annotation`."""
+    """Read the boxes (N, 4, 2) that :func:`write_annotation` wrote."""
     boxes = [[cell[name][0, 0][0, ::-1] for name in "abcd"] for cell in loadmat(path)["boxes"].flat]
     return np.array(boxes).reshape(-1, 4, 2) - 0.5
 
@@ -196,14 +196,14 @@ def draw_dataset(dataset: Path, counts: dict[str, int], size: int, seed: int, n_
     progress = partial(tqdm, total=len(tasks), desc="drawing hands", unit="image")
     if n_cpu == 1:
         return sum(progress(map(draw, tasks)))
-    # Ctrl-C is for this process alone, which then ends the others.
+    # Ctrl-C reaches all processes; only this one handles it, and then ends the others.
     with ProcessPoolExecutor(n_cpu, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         return sum(progress(pool.map(draw, tasks, chunksize=4)))
 
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to be made and filled, which takes the place of ``folder`` when the block ends without an error."""
+    """Yield a path for a new folder, which replaces ``folder`` if the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -216,7 +216,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def contact_sheet(dataset: Path, columns: int = 6, rows: int = 4) -> Image.Image:
-    """The first images of a data set in a grid, read from their files, with the boxes as annotated and upright."""
+    """A grid of the first images of a data set, read from the files, with their rotated and axis-aligned boxes."""
     paths = sorted(dataset.glob("*/*/images/*.jpg"), key=lambda path: ("training" not in path.stem, path.stem))
     paths = paths[: columns * rows]
     side = Image.open(paths[0]).width
@@ -235,25 +235,27 @@ def contact_sheet(dataset: Path, columns: int = 6, rows: int = 4) -> Image.Image
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Build the command line."""
     parser = ArgumentParser("Draw a synthetic hand data set in the layout of the Oxford hand data set.")
-    parser.add_argument("--output", type=Path, default=Path("data"), help="folder in which to make hand_dataset/")
+    parser.add_argument("--output", type=Path, default=Path("data"), help="folder in which to create hand_dataset/")
     parser.add_argument("--train", type=number(int, 0), default=400, help="number of training images")
     parser.add_argument("--valid", type=number(int, 0), default=40, help="number of validation images")
     parser.add_argument("--test", type=number(int, 0), default=100, help="number of test images")
-    parser.add_argument("--size", type=number(int, 64, 2048), default=256, help="side of an image, pixels")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="another seed draws other images")
-    parser.add_argument("--n_cpu", type=number(int, 1), default=os.cpu_count(), help="number of processes")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing hand_dataset/")
-    parser.add_argument("--contact_sheet", type=Path, metavar="FILE.png", help="show the first images and their boxes")
+    parser.add_argument("--size", type=number(int, 64, 2048), default=256, help="side of an image in pixels")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="random seed of the images")
+    parser.add_argument("--n_cpu", type=number(int, 1), default=os.cpu_count(), help="number of processes that draw")
+    parser.add_argument("--overwrite", action="store_true", help="replace hand_dataset/ if it exists")
+    parser.add_argument(
+        "--contact_sheet", type=Path, metavar="FILE.png", help="write a grid of the first images with their boxes"
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    """Draw the data set, and the contact sheet where one is asked for."""
+    """Draw the data set and, with ``--contact_sheet``, the grid."""
     dataset = args.output / "hand_dataset"
     if dataset.exists() and not args.overwrite:
-        raise InputError(f"{dataset} exists already: --overwrite replaces it, another --output leaves it alone")
+        raise InputError(f"{dataset} exists; choose another --output, or --overwrite to replace it")
     counts = {split: getattr(args, option) for split, option in SPLITS.items()}
     if not any(counts.values()):
         raise InputError("nothing to draw: one of --train, --valid and --test must be greater than 0")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from studies.plan import DataSet, add_data_option, data_sets, pruned_cfg_of, weights_of
 from utils.cli import ArgumentParser, number, run
-from utils.data.datasets import read_data_config
+from utils.data.data_config import read_data_config
 from utils.data.images import read_image, to_square
 from utils.detection.detector import Detector, load_model
 from utils.devices import pick_device

@@ -20,8 +20,10 @@ from models import Darknet
 from utils.boxes import boxes_of_image, non_max_suppression
 from utils.cli import ArgumentParser, number, run
 from utils.data.check import check_data
-from utils.data.datasets import DetectionDataset, loader, read_data_config
+from utils.data.data_config import read_data_config
+from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
+from utils.data.loader import loader
 from utils.detection.checkpoints import load_weights
 from utils.detection.metrics import DetectionMetrics
 from utils.detection.options import add_threshold_options, check_classes, network_size

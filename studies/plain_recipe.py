@@ -25,8 +25,10 @@ from utils.boxes import size_iou
 from utils.cli import ArgumentParser, number, run
 from utils.data.augmentations import letterbox
 from utils.data.check import check_data, summary
-from utils.data.datasets import DataConfig, DetectionDataset, EpochSampler, loader, read_data_config
+from utils.data.data_config import DataConfig, read_data_config
+from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
+from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import load_state, save_checkpoint
 from utils.detection.options import add_precision_option, check_classes, network_size
 from utils.devices import autocast, default_precision, device_of, pick_device

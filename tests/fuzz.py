@@ -38,8 +38,9 @@ from tests.networks import CFGS, DARKNET_CFGS
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.spec import parse_network
-from utils.data.check import READER, read_memory
-from utils.data.datasets import read_data_config, read_image_list
+from utils.data.check import READER, read_cache
+from utils.data.data_config import read_data_config
+from utils.data.image_lists import read_image_list
 from utils.data.images import read_image
 from utils.data.labels import read_labels
 from utils.detection.checkpoints import load_weights
@@ -196,7 +197,7 @@ def read_pth(path: Path) -> str:
 
 def read_check(path: Path) -> str:
     """What an earlier check of the images remembered, which is never an error."""
-    return "read" if read_memory(path) else "empty"
+    return "read" if read_cache(path) else "empty"
 
 
 # The files to change

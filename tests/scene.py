@@ -1,4 +1,4 @@
-"""A project folder in miniature for the programs: a narrow network, and images with a bright square each."""
+"""A small project folder for the programs: a narrow network, and images with one bright square each."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def draw_square(path: Path, size: int, random: np.random.Generator) -> None:
 
 
 def dataset_of(images, classes, *options):
-    """The data set of images with the labels that lie beside them."""
+    """The data set of images with the labels in their label files."""
     return DetectionDataset(images, [read_labels(label_path(image), classes)[0] for image in images], *options)
 
 
@@ -52,3 +52,30 @@ def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def save(path, size=(40, 30), colour=(0, 255, 0), **options):
+    """Save an image of one colour; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+def save_labelled(folder, name, image, lines):
+    """Save an image and its label lines under ``folder``; return the path of the image."""
+    path = folder / "images" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    write(folder / "labels" / f"{name}.txt", "\n".join(lines))
+    return path
+
+
+def five_images(folder, classes=2):
+    """Save five images of noise with none to two boxes each."""
+    random = np.random.default_rng(0)
+    paths = []
+    for number in range(5):
+        pixels = random.integers(0, 255, (20 + number, 30, 3), dtype=np.uint8)
+        lines = [f"{k % classes} 0.{3 + k} 0.5 0.2 0.3" for k in range(number % 3)]
+        paths.append(save_labelled(folder, f"p{number}", Image.fromarray(pixels), lines))
+    return paths

@@ -13,7 +13,8 @@ from models import Darknet
 from tests.networks import uneven
 from tests.scene import dataset_of, make_project
 from utils import distributed
-from utils.data.datasets import loader, read_data_config
+from utils.data.data_config import read_data_config
+from utils.data.loader import loader
 from utils.detection.checkpoints import load_state, read_checkpoint, save_checkpoint
 from utils.errors import InputError
 

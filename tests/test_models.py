@@ -10,7 +10,7 @@ from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import narrow, randomize
 from utils.darknet.cfg import parse_cfg, read_cfg
-from utils.data.datasets import DataConfig
+from utils.data.data_config import DataConfig
 from utils.detection.complexity import count_parameters, state_dict_size
 from utils.detection.options import check_classes, network_size
 from utils.errors import InputError

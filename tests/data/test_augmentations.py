@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from utils.boxes import Letterbox
-from utils.data.augmentations import GREY, LEAST_VISIBLE, Augmentation, canvas, draw, letterbox
+from utils.data.augmentations import GREY, MIN_VISIBLE, Augmentation, LabelledImage, canvas, draw, letterbox
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255)]
 NO_COLOUR = {"hue": 0.0, "saturation": 0.0, "value": 0.0}
@@ -16,14 +16,14 @@ def sample(size, rectangle, label=0):
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     x1, y1, x2, y2 = rectangle
     pixels[y1:y2, x1:x2] = COLOURS[label]
-    return Image.fromarray(pixels), np.array([[label, *rectangle]], np.float32)
+    return LabelledImage(Image.fromarray(pixels), np.array([[label, *rectangle]], np.float32))
 
 
 def seen(image, label):
     """Where the colour of a class is: (x1, y1, x2, y2), and the number of pixels."""
-    wanted = np.array(COLOURS[label]) > 0
-    mask = ((image > 110) & wanted).sum(2) == wanted.sum()
-    mask &= ((image < 60) | wanted).all(axis=2)
+    expected = np.array(COLOURS[label]) > 0
+    mask = ((image > 110) & expected).sum(2) == expected.sum()
+    mask &= ((image < 60) | expected).all(axis=2)
     rows, columns = np.nonzero(mask)
     if not len(rows):
         return None, 0
@@ -32,20 +32,20 @@ def seen(image, label):
 
 def four_images(random):
     """A loader that hands out images of four colours one after another, and the rectangles' areas times scale^2."""
-    made, areas = [], []
+    samples, areas = [], []
     for label in range(4):
         width, height = random.integers(40, 160, size=2)
         x1, x2 = sorted(random.choice(np.arange(0, width + 1, 8), size=2, replace=False))
         y1, y2 = sorted(random.choice(np.arange(0, height + 1, 8), size=2, replace=False))
-        made.append(sample((width, height), (x1, y1, x2, y2), label))
+        samples.append(sample((width, height), (x1, y1, x2, y2), label))
         areas.append((x2 - x1) * (y2 - y1) * (SIZE / max(width, height)) ** 2)
-    left = iter(made)
-    return (lambda index: next(left)), areas
+    remaining = iter(samples)
+    return (lambda index: next(remaining)), areas
 
 
 @pytest.mark.parametrize(("mosaic", "largest_scale"), [(0.0, 1.4), (1.0, 1.0)])
 def test_boxes_follow_the_pixels(mosaic, largest_scale):
-    found = dropped = 0
+    kept = dropped = 0
     for seed in range(150):
         random = np.random.default_rng(seed)
         load, areas = four_images(random)
@@ -62,11 +62,11 @@ def test_boxes_follow_the_pixels(mosaic, largest_scale):
                 if min(x2 - x1, y2 - y1) < 2:
                     continue  # less than a pixel's blur
                 np.testing.assert_allclose(where, targets[label], atol=2)
-                found += 1
+                kept += 1
             else:
-                assert pixels <= LEAST_VISIBLE * areas[label] * largest_scale**2 + 2 * SIZE * 0.1
+                assert pixels <= MIN_VISIBLE * areas[label] * largest_scale**2 + 2 * SIZE * 0.1
                 dropped += 1
-    assert found > 100
+    assert kept > 100
     if mosaic:
         assert dropped > 10
 
@@ -87,25 +87,27 @@ def test_the_four_images_of_a_mosaic_meet_in_one_point():
 def test_both_sides_of_a_flip_are_seen_and_boxes_turn_with_it():
     image, boxes = sample((SIZE, SIZE), (8, 16, 24, 80))
     augmentation = Augmentation(**STILL, **NO_COLOUR)
-    found = []
+    plain = []
     for seed in range(40):
-        drawn, moved = augmentation(lambda index: (image, boxes), 0, 1, SIZE, 0, np.random.default_rng(seed))
+        drawn, moved = augmentation(
+            lambda index: LabelledImage(image, boxes), 0, 1, SIZE, 0, np.random.default_rng(seed)
+        )
         assert moved.tolist() in ([[0, 8, 16, 24, 80]], [[0, SIZE - 24, 16, SIZE - 8, 80]])
         np.testing.assert_allclose(seen(drawn, 0)[0], moved[0, 1:], atol=1)
-        found.append(moved[0, 1] == 8)
-    assert 8 < sum(found) < 32
+        plain.append(moved[0, 1] == 8)
+    assert 8 < sum(plain) < 32
 
 
 def test_without_changes_an_image_is_letterboxed():
     given = sample((80, 40), (8, 8, 40, 32))
-    wanted, at = letterbox(given, SIZE)
+    expected, at = letterbox(given, SIZE)
     mirrored = [[0, SIZE - at[0, 3], at[0, 2], SIZE - at[0, 1], at[0, 4]]]
     for seed in range(6):
         drawn, moved = Augmentation(**STILL, **NO_COLOUR)(
             lambda index: given, 0, 1, SIZE, 0, np.random.default_rng(seed)
         )
         flipped = np.abs(moved - at).max() > 1
-        np.testing.assert_allclose(drawn[:, ::-1] if flipped else drawn, wanted, atol=3)  # HSV and back
+        np.testing.assert_allclose(drawn[:, ::-1] if flipped else drawn, expected, atol=3)  # HSV and back
         np.testing.assert_allclose(moved, mirrored if flipped else at, atol=1e-3)
 
 
@@ -113,7 +115,7 @@ def test_an_image_without_boxes_stays_without():
     image, boxes = sample((80, 40), (8, 8, 40, 32))
     for mosaic in (0.0, 1.0):
         _, moved = Augmentation(mosaic=mosaic)(
-            lambda index: (image, boxes[:0]), 0, 1, SIZE, 0, np.random.default_rng(0)
+            lambda index: LabelledImage(image, boxes[:0]), 0, 1, SIZE, 0, np.random.default_rng(0)
         )
         assert moved.shape == (0, 5)
 
@@ -145,7 +147,7 @@ def test_colour_moves_within_its_limits_and_boxes_do_not_care():
     levels = []
     for seed in range(60):
         drawn, moved = Augmentation(**STILL, hue=0, saturation=0, value=0.4)(
-            lambda index: (grey, boxes), 0, 1, SIZE, 0, np.random.default_rng(seed)
+            lambda index: LabelledImage(grey, boxes), 0, 1, SIZE, 0, np.random.default_rng(seed)
         )
         assert np.ptp(drawn) == 0
         levels.append(int(drawn[0, 0, 0]))
@@ -159,7 +161,12 @@ def test_saturation_and_hue_leave_the_brightness():
     colours = set()
     for seed in range(20):
         drawn, _ = Augmentation(**STILL, value=0)(
-            lambda index: (orange, np.zeros((0, 5), np.float32)), 0, 1, SIZE, 0, np.random.default_rng(seed)
+            lambda index: LabelledImage(orange, np.zeros((0, 5), np.float32)),
+            0,
+            1,
+            SIZE,
+            0,
+            np.random.default_rng(seed),
         )
         assert abs(int(drawn.max()) - 200) <= 2
         colours.add(tuple(drawn[0, 0].tolist()))
@@ -173,7 +180,7 @@ def test_thin_images(size, mosaic):
     image = Image.new("RGB", size, COLOURS[0])
     for seed in range(20):
         drawn, moved = Augmentation(mosaic=mosaic)(
-            lambda index: (image, boxes), 0, 1, 64, 0, np.random.default_rng(seed)
+            lambda index: LabelledImage(image, boxes), 0, 1, 64, 0, np.random.default_rng(seed)
         )
         assert drawn.shape == (64, 64, 3)
         assert ((moved[:, 1:] >= 0) & (moved[:, 1:] <= 64)).all()
@@ -184,11 +191,11 @@ def test_thin_images(size, mosaic):
 
 
 def whole(width, height, *boxes):
-    return Image.new("RGB", (width, height), COLOURS[0]), np.array(boxes, np.float32).reshape(-1, 5)
+    return LabelledImage(Image.new("RGB", (width, height), COLOURS[0]), np.array(boxes, np.float32).reshape(-1, 5))
 
 
 @pytest.mark.parametrize(
-    ("left", "top", "wanted"),
+    ("left", "top", "expected"),
     [
         (0, 0, [1, 10, 20, 50, 60]),
         (-20, 0, [1, 0, 20, 30, 60]),
@@ -201,9 +208,9 @@ def whole(width, height, *boxes):
         (-200, 0, None),
     ],
 )
-def test_boxes_are_clipped_and_dropped_when_mostly_cut_off(left, top, wanted):
+def test_boxes_are_clipped_and_dropped_when_mostly_cut_off(left, top, expected):
     boxes = draw(canvas(100), whole(100, 100, [1, 10, 20, 50, 60]), Letterbox(1, 1, left, top))
-    assert boxes.tolist() == ([wanted] if wanted else [])
+    assert boxes.tolist() == ([expected] if expected else [])
 
 
 def test_drawing_stays_within_the_window():

@@ -1,4 +1,4 @@
-"""Data sets as people have them: what is wrong is found before the first step, all of it, once."""
+"""Data sets with errors: the check finds all of them before the first step."""
 
 import json
 import os
@@ -14,7 +14,8 @@ from models import Darknet
 from tests.scene import make_project
 from utils.data import check as check_module
 from utils.data.check import check_data, summary
-from utils.data.datasets import DetectionDataset, read_data_config
+from utils.data.data_config import read_data_config
+from utils.data.datasets import DetectionDataset
 from utils.detection.checkpoints import save_checkpoint
 from utils.errors import InputError
 
@@ -29,7 +30,7 @@ def project(tmp_path, monkeypatch):
 def decoded(monkeypatch):
     """The names of the images that were decoded."""
     names, decode = [], check_module.decode
-    monkeypatch.setattr(check_module, "decode", lambda path, about: names.append(path.name) or decode(path, about))
+    monkeypatch.setattr(check_module, "decode", lambda path, status: names.append(path.name) or decode(path, status))
     return names
 
 
@@ -64,8 +65,8 @@ def test_all_that_is_wrong_is_shown_at_once(project, capsys):
     assert "\n" not in str(error.value)
     lines = capsys.readouterr().err.split("data/train.txt: 5 problem(s) with 4 image(s):\n")[1].splitlines()
     assert len(lines) == len(PROBLEMS)
-    for line, wanted in zip(lines, PROBLEMS, strict=True):
-        assert wanted in line
+    for line, expected in zip(lines, PROBLEMS, strict=True):
+        assert expected in line
 
 
 def test_of_many_problems_ten_are_shown(project, capsys):
@@ -95,10 +96,10 @@ def test_skip_bad_goes_on_without_them_and_says_how_many(project, capsys, monkey
         for row in rows[1 : 1 + lists]
     }
     assert counts["valid"]["images"] == "2"
-    assert counts["valid"]["left out"] == "1"
+    assert counts["valid"]["images left out"] == "1"
     if program == "train":
         assert counts["train"]["images"] == "2"
-        assert counts["train"]["left out"] == "4"
+        assert counts["train"]["images left out"] == "4"
 
 
 def test_what_is_not_wrong_is_counted(project):
@@ -115,15 +116,15 @@ def test_what_is_not_wrong_is_counted(project):
     assert checked.counts == {
         "images": 8,
         "boxes": 9,
-        "without a box": 2,
+        "images without boxes": 2,
         "boxes clipped": 1,
-        "boxes repeated": 2,
-        "listed again": 2,
-        "turned by EXIF": 1,
-        "left out": 0,
+        "duplicate boxes": 2,
+        "duplicate images": 2,
+        "images turned by EXIF": 1,
+        "images left out": 0,
     }
     text = summary({"train": checked, "valid": check("valid")})
-    assert "boxes repeated" in text
+    assert "duplicate boxes" in text
     assert "left out" not in text
     assert "warning" not in text
 
@@ -148,14 +149,14 @@ def test_where_nothing_can_be_used_skip_bad_ends_in_a_sentence(project):
         check(skip_bad=True)
 
 
-# What is remembered
+# The cache
 
 
 def test_an_image_is_decoded_again_only_when_it_changed(project, decoded):
-    wanted = check()
+    expected = check()
     assert sorted(decoded) == [f"train_{k}.png" for k in range(6)]
     decoded.clear()
-    assert check().counts == wanted.counts
+    assert check().counts == expected.counts
     assert decoded == []
     image = project / "data/images/train_3.png"
     os.utime(image, ns=(1, 1))
@@ -192,15 +193,15 @@ def test_labels_are_read_again_each_time(project, decoded):
         json.dumps({"reader": "another", "images": {}}).encode(),
     ],
 )
-def test_a_damaged_memory_is_made_anew(project, decoded, content):
-    memory = project / "data/.train.txt.checked.json"
+def test_a_damaged_cache_is_written_again(project, decoded, content):
+    cache = project / "data/.train.txt.checked.json"
     check()
-    good = memory.read_bytes()
-    memory.write_bytes(content)
+    good = cache.read_bytes()
+    cache.write_bytes(content)
     decoded.clear()
     check()
     assert len(decoded) == 6
-    assert memory.read_bytes() == good
+    assert cache.read_bytes() == good
 
 
 def test_a_data_set_that_cannot_be_written_to_is_checked_each_time(project, decoded):

@@ -8,9 +8,10 @@ from PIL import Image
 import train
 from tests.scene import dataset_of, make_project
 from utils.data import image_cache
-from utils.data.datasets import EpochSampler, loader, read_data_config
+from utils.data.data_config import read_data_config
 from utils.data.image_cache import budget, decode_all, decoded_bytes, free_memory
 from utils.data.images import read_image
+from utils.data.loader import EpochSampler, loader
 from utils.errors import InputError
 
 
@@ -30,8 +31,8 @@ def images(folder):
 def test_the_first_images_are_kept_as_far_as_they_fit(tmp_path):
     paths = images(tmp_path)
     assert [decoded_bytes(path) for path in paths] == [300, 600, 900]
-    for most, fitting in ((0, 0), (299, 0), (300, 1), (1799, 2), (1800, 3), (10**9, 3)):
-        kept = decode_all(paths, read_image, most)
+    for max_bytes, fitting in ((0, 0), (299, 0), (300, 1), (1799, 2), (1800, 3), (10**9, 3)):
+        kept = decode_all(paths, read_image, max_bytes)
         assert len(kept) == fitting
         for pixels, path in zip(kept, paths, strict=False):
             np.testing.assert_array_equal(pixels, np.asarray(Image.open(path)))

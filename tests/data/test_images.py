@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.data.images import read_image, to_device
+from utils.data.images import image_size, read_image, to_device
 from utils.errors import InputError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -36,12 +36,18 @@ def test_what_is_no_image_is_named(tmp_path, content):
         read_image(path)
 
 
-def png_header(width, height):
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
+
+def png_header(width, height):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b""))
+        + png_chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])
@@ -89,20 +95,58 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     assert (upright == BLUE).all(axis=2).mean() == 0.5
 
 
+@pytest.mark.parametrize("orientation", ROTATIONS)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_the_size_is_that_of_the_upright_image(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (32, 16), RED).save(path, exif=exif)
+    assert image_size(path) == read_image(path).size == ((32, 16) if orientation < 5 else (16, 32))
+
+
+def test_the_size_of_a_png_whose_exif_data_follows_the_pixels(tmp_path):
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (32, 16), RED).save(path)
+    end = png_chunk(b"IEND", b"")
+    exif_chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\x00\x00"))
+    path.write_bytes(path.read_bytes().removesuffix(end) + exif_chunk + end)
+    assert image_size(path) == read_image(path).size == (16, 32)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_the_size_is_read_without_the_pixels(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert image_size(path) == (80, 60)
+    with pytest.raises(InputError):
+        read_image(path)
+
+
+def test_a_file_without_a_size_is_named(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"GIF")
+    with pytest.raises(InputError, match=r"broken\.jpg: cannot be read as an image"):
+        image_size(tmp_path / "broken.jpg")
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16", "I"])
 def test_any_kind_of_image_is_read_as_rgb(tmp_path, mode):
     grey = np.repeat(np.array([[0, 255]], np.uint8), 8, axis=0).repeat(8, axis=1)
     path = tmp_path / ("a.tif" if mode in ("CMYK", "I") else "a.png")
     if mode.startswith("I"):
         Image.fromarray((grey // 2).astype(np.uint16) * 257).convert(mode).save(path)
-        wanted = grey // 2
+        expected = grey // 2
     else:
         Image.fromarray(grey).convert("RGB").convert(mode).save(path)
-        wanted = grey
+        expected = grey
     image = read_image(path)
     assert image.mode == "RGB"
     for channel in range(3):
-        np.testing.assert_allclose(np.asarray(image)[..., channel], wanted, atol=1)
+        np.testing.assert_allclose(np.asarray(image)[..., channel], expected, atol=1)
 
 
 def test_to_device_gives_numbers_from_0_to_1():

@@ -39,7 +39,7 @@ def test_labels_are_read_as_written(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 .5 .5 .1", "4 values, but a label line is: class cx cy w h"),
+        ("0 .5 .5 .1", "4 values, but a label line has five: class cx cy w h"),
         ("0 .5 .5 .1 .1 .9", "6 values"),
         ("7 .5 .5 .1 .1", "class 7, but the classes are 0 to 0"),
         ("-1 .5 .5 .1 .1", "class -1,"),

@@ -6,7 +6,8 @@ from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import lively, narrow, randomize
 from tests.scene import dataset_of, make_project
-from utils.data.datasets import loader, read_data_config
+from utils.data.data_config import read_data_config
+from utils.data.loader import loader
 from utils.detection.checkpoints import save_checkpoint
 from utils.detection.inference import Inference, for_inference
 from utils.errors import InputError

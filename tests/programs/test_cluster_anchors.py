@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.cluster_anchors import box_sizes, cluster, fit, get_args_parser, image_size, k_means, main, size_iou
+from config.cluster_anchors import box_sizes, cluster, fit, get_args_parser, k_means, main, size_iou
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,21 +47,6 @@ def test_box_sizes_are_pixels_of_the_letterboxed_square(data):
     images = [data.parent / f"images/{name}.png" for name in "abc"]
     sizes = box_sizes(images, classes=2, img_size=400)
     assert sizes == pytest.approx(np.array([[200, 100], [40, 80], [160, 80]]), abs=0.01)
-
-
-def test_a_rotated_image_has_the_size_that_it_is_seen_with(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    Image.new("RGB", (40, 20)).save(tmp_path / "plain.jpg")
-    assert image_size(tmp_path / "turned.jpg") == (20, 40)
-    assert image_size(tmp_path / "plain.jpg") == (40, 20)
-
-
-def test_a_broken_image_is_an_error(tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"GIF")
-    with pytest.raises(InputError, match=r"broken.jpg: cannot be read as an image"):
-        image_size(tmp_path / "broken.jpg")
 
 
 @pytest.mark.parametrize("seed", range(3))

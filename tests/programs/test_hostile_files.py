@@ -16,11 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from config.create_cfg import create_cfg
-from data.converter import read_coco_split, write_data_set
 from tests import fuzz
 from tests.scene import make_project
 from utils.darknet.cfg import format_cfg, parse_cfg
 from utils.darknet.spec import parse_network
+from utils.data.converters.coco import read_split
+from utils.data.converters.samples import DataSet
+from utils.data.converters.writer import write_data_set
 from utils.data.images import read_image
 from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
@@ -144,8 +146,8 @@ def test_a_converter_writes_into_its_folder_only(tmp_path):
     content = {"images": images, "annotations": boxes}
     folder = tmp_path / "data/images"
     before = set(tmp_path.rglob("*"))
-    samples = read_coco_split(content, {1: "cat"}, annotation, folder)
-    write_data_set({"train": samples, "valid": samples}, ["cat"], output)
+    samples = read_split(content, {1: "cat"}, annotation, folder)
+    write_data_set(DataSet({"train": samples, "valid": samples}, ["cat"]), output)
     new = set(tmp_path.rglob("*")) - before
     assert new
     assert all(path == output or output in path.parents for path in new)

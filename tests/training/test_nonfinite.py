@@ -14,7 +14,7 @@ import test
 import train
 from models import Darknet
 from tests.scene import make_project
-from utils.data.datasets import EpochSampler, loader
+from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.detection.loss import YoloLoss
 from utils.devices import memory_advice, smaller_batch

@@ -1,1 +1,1 @@
-"""Data sets: lists, labels, images, augmentations, and the check before the first step."""
+"""Data sets: configuration, lists, labels, images, augmentations, batches, the data check, and converters."""

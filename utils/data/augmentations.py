@@ -1,11 +1,12 @@
-"""Random changes of training images: flip, colour, scale and shift, mosaic.
+"""Augmentation of training images: flip, colour, scale and shift, mosaic.
 
-An image is a PIL image with boxes (N, 5): class, x1, y1, x2, y2 in its pixels. Everything is drawn onto a square by
-one function, :func:`draw`, which also moves, clips and drops the boxes; letterboxing is the case without chance.
+One function, :func:`draw`, draws an image onto a square, and moves, clips and drops its boxes. Letterboxing uses it
+too, without any randomness.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,10 +14,19 @@ from PIL import Image
 from utils.boxes import Letterbox
 
 GREY = 127  # Darknet fills the bars beside a letterboxed image with 0.5
-# A box of which less than this share is left is no longer an example of its class.
-LEAST_VISIBLE = 0.25
+MIN_VISIBLE = 0.25  # a box that keeps no more than this share of its area is dropped
 
-LabelledImage = tuple[Image.Image, np.ndarray]
+
+class LabelledImage(NamedTuple):
+    """An image with its boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
+
+    image: Image.Image
+    boxes: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image in pixels."""
+        return self.image.size
 
 
 def canvas(size: int) -> np.ndarray:
@@ -27,10 +37,17 @@ def canvas(size: int) -> np.ndarray:
 def draw(
     target: np.ndarray, labelled: LabelledImage, place: Letterbox, window: tuple[int, int, int, int] | None = None
 ) -> np.ndarray:
-    """Draw an image onto ``target`` (S, S, 3) where ``place`` says, within ``window`` (x1, y1, x2, y2).
+    """Draw an image onto ``target``, in place.
+
+    Args:
+        target: (S, S, 3) uint8.
+        labelled: the image and its boxes.
+        place: how the image is scaled and shifted.
+        window: the part (x1, y1, x2, y2) of ``target`` to draw in; None is all of it.
 
     Returns:
-        The boxes (M, 5) class, x1, y1, x2, y2 in pixels of ``target``, clipped to what was drawn.
+        The boxes (M, 5): class, x1, y1, x2, y2 in pixels of ``target``, clipped to the part that was drawn. Boxes of
+        which no more than MIN_VISIBLE is left are dropped.
     """
     image, boxes = labelled
     x1, y1, x2, y2 = window or (0, 0, target.shape[1], target.shape[0])
@@ -52,26 +69,28 @@ def draw(
     clipped = moved.copy()
     clipped[:, 1::2] = clipped[:, 1::2].clip(x1, x2)
     clipped[:, 2::2] = clipped[:, 2::2].clip(y1, y2)
-    return clipped[_area(clipped) > LEAST_VISIBLE * _area(moved)]
+    return clipped[_area(clipped) > MIN_VISIBLE * _area(moved)]
 
 
-def letterbox(image: LabelledImage, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The whole image in the middle of a grey square: (size, size, 3) uint8 and boxes (N, 5) in its pixels."""
+def letterbox(labelled: LabelledImage, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The whole image in the middle of a grey square: (size, size, 3) uint8, and boxes (N, 5) in its pixels."""
     target = canvas(size)
-    boxes = draw(target, image, Letterbox.fit(*image[0].size, size))
+    boxes = draw(target, labelled, Letterbox.fit(*labelled.size, size))
     return target, boxes
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much to change; every image gets its own random generator, so a run is the same with any worker count.
+    """Augments images. Each image has its own random generator, so the result is the same with any number of workers.
 
     Attributes:
-        mosaic: chance that an image is drawn with three others around a random centre (YOLOv4, arXiv 2004.10934).
-        first_plain_epoch: from this epoch on images stand alone, so that training ends on images like real ones.
-        zoom: an image is scaled by 1 - zoom to 1 + zoom, with an aspect that changes by at most ``stretch``.
-        shift: it is moved by at most this share of the square.
-        hue, saturation, value: colour changes by at most this share.
+        mosaic: probability of a mosaic of four images around a random centre (YOLOv4, arXiv 2004.10934, section 3.3).
+        first_plain_epoch: first epoch without mosaics, so that training ends on images like real ones; None: never.
+        zoom: the scale is drawn from 1 - zoom to 1 + zoom; 1 fits the image into the square.
+        stretch: the sides are scaled apart by a factor from 1 - stretch to 1 + stretch.
+        shift: the image is shifted by at most this share of the square's side, in x and in y.
+        hue: the hue is shifted by at most this share of the colour circle.
+        saturation, value: these are scaled by a factor from 1 - share to 1 + share.
     """
 
     mosaic: float = 0.5
@@ -92,49 +111,61 @@ class Augmentation:
         epoch: int,
         random: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw image ``index`` of ``count`` changed onto a square of ``size`` pixels, as :func:`letterbox` does."""
+        """Augment an image.
+
+        Args:
+            load: returns the image of an index, with its boxes.
+            index: which image.
+            count: number of images to draw the other three of a mosaic from.
+            size: the side of the square, in pixels.
+            epoch: the epoch, from 0.
+            random: generator of this image in this epoch.
+
+        Returns:
+            The square (size, size, 3) uint8 and boxes (N, 5): class, x1, y1, x2, y2 in its pixels.
+        """
         target = canvas(size)
-        early = self.first_plain_epoch is None or epoch < self.first_plain_epoch
-        if early and random.random() < self.mosaic:
+        allows_mosaic = self.first_plain_epoch is None or epoch < self.first_plain_epoch
+        if allows_mosaic and random.random() < self.mosaic:
             images = [load(i) for i in (index, *random.integers(count, size=3))]
-            boxes = self._mosaic(target, images, random)
+            boxes = self._draw_mosaic(target, images, random)
         else:
-            boxes = self._single(target, load(index), random)
-        target = self._recolour(target, random)
+            boxes = self._draw_single(target, load(index), random)
+        target = self._shift_colours(target, random)
         if random.random() < 0.5:
             target = target[:, ::-1]
             boxes = boxes * np.array([1, -1, 1, -1, 1], boxes.dtype) + np.array([0, size, 0, size, 0], boxes.dtype)
             boxes = boxes[:, [0, 3, 2, 1, 4]]
         return np.ascontiguousarray(target), boxes
 
-    def _single(self, target: np.ndarray, image: LabelledImage, random: np.random.Generator) -> np.ndarray:
+    def _draw_single(self, target: np.ndarray, labelled: LabelledImage, random: np.random.Generator) -> np.ndarray:
         size = len(target)
-        width, height = image[0].size
-        scale_x, scale_y = self._scales(size / max(width, height), 1 - self.zoom, 1 + self.zoom, random)
+        width, height = labelled.size
+        scale_x, scale_y = self._random_scales(size / max(width, height), 1 - self.zoom, 1 + self.zoom, random)
         shift_x, shift_y = random.uniform(-self.shift, self.shift, size=2) * size
         left = round((size - width * scale_x) / 2 + shift_x)
         top = round((size - height * scale_y) / 2 + shift_y)
-        return draw(target, image, Letterbox(scale_x, scale_y, left, top))
+        return draw(target, labelled, Letterbox(scale_x, scale_y, left, top))
 
-    def _mosaic(self, target: np.ndarray, images: list[LabelledImage], random: np.random.Generator) -> np.ndarray:
+    def _draw_mosaic(self, target: np.ndarray, images: list[LabelledImage], random: np.random.Generator) -> np.ndarray:
         size = len(target)
         x, y = random.integers(round(0.3 * size), round(0.7 * size) + 1, size=2)
         windows = [(0, 0, x, y), (x, 0, size, y), (0, y, x, size), (x, y, size, size)]
         boxes = []
-        for image, window in zip(images, windows, strict=True):
-            width, height = image[0].size
-            scale_x, scale_y = self._scales(size / max(width, height), 0.5, 1.0, random)
+        for labelled, window in zip(images, windows, strict=True):
+            width, height = labelled.size
+            scale_x, scale_y = self._random_scales(size / max(width, height), 0.5, 1.0, random)
             left = x - round(width * scale_x) if window[0] == 0 else x
             top = y - round(height * scale_y) if window[1] == 0 else y
-            boxes.append(draw(target, image, Letterbox(scale_x, scale_y, left, top), window))
+            boxes.append(draw(target, labelled, Letterbox(scale_x, scale_y, left, top), window))
         return np.concatenate(boxes)
 
-    def _scales(self, fit: float, low: float, high: float, random: np.random.Generator) -> tuple[float, float]:
+    def _random_scales(self, fit: float, low: float, high: float, random: np.random.Generator) -> tuple[float, float]:
         scale = fit * random.uniform(low, high)
         stretch = 1 + random.uniform(-self.stretch, self.stretch)
         return scale * stretch, scale / stretch
 
-    def _recolour(self, target: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def _shift_colours(self, target: np.ndarray, random: np.random.Generator) -> np.ndarray:
         change = random.uniform(-1, 1, size=3) * (self.hue, self.saturation, self.value)
         levels = np.arange(256)
         hue = ((levels + 256 * change[0]) % 256).astype(np.uint8)

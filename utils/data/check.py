@@ -1,7 +1,7 @@
-"""Data sets are checked before the first step: every image is decoded and every label read, once.
+"""The data check before the first step: every image is decoded and every label file read, once.
 
-What decoding found is remembered beside the list of images, in ``.{list}.checked.json``, by path, size and time of
-each image; the file may be deleted at any time. Labels are read again each time.
+The result of decoding is cached beside the list of images, in ``.{list}.checked.json``, by path, size and time of
+change of each image. The cache may be deleted at any time. Labels are read again each time.
 """
 
 import json
@@ -19,19 +19,27 @@ import PIL
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from utils.data.datasets import DataConfig, ListEntry, read_list_entries
+from utils.data.data_config import DataConfig
+from utils.data.image_lists import ListEntry, read_list_entries
 from utils.data.images import decode_image
 from utils.data.labels import Labels, label_path, scan_labels
 from utils.distributed import is_main
 from utils.errors import InputError
 from utils.files import write_text
 
-SHOWN = 10  # problems that are shown one by one
-READER = f"Pillow {PIL.__version__}"  # another one may read other images
+MAX_SHOWN = 10  # problems that are printed
+READER = f"Pillow {PIL.__version__}"  # the cache of another version is not used: it may read other images
 
 
 class Decoded(NamedTuple):
-    """An image as it was when it was decoded: bytes, time of its last change (ns), what was found."""
+    """The result of decoding an image file.
+
+    Attributes:
+        size: bytes of the file.
+        changed: when the file was last changed, in ns.
+        turned: whether its EXIF orientation rotated or mirrored the image.
+        problem: the error message, or None.
+    """
 
     size: int
     changed: int
@@ -40,8 +48,8 @@ class Decoded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """An image of a list, its labels, and all that is wrong with the two; ``decoded`` is None where it is missing."""
+class CheckedImage:
+    """An image of a list with its labels, and all error messages; ``decoded`` is None where the image is missing."""
 
     entry: ListEntry
     labels: Labels
@@ -51,10 +59,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckedData:
-    """The images of a list that can be used, and the boxes of each, (N, 5): class, cx, cy, w, h in [0, 1].
+    """The usable images of a list.
 
     Attributes:
-        counts: how many images, boxes, ... there are, for :func:`summary`.
+        images: the image files.
+        labels: for each image its boxes (N, 5): class, cx, cy, w, h in [0, 1].
+        counts: the numbers of images, boxes, ... by column of :func:`summary`.
     """
 
     images: list[Path]
@@ -68,89 +78,101 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False) -> CheckedD
     Args:
         data: the data set.
         split: which of its lists.
-        skip_bad: leave out images with which something is wrong.
+        skip_bad: leave out images that have a problem, instead of raising an error.
 
     Raises:
-        InputError: something is wrong, or there is no image or no box at all. The first places are on stderr.
+        InputError: an image has a problem, or there is no usable image or no box. The first problems are printed on
+            stderr.
     """
-    listing = data.listing(split)
-    findings = examine(read_list_entries(listing), data.classes, listing)
-    bad = [finding for finding in findings if finding.problems]
+    list_path = data.list_path(split)
+    checked = check_images(read_list_entries(list_path), data.classes, list_path)
+    bad = [image for image in checked if image.problems]
     if bad:
-        report(bad, listing, skip_bad)
-    good = [finding for finding in findings if not finding.problems]
+        report_problems(bad, list_path, skip_bad)
+    good = [image for image in checked if not image.problems]
     if not good:
-        raise InputError(f"{listing}: none of its {len(findings)} images can be used")
-    labels = [finding.labels.boxes for finding in good]
+        raise InputError(f"{list_path}: none of its {len(checked)} images can be used")
+    labels = [image.labels.boxes for image in good]
     if not any(map(len, labels)):
-        raise InputError(f"{listing}: none of its {len(good)} images has a labelled box")
-    images = [finding.entry.path for finding in good]
+        raise InputError(f"{list_path}: none of its {len(good)} images has a labelled box")
+    images = [image.entry.path for image in good]
     counts = {
         "images": len(good),
         "boxes": sum(map(len, labels)),
-        "without a box": sum(not len(boxes) for boxes in labels),
-        "boxes clipped": sum(finding.labels.clipped for finding in good),
-        "boxes repeated": sum(finding.labels.repeated for finding in good),
-        "listed again": len(images) - len(set(map(os.path.realpath, images))),
-        "turned by EXIF": sum(finding.decoded.turned for finding in good),
-        "left out": len(bad),
+        "images without boxes": sum(not len(boxes) for boxes in labels),
+        "boxes clipped": sum(image.labels.clipped for image in good),
+        "duplicate boxes": sum(image.labels.repeated for image in good),
+        "duplicate images": len(images) - len(set(map(os.path.realpath, images))),
+        "images turned by EXIF": sum(image.decoded.turned for image in good),
+        "images left out": len(bad),
     }
     return CheckedData(images, labels, counts)
 
 
-def examine(entries: list[ListEntry], classes: int, listing: Path) -> list[Finding]:
-    """Look at each image of a list and its labels; images as they were the last time are not decoded again."""
-    memory = listing.with_name(f".{listing.name}.checked.json")
-    known = read_memory(memory)
+def check_images(entries: list[ListEntry], classes: int, list_path: Path) -> list[CheckedImage]:
+    """Check each image of a list and its labels; images that have not changed since the last check are not decoded."""
+    cache_path = list_path.with_name(f".{list_path.name}.checked.json")
+    cache = read_cache(cache_path)
     with ThreadPoolExecutor() as pool:  # decoding releases the GIL
-        found = pool.map(partial(examine_one, classes=classes, known=known), entries)
-        findings = list(
-            tqdm(found, f"checking {listing.name}", len(entries), unit=" images", leave=False, disable=not is_main())
+        results = pool.map(partial(check_image, classes=classes, cache=cache), entries)
+        checked = list(
+            tqdm(
+                results,
+                f"checking {list_path.name}",
+                len(entries),
+                unit=" images",
+                leave=False,
+                disable=not is_main(),
+            )
         )
-    decoded = {os.path.abspath(f.entry.path): f.decoded for f in findings if f.decoded}
-    if decoded != known:
-        write_memory(memory, decoded)
-    return findings
+    decoded = {os.path.abspath(image.entry.path): image.decoded for image in checked if image.decoded}
+    if decoded != cache:
+        write_cache(cache_path, decoded)
+    return checked
 
 
-def examine_one(entry: ListEntry, classes: int, known: Mapping[str, Decoded]) -> Finding:
-    """Look at one image and its labels."""
+def check_image(entry: ListEntry, classes: int, cache: Mapping[str, Decoded]) -> CheckedImage:
+    """Check one image and its labels."""
     labels = scan_labels(label_path(entry.path), classes)
     try:
-        about = os.stat(entry.path)
+        status = os.stat(entry.path)
     except (OSError, ValueError):
-        return Finding(entry, labels, None, [entry.missing, *labels.problems])
-    decoded = known.get(os.path.abspath(entry.path))
-    if decoded is None or (decoded.size, decoded.changed) != (about.st_size, about.st_mtime_ns):
-        decoded = decode(entry.path, about)
+        return CheckedImage(entry, labels, None, [entry.missing, *labels.problems])
+    decoded = cache.get(os.path.abspath(entry.path))
+    if decoded is None or (decoded.size, decoded.changed) != (status.st_size, status.st_mtime_ns):
+        decoded = decode(entry.path, status)
     problems = [f"{entry.path}: {decoded.problem}"] if decoded.problem else []
-    return Finding(entry, labels, decoded, problems + labels.problems)
+    return CheckedImage(entry, labels, decoded, problems + labels.problems)
 
 
-def decode(path: Path, about: os.stat_result) -> Decoded:
-    """Decode an image and keep what there is to say about it."""
+def decode(path: Path, status: os.stat_result) -> Decoded:
+    """Decode an image and record the result, without the pixels."""
     turned, problem = False, None
     try:
         _, turned = decode_image(path)
     except InputError as error:
         problem = str(error).removeprefix(f"{path}: ")
-    return Decoded(about.st_size, about.st_mtime_ns, turned, problem)
+    return Decoded(status.st_size, status.st_mtime_ns, turned, problem)
 
 
-def report(bad: list[Finding], listing: Path, skip_bad: bool) -> None:
-    """Show the first problems; without ``skip_bad`` they end the program."""
-    problems = [problem for finding in bad for problem in finding.problems]
-    what = f"{len(problems)} problem(s) with {len(bad)} image(s)"
+def report_problems(bad: list[CheckedImage], list_path: Path, skip_bad: bool) -> None:
+    """Print the first problems on stderr.
+
+    Raises:
+        InputError: ``skip_bad`` is not set.
+    """
+    problems = [problem for image in bad for problem in image.problems]
+    total = f"{len(problems)} problem(s) with {len(bad)} image(s)"
     if (len(problems) > 1 or skip_bad) and is_main():
-        shown = problems[:SHOWN] + ["..."] * (len(problems) > SHOWN)
-        print(f"{listing}: {what}:", *shown, sep="\n  ", file=sys.stderr)
+        shown = problems[:MAX_SHOWN] + ["..."] * (len(problems) > MAX_SHOWN)
+        print(f"{list_path}: {total}:", *shown, sep="\n  ", file=sys.stderr)
     if not skip_bad:
-        more = f" ({what} in all)" if len(problems) > 1 else ""
-        raise InputError(f"{problems[0]}{more}; --skip_bad goes on without such images")
+        suffix = f" ({total} in all)" if len(problems) > 1 else ""
+        raise InputError(f"{problems[0]}{suffix}; --skip_bad leaves such images out")
 
 
 def summary(checked: Mapping[str, CheckedData]) -> str:
-    """A table with a row of counts for each list, and a line where lists share images."""
+    """A table with a row of counts for each list, and a warning where lists share images."""
     counts = {name: split.counts for name, split in checked.items()}
     always = ("images", "boxes")
     columns = [key for key in next(iter(counts.values())) if key in always or any(row[key] for row in counts.values())]
@@ -158,29 +180,32 @@ def summary(checked: Mapping[str, CheckedData]) -> str:
     text = AsciiTable(rows).table
     sets = [set(map(os.path.realpath, split.images)) for split in checked.values()]
     if len(sets) > 1 and (shared := set.intersection(*sets)):
-        text += f"\nwarning: {len(shared)} images are in both lists, so that measuring says little about new ones"
+        text += (
+            f"\nwarning: {len(shared)} images are in both lists: "
+            "the validation mAP says less about images that the model has not seen"
+        )
     return text
 
 
-def read_memory(path: Path) -> dict[str, Decoded]:
-    """What an earlier check remembered; nothing where the file is missing, damaged, or another reader's."""
+def read_cache(path: Path) -> dict[str, Decoded]:
+    """The results of an earlier check; empty where the cache is missing, damaged, or written by another READER."""
     try:
         content = json.loads(path.read_bytes())
         if content["reader"] != READER:
             return {}
-        return {str(name): _decoded(*values) for name, values in content["images"].items()}
+        return {str(name): _to_decoded(*values) for name, values in content["images"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 
-def _decoded(size: int, changed: int, turned: bool, problem: str | None) -> Decoded:
+def _to_decoded(size: int, changed: int, turned: bool, problem: str | None) -> Decoded:
     if not isinstance(problem, str | None):
-        raise TypeError("a problem is a text")
+        raise TypeError("a problem is a text or null")
     return Decoded(int(size), int(changed), bool(turned), problem)
 
 
-def write_memory(path: Path, decoded: Mapping[str, Decoded]) -> None:
-    """Remember what was decoded; where that cannot be written, the next check takes as long as this one."""
+def write_cache(path: Path, decoded: Mapping[str, Decoded]) -> None:
+    """Cache the results; where the folder cannot be written to, the next check decodes every image again."""
     try:
         write_text(path, json.dumps({"reader": READER, "images": decoded}))
     except (OSError, InputError):

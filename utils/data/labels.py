@@ -1,4 +1,4 @@
-"""YOLO labels: a text file beside an image, a box a line, ``class cx cy w h``."""
+"""YOLO labels: a text file for each image, with one box per line: ``class cx cy w h`` in [0, 1] of the image."""
 
 import math
 import os
@@ -11,11 +11,12 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import read_lines
 
-BORDER = 1e-3  # a label box may pass the border by less than this share of the image; it is clipped
+BORDER = 1e-3  # share of the image by which a box may pass its border; it is clipped
+ROUNDING = 1e-5  # a box that passes the border by less, as six decimals may, does not count as clipped
 
 
 def label_path(image: Path) -> Path:
-    """Where the labels of an image are: its last folder named ``images`` becomes ``labels``, its suffix ``.txt``."""
+    """The label file of an image: the last folder named ``images`` becomes ``labels``, the suffix becomes ``.txt``."""
     parts = list(image.parts)
     for position in range(len(parts) - 2, -1, -1):
         if parts[position] == "images":
@@ -30,9 +31,9 @@ class Labels:
 
     Attributes:
         boxes: (N, 5) float32: class, cx, cy, w, h in [0, 1] of the image.
-        clipped: how many of them were clipped to the border.
-        repeated: how many are exactly as one before.
-        problems: what is wrong with the other lines, each with ``file:line``.
+        clipped: number of boxes that were clipped to the border.
+        repeated: number of boxes that equal an earlier one.
+        problems: error messages of the lines that are not in ``boxes``, each with ``file:line``.
     """
 
     boxes: np.ndarray
@@ -42,9 +43,9 @@ class Labels:
 
 
 def scan_labels(path: str | Path, classes: int) -> Labels:
-    """Read the YOLO labels of one image, with all that is wrong with them.
+    """Read the YOLO labels of one image, and collect all errors instead of raising the first.
 
-    A missing or empty file means that it shows no object.
+    A missing or empty file means that the image shows no object.
     """
     if not os.path.exists(path):
         return Labels(np.zeros((0, 5), np.float32), 0, 0, [])
@@ -70,14 +71,14 @@ def scan_labels(path: str | Path, classes: int) -> Labels:
 
 
 def read_labels(path: str | Path, classes: int) -> tuple[np.ndarray, int]:
-    """Read the YOLO labels of one image; a missing or empty file means that it shows no object.
+    """Read the YOLO labels of one image; a missing or empty file means that the image shows no object.
 
     Returns:
-        Boxes (N, 5) float32: class, cx, cy, w, h in [0, 1] of the image; and how many were clipped to the border.
+        Boxes (N, 5) float32: class, cx, cy, w, h in [0, 1] of the image; and how many were clipped to its border.
 
     Raises:
-        InputError: a line without five numbers, a class that is not below ``classes``, a box without area or beyond
-            the border by more than BORDER; the message names file and line.
+        InputError: a line is not five numbers, a class is not below ``classes``, or a box has no area or passes the
+            border by more than BORDER. The message names file and line.
     """
     labels = scan_labels(path, classes)
     if labels.problems:
@@ -87,7 +88,7 @@ def read_labels(path: str | Path, classes: int) -> tuple[np.ndarray, int]:
 
 def _parse_label(words: Sequence[str], classes: int, where: str) -> tuple[list[float], bool]:
     if len(words) != 5:
-        raise InputError(f"{where}: {len(words)} values, but a label line is: class cx cy w h")
+        raise InputError(f"{where}: {len(words)} values, but a label line has five: class cx cy w h")
     try:
         label, cx, cy, w, h = map(float, words)
     except ValueError:
@@ -105,5 +106,4 @@ def _parse_label(words: Sequence[str], classes: int, where: str) -> tuple[list[f
     x1, y1, x2, y2 = (min(max(edge, 0.0), 1.0) for edge in edges)
     if x1 >= x2 or y1 >= y2:
         raise InputError(f"{where}: the box has no area within the image")
-    # What six decimals make of a box at the border is not worth a count.
-    return [label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], beyond > 1e-5
+    return [label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], beyond > ROUNDING

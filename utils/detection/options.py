@@ -4,7 +4,7 @@ import argparse
 
 from models import Darknet
 from utils.cli import number
-from utils.data.datasets import DataConfig
+from utils.data.data_config import DataConfig
 from utils.devices import PRECISIONS
 from utils.errors import InputError
 from utils.files import read_names

@@ -63,7 +63,7 @@ class EpochProgress:
         self.cells = [count + report.cells for count, report in zip(self.cells, reports, strict=True)]
 
 
-Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) uint8 and targets (N, 6), as utils.data.datasets.collate makes them
+Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) uint8 and targets (N, 6), as utils.data.loader.collate makes them
 T = TypeVar("T")
 
 

@@ -1,0 +1,42 @@
+import pytest
+
+from tests.scene import save, write
+from utils.data.data_config import read_data_config
+from utils.data.image_lists import read_image_list
+from utils.errors import InputError
+
+
+def test_paths_are_absolute_or_relative_to_the_working_directory_or_to_the_file(tmp_path, monkeypatch):
+    here, there, data = tmp_path / "here", tmp_path / "there", tmp_path / "data"
+    for folder, name in ((here, "cwd.png"), (there, "absolute.png"), (data, "beside.png"), (data, "cwd.png")):
+        save(folder / name)
+    listing = write(data / "list.txt", f"cwd.png\n{there / 'absolute.png'}\n\nbeside.png  \n")
+    monkeypatch.chdir(here)
+    images = [path.resolve() for path in read_image_list(listing)]
+    assert images == [here / "cwd.png", there / "absolute.png", data / "beside.png"]
+
+
+def test_a_missing_image_is_named_by_file_and_line(tmp_path):
+    save(tmp_path / "a.png")
+    listing = write(tmp_path / "list.txt", "a.png\n\nb.png\nc.png\n")
+    with pytest.raises(InputError, match=r"list\.txt:3: there is no image b\.png \(and 1 more\)"):
+        read_image_list(listing)
+
+
+def test_a_folder_is_no_image(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"list\.txt:1"):
+        read_image_list(write(tmp_path / "list.txt", "folder\n"))
+
+
+def test_an_empty_list_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"list\.txt: the list names no image"):
+        read_image_list(write(tmp_path / "list.txt", "\n  \n"))
+
+
+def test_a_name_that_no_file_can_have_is_no_image_and_no_list(tmp_path):
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(InputError, match=r"list\.txt:1: there is no image"):
+            read_image_list(write(tmp_path / "list.txt", name))
+        with pytest.raises(InputError, match="cannot be read as a file of class names"):
+            read_data_config(write(tmp_path / "a.data", f"classes=1\nnames={name}\n"))

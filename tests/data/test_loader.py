@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from tests.scene import dataset_of, five_images
+from utils.data.augmentations import Augmentation
+from utils.data.loader import EpochSampler, collate, loader
+
+
+def test_batches_are_the_same_with_and_without_workers(tmp_path):
+    images = five_images(tmp_path)
+
+    def load(n_cpu):
+        dataset = dataset_of(images, 2, 32, Augmentation(), 3)
+        sampler = EpochSampler(5, 3)
+        batches = loader(dataset, 2, n_cpu, sampler)
+        epochs = []
+        for epoch in range(2):
+            sampler.epoch = epoch
+            epochs.append(list(batches))
+        return epochs
+
+    alone, helped = load(0), load(2)
+    assert [len(epoch) for epoch in alone] == [3, 3]
+    torch.testing.assert_close(helped, alone, rtol=0, atol=0)
+    assert not torch.equal(alone[0][0][0], alone[1][0][0])
+
+
+def test_every_epoch_has_all_images_in_an_order_of_its_own():
+    sampler = EpochSampler(50, seed=1)
+    orders = []
+    for epoch in range(3):
+        sampler.epoch = epoch
+        items = list(sampler)
+        assert [number for number, _ in items] == [epoch] * 50
+        orders.append([index for _, index in items])
+        assert sorted(orders[-1]) == list(range(50))
+    assert len({tuple(order) for order in orders}) == 3
+    again, other = EpochSampler(50, seed=1), EpochSampler(50, seed=2)
+    assert [index for _, index in again] == orders[0]
+    assert [index for _, index in other] != orders[0]
+    assert len(sampler) == 50
+
+
+def test_collate_numbers_the_boxes_of_a_batch():
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    boxes = torch.tensor([[1, 0.5, 0.5, 0.25, 0.25], [0, 0.25, 0.5, 0.5, 0.5]])
+    none = torch.zeros(0, 5)
+    images, targets = collate([(image, none), (image + 1, boxes), (image + 2, none), (image + 3, boxes[:1])])
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert targets[:, 0].tolist() == [1, 1, 3]
+    assert torch.equal(targets[:, 1:], torch.cat([boxes, boxes[:1]]))
+
+
+def test_collate_of_images_without_boxes():
+    images, targets = collate([(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(0, 5))] * 2)
+    assert images.shape == (2, 3, 8, 8)
+    assert targets.shape == (0, 6)
+
+
+@pytest.mark.parametrize(("length", "batch_size", "world"), [(24, 8, 2), (23, 8, 2), (19, 6, 3), (13, 6, 3), (2, 6, 3)])
+def test_processes_share_every_batch_of_one_process(length, batch_size, world):
+    whole = [index for _, index in EpochSampler(length, 4)]
+    parts = []
+    for rank in range(world):
+        sampler = EpochSampler(length, 4, batch_size, rank, world)
+        local = [index for _, index in sampler]
+        assert len(local) == len(sampler)
+        parts.append([local[k : k + batch_size // world] for k in range(0, len(local), batch_size // world)])
+    assert {len(local) for local in parts} == {-(-length // batch_size)}  # as many steps for each
+    assert all(shares for local in parts for shares in local)
+    seen = [index for shares in zip(*parts, strict=True) for local in shares for index in local]
+    assert seen[:length] == whole
+    assert len(seen) - length < world  # what fills up a last batch that is smaller than the number of processes

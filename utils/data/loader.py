@@ -1,0 +1,92 @@
+"""Batches of a data set: the order of the images in an epoch, and the loader with its worker processes."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.distributed import share
+from utils.workers import start_worker
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index). The order is new in each epoch and depends on the seed and the epoch alone.
+
+    In distributed training each process takes its consecutive part of every global batch, so that all processes
+    together see the batches of a single process. The last batch may be smaller: the parts may then differ by one
+    image, and if it has fewer images than there are processes, it is filled up with the first images of the epoch.
+
+    Args:
+        length: number of images.
+        seed: seed of the order.
+        batch_size: global batch size (images per batch over all processes), a multiple of ``world``.
+        rank: number of this process.
+        world: number of processes.
+
+    Attributes:
+        epoch: the epoch to yield.
+        start: number of items at its beginning to skip, because an interrupted run has had them.
+    """
+
+    def __init__(self, length: int, seed: int, batch_size: int = 1, rank: int = 0, world: int = 1):
+        self.length = length
+        self.seed = seed
+        self.batch_size = batch_size
+        self.rank, self.world = rank, world
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        full, remainder = divmod(self.length, self.batch_size)
+        last = len(share(max(remainder, self.world), self.rank, self.world)) if remainder else 0
+        return full * self.batch_size // self.world + last
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.order()[self.start :])
+
+    def order(self) -> list[tuple[int, int]]:
+        """All items of the epoch for this process, in their order."""
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        items = []
+        for start in range(0, self.length, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            if len(batch) < self.world:
+                batch = np.resize(np.concatenate([batch, order]), self.world)
+            items += [(self.epoch, int(batch[position])) for position in share(len(batch), self.rank, self.world)]
+        return items
+
+
+def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Batch items: images (B, 3, S, S) uint8 and targets (N, 6): image in the batch, class, cx, cy, w, h in [0, 1]."""
+    images = torch.stack([image for image, _ in items])
+    numbered = [torch.nn.functional.pad(boxes, (1, 0), value=number) for number, (_, boxes) in enumerate(items)]
+    return images, torch.cat(numbered)
+
+
+def loader(
+    dataset: Dataset, batch_size: int, n_cpu: int, sampler: Sampler | None = None, collate_fn: Callable = collate
+) -> DataLoader:
+    """Load batches of ``dataset`` in ``n_cpu`` worker processes, into pinned memory where there is a GPU.
+
+    Args:
+        dataset: the data set.
+        batch_size: images per batch of this process.
+        n_cpu: number of worker processes; 0 loads in this process.
+        sampler: the order; None is the order of the data set.
+        collate_fn: makes a batch of items.
+    """
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=n_cpu,
+        collate_fn=collate_fn,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=n_cpu > 0,
+        worker_init_fn=start_worker,
+        # The loader draws seeds from its generator. Drawing them from the global one would change the state that a
+        # resumed run restores for the network.
+        generator=torch.Generator(),
+    )
