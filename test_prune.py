@@ -130,11 +130,17 @@ def main(args: argparse.Namespace) -> None:
     before, after = bench.compare(model, result.pruned.model)
     print(comparison_table(before, after))
 
-    pruned = {"from": args.weights_path, "ratio": result.ratio, "strategy": strategy}
-    options = vars(args) | {"model_def": str(out_cfg), "percent": result.ratio}
-    description = {"names": bench.names, "img_size": bench.img_size, "epoch": 0, "step": 0, "best_map": after.mAP}
-    description |= {"options": options, "strategy": strategy, "pruned": pruned}
-    write_pruned(result.pruned.model, out_cfg, out_weights, description)
+    pruned_metadata = {
+        "names": bench.names,
+        "img_size": bench.img_size,
+        "epoch": 0,
+        "step": 0,
+        "best_map": after.mAP,
+        "options": vars(args) | {"model_def": str(out_cfg), "percent": result.ratio},
+        "strategy": strategy,
+        "pruned": {"from": args.weights_path, "ratio": result.ratio, "strategy": strategy},
+    }
+    write_pruned(result.pruned.model, out_cfg, out_weights, pruned_metadata)
     plot = Path("runs") / out_cfg.stem / "channels.png"
     plot_channels(model, result, plot)
     print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
