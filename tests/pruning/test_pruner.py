@@ -12,7 +12,7 @@ from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.proof import head_difference, prove
 from utils.pruning.pruner import LARGEST_RATIO, STEP, Pruner, largest_ratio, smallest_ratio
-from utils.pruning.selection import allowed_ratio, describe_room, is_separated, is_sparse
+from utils.pruning.selection import allowed_ratio, describe_room, is_separated, sparse_ratio
 
 
 @pytest.fixture
@@ -99,10 +99,15 @@ def test_the_room_to_prune_is_only_told_of_sparse_gammas(model):
     def room(of):
         return describe_room(couple(of.spec), "normal", gamma_sizes(of))
 
-    gammas = gamma_sizes(model)
-    assert room(model) == f"up to {allowed_ratio(couple(model.spec), 'normal', gammas):.1%} of the channels can be " + (
-        "pruned before a layer is empty"
-    )
+    coupling, gammas = couple(model.spec), gamma_sizes(model)
+    sparse, allowed = (ratio(coupling, "normal", gammas) for ratio in (sparse_ratio, allowed_ratio))
+    assert 0.6 < sparse < 0.8
+    assert sparse < allowed
+    assert room(model) == f"up to {sparse:.1%} of the channels can be pruned: their gammas are clearly below the others"
+    weakest = model.batch_norm(model.spec.convolutions[0].index)
+    weakest.weight.data.mul_(0.02)  # a layer that would be empty first
+    allowed = allowed_ratio(coupling, "normal", gamma_sizes(model))
+    assert room(model) == f"up to {allowed:.1%} of the channels can be pruned before a layer is empty"
     for norm in model.batch_norms.values():
         norm.weight.data = norm.weight.sign() * (1 + 0.1 * norm.bias)
     assert room(model) == "not sparse yet"
@@ -115,4 +120,3 @@ def test_a_cut_is_separated_up_to_half_of_the_large_gammas():
     assert not is_separated(importance + np.array([0, 0.01, 0, 0, 0]), cut < 2)
     assert is_separated(importance, cut < 0)
     assert is_separated(importance, cut < 4)  # nothing that may die is left to compare with
-    assert not is_sparse(np.array([np.inf]))

@@ -18,10 +18,11 @@ from utils.errors import InputError
 from utils.pruning.coupling import ChannelSet, Coupling
 
 STRATEGIES = ("normal", "shortcut", "slim")
-# What dies is clearly below what lives where its importance is at most this share of it, see is_separated.
+# What dies is clearly below what lives where its importance is at most SPARSE times that of the most important, which
+# the quantile LARGE of what lives stands for: the sign of sparse training.
 SPARSE = 0.5
-# A network counts as sparse where this share of the prunable sets, the least important ones, are separated.
-LEAST_SPARSE = 0.1
+LARGE = 0.95
+LEAST_SPARSE = 0.05  # a network is not sparse where a lower share of its channels is clearly below the others
 
 Gammas = Mapping[int, np.ndarray]  # |gamma| of each convolution with BN, by layer number
 
@@ -178,22 +179,33 @@ def is_separated(importance: np.ndarray, dead: np.ndarray) -> bool:
         dead: (number of sets,) bool, a :class:`Selection`'s.
 
     Returns:
-        Whether the largest importance of the dead is at most SPARSE of the 95th percentile of the living, or nothing
+        Whether the largest importance of the dead is at most SPARSE times the quantile LARGE of the living, or nothing
         that may die lives.
     """
     living = importance[np.isfinite(importance) & ~dead]
-    return not len(living) or float(importance[dead].max(initial=0.0)) <= SPARSE * float(np.quantile(living, 0.95))
+    return not len(living) or float(importance[dead].max(initial=0.0)) <= SPARSE * float(np.quantile(living, LARGE))
 
 
-def is_sparse(importance: np.ndarray) -> bool:
-    """Whether the gammas are those of sparse training: the least important LEAST_SPARSE of the sets are separated."""
-    prunable = importance[np.isfinite(importance)]
-    return bool(len(prunable)) and is_separated(importance, importance <= np.quantile(prunable, LEAST_SPARSE))
+def sparse_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
+    """The share of the prunable channels whose importance is clearly below that of the others, by SPARSE."""
+    importance = set_importance(coupling, strategy, gammas)
+    prunable = np.isfinite(importance)
+    low = np.zeros(len(importance), bool)
+    while (others := importance[prunable & ~low]).size:
+        lower = prunable & (importance <= SPARSE * np.quantile(others, LARGE))
+        if (lower == low).all():
+            break
+        low = lower
+    sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+    total = sizes[prunable].sum()
+    return float(sizes[low].sum() / total) if total else 0.0
 
 
 def describe_room(coupling: Coupling, strategy: str, gammas: Gammas) -> str:
     """How much can be pruned, in words for a person who waits for the gammas to become sparse."""
-    if not is_sparse(set_importance(coupling, strategy, gammas)):
+    sparse, allowed = sparse_ratio(coupling, strategy, gammas), allowed_ratio(coupling, strategy, gammas)
+    if sparse < LEAST_SPARSE:
         return "not sparse yet"
-    allowed = allowed_ratio(coupling, strategy, gammas)
-    return f"up to {allowed:.1%} of the channels can be pruned before a layer is empty"
+    if allowed <= sparse:
+        return f"up to {allowed:.1%} of the channels can be pruned before a layer is empty"
+    return f"up to {sparse:.1%} of the channels can be pruned: their gammas are clearly below the others"
