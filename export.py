@@ -31,7 +31,7 @@ from utils.export.deployment import Deployment, deployments
 from utils.export.onnx import add_suppression, export_onnx, prove
 from utils.export.quantization import quantize
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json
-from utils.pruning.surgery import proof_images
+from utils.pruning.proof import proof_images
 from utils.timing import Timing, forward_times
 
 # The check compares boxes that score at least this; those of noise can be of any size.

@@ -2,27 +2,20 @@
 
 import argparse
 import dataclasses
-import time
 
-import torch
 from terminaltables import AsciiTable
-from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from models import Darknet
-from utils import distributed
-from utils.boxes import boxes_of_image, to_detections
 from utils.cli import ArgumentParser, number, run
 from utils.data.check import check_data, summary
 from utils.data.data_config import read_data_config
 from utils.data.datasets import DetectionDataset
-from utils.data.images import to_device
 from utils.data.loader import loader
 from utils.detection.complexity import count_parameters
 from utils.detection.detector import load_model
+from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
-from utils.detection.metrics import DetectionMetrics, Metrics
+from utils.detection.metrics import Metrics
 from utils.detection.options import (
     add_compile_option,
     add_skip_bad_option,
@@ -30,60 +23,8 @@ from utils.detection.options import (
     check_classes,
     network_size,
 )
-from utils.devices import device_of, memory_advice, pick_device, smaller_batch
+from utils.devices import pick_device
 from utils.files import write_json
-from utils.timing import Stopwatch
-
-
-@dataclasses.dataclass(frozen=True)
-class Seconds:
-    """Where the time of an evaluation went."""
-
-    forward: float
-    nms: float
-    total: float
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    batches: DataLoader,
-    names: list[str],
-    iou_thres: float = 0.5,
-    conf_thres: float = 0.001,
-    nms_thres: float = 0.5,
-) -> tuple[Metrics, Seconds]:
-    """Detect on every image of ``batches`` and compare with its boxes.
-
-    Among several processes each takes images of its own, and the metrics are those of all.
-
-    Args:
-        model: the network, a Darknet, which is left as it is, or one of :mod:`utils.detection.runtimes`. A Darknet is
-            measured as it detects fastest, see :class:`utils.detection.inference.Inference`.
-        batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.loader.collate` makes
-            them.
-        names: class names.
-        iou_thres: the IoU from which on a detection counts as right.
-        conf_thres: detections below this score are left out.
-        nms_thres: the IoU of non-maximum suppression.
-    """
-    model, device = for_inference(model), device_of(model)
-    forward, nms = Stopwatch(device), Stopwatch(device)
-    gathered = DetectionMetrics(names, iou_thres)
-    start = time.perf_counter()
-    for images, targets in tqdm(batches, "evaluating", leave=False, unit="batch", disable=not distributed.is_main()):
-        with memory_advice(smaller_batch(len(images), images.shape[-1], processes=distributed.world())):
-            images = to_device(images, device)
-            with forward:
-                output = model(images)
-            with nms:
-                detections = to_detections(output, conf_thres, nms_thres)
-        for image, found in enumerate(detections):
-            gathered.add(found.cpu(), boxes_of_image(targets, image, images.shape[-1]))
-    everything = DetectionMetrics(names, iou_thres)
-    everything.join(distributed.gather(gathered))
-    metrics = everything.compute()
-    return metrics, Seconds(forward.seconds, nms.seconds, time.perf_counter() - start)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Shows that pruning lost nothing: the detections of two networks on real images, compared box by box.
 
-Where the gammas that died were exactly 0, the pruned network must find the same boxes as the sparse one.
+Where the pruned gammas were exactly 0, the pruned network must give the same boxes as the sparse one.
 """
 
 import argparse
@@ -19,51 +19,50 @@ from tqdm import tqdm
 from models import Darknet
 from utils.boxes import boxes_of_image, non_max_suppression
 from utils.cli import ArgumentParser, number, run
-from utils.data.check import check_data
 from utils.data.data_config import read_data_config
-from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
-from utils.data.loader import loader
-from utils.detection.checkpoints import load_weights
+from utils.detection.checkpoints import load_darknet
+from utils.detection.evaluate import validation_batches
 from utils.detection.metrics import DetectionMetrics
-from utils.detection.options import add_threshold_options, check_classes, network_size
+from utils.detection.options import add_threshold_options, network_size
 from utils.devices import device_of, pick_device, without_tf32
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options of lossless.py."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the sparse network's cfg")
-    parser.add_argument("--weights_path", default="checkpoints/yolov3_ckpt.pth", help="its weights")
-    parser.add_argument("--pruned_def", default="config/prune_yolov3-hand.cfg", help="the pruned network's cfg")
-    parser.add_argument("--pruned_weights", default="checkpoints/prune_yolov3_ckpt.pth", help="its weights")
+    parser.add_argument("--weights_path", default="checkpoints/yolov3_ckpt.pth", help="the sparse network's weights")
+    parser.add_argument("--model_def", help="the sparse network's cfg; default: the cfg in its checkpoint")
+    parser.add_argument(
+        "--pruned_weights", default="checkpoints/prune_yolov3_ckpt.pth", help="the pruned network's weights"
+    )
+    parser.add_argument("--pruned_def", help="the pruned network's cfg; default: the cfg in its checkpoint")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
-    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
+    parser.add_argument(
+        "--img_size", type=number(int, 32), help="side of the input in pixels; default: the checkpoint's"
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Detect with both networks, and print how they differ."""
     device = pick_device()
-    sparse, pruned = Darknet(args.model_def), Darknet(args.pruned_def)
-    about = load_weights(sparse, args.weights_path)
-    load_weights(pruned, args.pruned_weights)
-    img_size = network_size(sparse, args.img_size or about.get("img_size"))
+    sparse, metadata = load_darknet(args.weights_path, args.model_def)
+    pruned, _ = load_darknet(args.pruned_weights, args.pruned_def)
+    img_size = network_size(sparse, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
-    check_classes(sparse, data)
-    checked = check_data(data, "valid")
-    batches = loader(DetectionDataset(checked.images, checked.labels, img_size), batch_size=8, n_cpu=0)
-    found = {
+    batches, _ = validation_batches(sparse, data, img_size, batch_size=8, n_cpu=0)
+    detections = {
         name: detect(model.to(device).eval(), batches, args.conf_thres, args.nms_thres, name)
         for name, model in (("sparse", sparse), ("pruned", pruned))
     }
-    maps = {name: mean_ap(detections, batches, data.names) for name, detections in found.items()}
-    pairs = list(zip(found["sparse"], found["pruned"], strict=True))
+    maps = {name: mean_ap(of_network, batches, data.names) for name, of_network in detections.items()}
+    pairs = list(zip(detections["sparse"], detections["pruned"], strict=True))
     same = sum(len(first) == len(second) for first, second in pairs)
     boxes, scores = zip(*(differences(first, second) for first, second in pairs), strict=True)
     rows = [["", "sparse", "pruned"]]
-    rows.append([f"detections of score >= {args.conf_thres:g}", *(sum(map(len, side)) for side in found.values())])
+    rows.append([f"detections of score >= {args.conf_thres:g}", *(sum(map(len, side)) for side in detections.values())])
     rows.append(["mAP@0.5", *(f"{value:.7f}" for value in maps.values())])
     print(AsciiTable(rows).table)
     print(f"images with the same number of detections: {same} of {len(pairs)}")
@@ -74,17 +73,17 @@ def main(args: argparse.Namespace) -> None:
 def detect(model: Darknet, batches: DataLoader, conf_thres: float, nms_thres: float, name: str) -> list[Tensor]:
     """Detections (D, 6) of each image, in pixels of the square."""
     device = device_of(model)
-    found = []
+    detections = []
     for images, _ in tqdm(batches, name, leave=False, unit="batch"):
         with without_tf32():
             predictions = model(to_device(images, device))
-        found += non_max_suppression(predictions, conf_thres, nms_thres)
-    return [detections.cpu() for detections in found]
+        detections += non_max_suppression(predictions, conf_thres, nms_thres)
+    return [of_image.cpu() for of_image in detections]
 
 
-def mean_ap(found: list[Tensor], batches: DataLoader, names: list[str]) -> float:
+def mean_ap(detections: list[Tensor], batches: DataLoader, names: list[str]) -> float:
     """mAP@0.5 of the detections of each image."""
-    metrics, remaining = DetectionMetrics(names), iter(found)
+    metrics, remaining = DetectionMetrics(names), iter(detections)
     for images, targets in batches:
         for image in range(len(images)):
             metrics.add(next(remaining), boxes_of_image(targets, image, images.shape[-1]))

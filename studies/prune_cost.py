@@ -33,23 +33,24 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Prune with each strategy; print what it took."""
+    """Prune with each strategy; print seconds and memory."""
     model = sparse_network(args.model_def)
     print(f"{args.model_def}: {count_parameters(model):,} parameters, {torch.get_num_threads()} threads")
     for strategy in STRATEGIES:
         start = time.perf_counter()
-        trial = Pruner(model, strategy).at(args.percent)
+        result = Pruner(model, strategy).at(args.percent)
+        compact = result.pruned.model
         cut = time.perf_counter()
-        difference = prove(trial, args.img_size, "exact")
+        difference = prove(result.reference, compact, args.img_size)
         proved = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             paths = Path(folder) / "pruned.cfg", Path(folder) / "pruned.pth"
-            write_pruned(trial.pruned.model, *paths, {"names": ["hand"], "img_size": args.img_size})
+            write_pruned(compact, *paths, {"names": ["hand"], "img_size": args.img_size})
         end = time.perf_counter()
         print(
             f"{strategy}: {end - start:.1f} s (coupling and compact network {cut - start:.1f}, "
             f"proof {proved - cut:.1f}, files {end - proved:.1f}), "
-            f"{count_parameters(trial.pruned.model):,} parameters left, largest difference {difference:.1e}"
+            f"{count_parameters(compact):,} parameters left, largest difference {difference:.1e}"
         )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 

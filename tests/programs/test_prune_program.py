@@ -14,6 +14,7 @@ from tests.networks import randomize
 from tests.scene import make_project
 from utils.darknet.cfg import format_cfg
 from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from utils.errors import InputError
 
 
 @pytest.fixture
@@ -50,9 +51,37 @@ def test_the_report_describes_the_files_that_were_written(project, capsys):
     checkpoint = read_checkpoint("checkpoints/prune_yolov3_ckpt.pth")
     assert checkpoint["names"] == ["hand"]
     assert checkpoint["img_size"] == 64
+    assert checkpoint["pruned"] == {"from": "checkpoints/yolov3_ckpt.pth", "ratio": 0.5, "strategy": "shortcut"}
+    assert checkpoint["options"]["model_def"] == "config/prune_yolov3-hand.cfg"
     assert Path("runs/prune_yolov3-hand/channels.png").exists()
     table = capsys.readouterr().out
     assert all(word in table for word in ("mAP@0.5", "Parameters", "MACs", "File size", "Forward"))
+
+
+def test_a_checkpoint_is_enough_and_names_the_cfg(project):
+    given = report("--model_def", "config/yolov3-hand.cfg", "--percent", "0.5")
+    model = Darknet("config/yolov3-hand.cfg")
+    load_weights(model, "checkpoints/yolov3_ckpt.pth")
+    options = {"model_def": "elsewhere/narrow.cfg"}
+    save_checkpoint("checkpoints/narrow.pth", model, names=["hand"], img_size=64, strategy="shortcut", options=options)
+    Path("config/yolov3-hand.cfg").unlink()
+    result = report("--weights_path", "checkpoints/narrow.pth", "--percent", "0.5")
+    assert result["layers"] == given["layers"]
+    expected = Path("config/prune_yolov3-hand.cfg").read_bytes()
+    assert Path("config/prune_narrow.cfg").read_bytes() == expected
+    assert Path("checkpoints/prune_narrow.pth").exists()
+
+
+@pytest.mark.parametrize("weights", ["checkpoints/plain.pth", "checkpoints/plain.weights"])
+def test_weights_without_a_cfg_need_model_def(project, weights):
+    model = Darknet("config/yolov3-hand.cfg")
+    load_weights(model, "checkpoints/yolov3_ckpt.pth")
+    torch.save(model.state_dict(), "checkpoints/plain.pth")
+    model.save_darknet_weights("checkpoints/plain.weights")
+    with pytest.raises(InputError, match="--model_def"):
+        run("--weights_path", weights, "--percent", "0.5")
+    run("--weights_path", weights, "--model_def", "config/yolov3-hand.cfg", "--percent", "0.5")
+    assert Path("config/prune_yolov3-hand.cfg").exists()
 
 
 @pytest.fixture
@@ -132,7 +161,7 @@ def test_blocks_and_rounding_are_in_the_report(project):
 def test_a_budget_is_met_and_what_was_chosen_is_said(project, capsys, option, budget, measure):
     result = report(option, str(budget), "--force")
     assert 0.8 * budget < result["after"][measure] / result["before"][measure] <= budget
-    assert f"{result['percent']:.2%} of the prunable channels go, for at most" in capsys.readouterr().out
+    assert f"{result['percent']:.2%} of the prunable channels are cut, for at most" in capsys.readouterr().out
 
 
 def test_a_budget_of_time_is_met(project):
@@ -154,12 +183,27 @@ def test_a_sweep_writes_only_the_table_and_the_curve(project, capsys):
         path.relative_to(project) for path in before
     }
     assert new == {Path("runs/prune_yolov3-hand/sweep.png")}
-    assert "Parameters left" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Parameters left" in printed
+    assert "of the channels can be pruned" in printed
+
+
+def test_a_model_that_is_not_sparse_is_called_so(project, capsys):
+    model = randomize(Darknet("config/yolov3-hand.cfg"), near_zero=0)
+    for norm in model.batch_norms.values():
+        norm.weight.data.clamp_(min=0.9)
+    save_checkpoint("checkpoints/dense.pth", model, names=["hand"], img_size=64)
+    with pytest.raises(InputError, match=r"dense.pth: 50.0% would prune \|gamma\| up to .* --force"):
+        run("--weights_path", "checkpoints/dense.pth", "--percent", "0.5")
+    assert "not sparse yet" in capsys.readouterr().out
 
 
 def test_the_coupling_can_be_printed_without_weights(project, capsys):
-    run("--show_coupling", "--weights_path", "nowhere.pth")
-    lines = capsys.readouterr().out.splitlines()
+    run("--show_coupling", "--weights_path", "nowhere.pth", "--model_def", "config/yolov3-hand.cfg")
+    printed = capsys.readouterr().out
+    run("--show_coupling")  # by the cfg in the checkpoint
+    assert capsys.readouterr().out == printed
+    lines = printed.splitlines()
     assert any(line.endswith("over layers 1, 3") for line in lines)
     assert any("[yolo], reads it" in line or "no BatchNorm" in line for line in lines)
 

@@ -1,7 +1,10 @@
+import doctest
+
 import pytest
 
 from utils.darknet.cfg import parse_cfg
 from utils.darknet.spec import parse_network
+from utils.pruning import coupling as coupling_module
 from utils.pruning.coupling import couple
 
 NET = "[net]\nwidth=64\nheight=64\nchannels=3\n"
@@ -131,6 +134,12 @@ def test_a_layer_that_nothing_reads_is_coupled_to_nothing_and_may_die():
     coupling = coupled(conv(3), conv(2), route("0"), HEAD)
     assert members(coupling, 1) == [((1, 0),), ((1, 1),)]
     assert reasons(coupling, 1) == [None] * 2
+
+
+def test_the_worked_example_is_true():
+    result = doctest.testmod(coupling_module)
+    assert result.attempted > 5
+    assert result.failed == 0
 
 
 def test_the_description_lists_groups_of_sets_and_why_they_are_fixed():

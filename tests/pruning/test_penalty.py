@@ -8,7 +8,7 @@ from utils.darknet.cfg import parse_cfg
 from utils.errors import InputError
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import NEAR_ZERO, GammaHistory, GammaPenalty, gamma_sizes, reach, soft_threshold
-from utils.pruning.selection import allowed_ratio, choose
+from utils.pruning.selection import allowed_ratio, select
 from utils.training.ema import ModelEma
 from utils.training.optim import MOMENTUM, build_sgd
 
@@ -53,7 +53,7 @@ def set_gammas(model, **layers):
 
 
 def given(**layers):
-    """Gammas by layer number for choose(); layers that are not given are large."""
+    """Gammas by layer number for select(); layers that are not given are large."""
     sizes = {0: 4, 1: 4, 2: 4, 4: 3}
     return {n: np.array(layers.get(f"l{n}", np.linspace(5, 6, count) + n)) for n, count in sizes.items()}
 
@@ -244,7 +244,7 @@ def test_the_lowest_channels_die():
         (3, {0: [0], 4: [0, 1]}),
         (4, {0: [0, 2], 4: [0, 1]}),
     ]:
-        choice = choose(coupling, "normal", gammas, count / 7)
+        choice = select(coupling, "normal", gammas, count / 7)
         assert dead_channels(coupling, choice) == wanted
         assert choice.threshold == [0, 0.1, None, 0.3, 0.4][count]
         assert choice.floored == ()
@@ -254,17 +254,17 @@ def test_the_ratio_never_takes_more_than_it_says():
     coupling = couple(residual().spec)
     gammas = given(l0=[0.1, 0.9, 0.4, 0.8], l4=[0.3, 0.2, 0.7])
     for ratio, count in [(0, 0), (0.14, 0), (1 / 7, 1), (0.5, 3), (0.57, 3), (0.5715, 4)]:
-        choice = choose(coupling, "normal", gammas, ratio)
+        choice = select(coupling, "normal", gammas, ratio)
         assert sum(map(len, dead_channels(coupling, choice).values())) == count
 
 
 def test_every_layer_keeps_its_best_channel():
     coupling = couple(residual().spec)
     gammas = given(l0=[5.0, 6, 7, 8], l4=[0.1, 0.3, 0.2])
-    choice = choose(coupling, "normal", gammas, 3 / 7)
+    choice = select(coupling, "normal", gammas, 3 / 7)
     assert dead_channels(coupling, choice) == {4: [0, 2]}
     assert choice.floored == (4,)
-    choice = choose(coupling, "normal", gammas, 0.99)
+    choice = select(coupling, "normal", gammas, 0.99)
     assert dead_channels(coupling, choice) == {0: [0, 1, 2], 4: [0, 2]}
 
 
@@ -277,51 +277,51 @@ def test_layer_keep_is_a_share_rounded_up():
         (0.5, {0: [0, 1], 4: [0]}),
         (0.6, {0: [0], 4: [0]}),
     ]:
-        assert dead_channels(coupling, choose(coupling, "normal", gammas, 0.99, keep)) == wanted
-    assert not choose(coupling, "normal", gammas, 0.99, 1.0).dead.any()
+        assert dead_channels(coupling, select(coupling, "normal", gammas, 0.99, keep)) == wanted
+    assert not select(coupling, "normal", gammas, 0.99, 1.0).dead.any()
 
 
 def test_ties_at_zero_die_in_the_number_asked_for():
     coupling = couple(residual().spec)
     gammas = given(l0=[0.0, 0, 0, 1], l4=[0.0, 0, 2])
     for count in range(6):
-        choice = choose(coupling, "normal", gammas, count / 7)
+        choice = select(coupling, "normal", gammas, count / 7)
         assert sum(map(len, dead_channels(coupling, choice).values())) == count
         assert choice.threshold == 0
     all_zero = given(l0=[0.0] * 4, l4=[0.0] * 3)
-    dead = dead_channels(coupling, choose(coupling, "normal", all_zero, 0.9999))
+    dead = dead_channels(coupling, select(coupling, "normal", all_zero, 0.9999))
     assert {layer: len(channels) for layer, channels in dead.items()} == {0: 3, 4: 2}
 
 
 def test_normal_leaves_what_a_shortcut_joins():
     coupling = couple(residual().spec)
     gammas = given(l1=[0.0] * 4, l2=[0.0] * 4)
-    assert set(dead_channels(coupling, choose(coupling, "normal", gammas, 0.9))) == {0, 4}
+    assert set(dead_channels(coupling, select(coupling, "normal", gammas, 0.9))) == {0, 4}
 
 
 def test_shortcut_asks_the_first_member_and_slim_any():
     coupling = couple(residual().spec)
     gammas = given(l1=[0.0, 3, 0, 4], l2=[3.0, 0, 0, 4])
     # Two sets of two channels each, of 15 prunable channels.
-    dead = {s: dead_channels(coupling, choose(coupling, s, gammas, 4 / 15)) for s in ("shortcut", "slim")}
+    dead = {s: dead_channels(coupling, select(coupling, s, gammas, 4 / 15)) for s in ("shortcut", "slim")}
     assert dead["shortcut"] == {1: [0, 2], 2: [0, 2]}
     # Only the third has no living member; the next lowest have 3, their best.
-    assert dead_channels(coupling, choose(coupling, "slim", gammas, 2 / 15)) == {1: [2], 2: [2]}
+    assert dead_channels(coupling, select(coupling, "slim", gammas, 2 / 15)) == {1: [2], 2: [2]}
     assert dead["slim"] == {1: [0, 2], 2: [0, 2]}
     scored = given(l0=[2.0, 2.1, 9, 9], l1=[0.0, 3, 0, 4], l2=[3.0, 0, 0, 4])
-    assert dead_channels(coupling, choose(coupling, "slim", scored, 4 / 15)) == {0: [0, 1], 1: [2], 2: [2]}
+    assert dead_channels(coupling, select(coupling, "slim", scored, 4 / 15)) == {0: [0, 1], 1: [2], 2: [2]}
 
 
 def test_a_joined_set_counts_all_its_channels():
     coupling = couple(residual().spec)
     gammas = given(l1=[0.1, 9, 9, 9], l2=[0.1, 9, 9, 9])
-    assert not choose(coupling, "slim", gammas, 1.5 / 15).dead.any()
-    assert choose(coupling, "slim", gammas, 2 / 15).dead.sum() == 1
+    assert not select(coupling, "slim", gammas, 1.5 / 15).dead.any()
+    assert select(coupling, "slim", gammas, 2 / 15).dead.sum() == 1
 
 
 def test_nothing_to_prune_is_an_error():
     with pytest.raises(InputError, match="strategy slim: no channel"):
-        choose(couple(Darknet(parse_cfg(NO_BATCH_NORM)).spec), "slim", {}, 0.5)
+        select(couple(Darknet(parse_cfg(NO_BATCH_NORM)).spec), "slim", {}, 0.5)
 
 
 def test_allowed_ratio_by_hand():
@@ -349,8 +349,8 @@ def test_the_allowed_ratio_is_the_last_that_needs_no_floor(seed):
     random = np.random.default_rng(seed)
     gammas = {layer: random.random(count) for layer, count in {0: 4, 1: 4, 2: 4, 4: 3}.items()}
     allowed = allowed_ratio(coupling, "normal", gammas)
-    assert choose(coupling, "normal", gammas, allowed, 1e-9).floored == ()
-    assert choose(coupling, "normal", gammas, allowed + 1 / 7, 1e-9).floored != ()
+    assert select(coupling, "normal", gammas, allowed, 1e-9).floored == ()
+    assert select(coupling, "normal", gammas, allowed + 1 / 7, 1e-9).floored != ()
 
 
 # the history

@@ -9,8 +9,9 @@ from models import Darknet
 from tests.networks import randomize
 from utils.darknet.cfg import parse_cfg
 from utils.pruning.coupling import couple
+from utils.pruning.proof import head_difference
 from utils.pruning.selection import round_up
-from utils.pruning.surgery import head_difference, prune
+from utils.pruning.surgery import prune
 
 ACTIVATIONS = ("leaky", "linear", "mish", "swish", "relu", "logistic")
 HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=10,14\nclasses=1\nnum=1\n"
@@ -85,13 +86,13 @@ def test_the_compact_network_equals_the_masked_one(text, share, seed, round_to):
     model = randomize(Darknet(parse_cfg(text)), near_zero=0, seed=seed)
     coupling = couple(model.spec)
     random = np.random.default_rng(seed)
-    scores = random.random(len(coupling.sets))
-    dead = (scores < share) & np.array([bool(s.members) and not s.fixed for s in coupling.sets])
+    importance = random.random(len(coupling.sets))
+    dead = (importance < share) & np.array([bool(s.members) and not s.fixed for s in coupling.sets])
     for layer in model.spec.convolutions:  # every layer keeps one channel
         sets = coupling.outputs[layer.index]
         if dead[sets].all():
             dead[sets[0]] = False
-    reference, pruned = prune(model, coupling, dead, scores, round_to)
+    reference, pruned = prune(model, coupling, dead, importance, round_to)
     assert head_difference(reference, pruned.model, 32) < 1e-5
     for layer, small in zip(model.spec.convolutions, pruned.model.spec.convolutions, strict=True):
         assert small.channels % round_to == 0 or small.channels == layer.channels
@@ -102,9 +103,9 @@ def test_the_compact_network_equals_the_masked_one(text, share, seed, round_to):
 def test_rounding_only_adds_channels(text, multiple, seed):
     coupling = couple(Darknet(parse_cfg(text)).spec)
     random = np.random.default_rng(seed)
-    scores = random.random(len(coupling.sets))
-    keep = (scores > 0.5) | np.array([not s.members or bool(s.fixed) for s in coupling.sets])
-    rounded = round_up(coupling, scores, keep, multiple)
+    importance = random.random(len(coupling.sets))
+    keep = (importance > 0.5) | np.array([not s.members or bool(s.fixed) for s in coupling.sets])
+    rounded = round_up(coupling, importance, keep, multiple)
     assert (rounded >= keep).all()
     for layer in coupling.spec.convolutions:
         count = rounded[coupling.outputs[layer.index]].sum()

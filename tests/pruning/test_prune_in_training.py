@@ -130,7 +130,7 @@ def test_network_and_average_compute_what_they_did(base, width, strategy):
     dead = silent_sets(coupling, strategy, gamma_sizes(model))
     assert dead.sum() > 20
     cut, (small, small_average) = cut_alike([model, average], coupling, dead)
-    assert cut.channels > 20
+    assert cut.removed_channels > 20
     assert small.blocks == small_average.blocks
     images = torch.rand(2, 3, SIZE, 2 * SIZE)
     for old, new in ((model, small), (average, small_average)):
@@ -150,8 +150,8 @@ def test_cuts_come_to_an_end_at_the_carriers():
     while not gone or gone[-1]:
         coupling = couple(networks[0].spec)
         cut, smaller = cut_alike(networks, coupling, silent_sets(coupling, "slim", gamma_sizes(networks[0])))
-        gone.append(cut.channels)
-        assert cut.channels or smaller == networks
+        gone.append(cut.removed_channels)
+        assert cut.removed_channels or smaller == networks
         networks = smaller
     assert gone[0] > 10 * sum(gone[1:])
     for before, after in zip(wanted, outputs(networks[0].eval(), images), strict=True):
@@ -171,8 +171,8 @@ def test_the_optimizer_keeps_what_it_knows_of_the_channels_that_stay():
     carriers = 0
     for layer in model.spec.convolutions:
         i = layer.index
-        kept, read = cut.outputs(i), cut.keep[cut.coupling.inputs(layer)]
-        still = cut.dead[cut.coupling.outputs[i]][kept]
+        kept, read = cut.kept_outputs(i), cut.kept_inputs(layer)
+        still = cut.dead_outputs(i)[kept]
         carriers += still.sum()
         names = (
             ["conv_{}.weight", "batch_norm_{}.weight", "batch_norm_{}.bias"]
@@ -206,7 +206,7 @@ def test_carriers_stay_constants_while_the_rest_learns():
     found = 0
     for layer in small.spec.convolutions:
         i = layer.index
-        carrier = cut.dead[cut.coupling.outputs[i]][cut.outputs(i)]
+        carrier = cut.dead_outputs(i)[cut.kept_outputs(i)]
         found += carrier.sum()
         if carrier.any():
             assert not small.conv(i).weight.detach().numpy()[carrier].any()

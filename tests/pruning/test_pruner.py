@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from config.create_cfg import create_cfg
@@ -7,9 +8,11 @@ from models import Darknet
 from tests.networks import randomize
 from utils.detection.complexity import count_parameters
 from utils.errors import InputError
-from utils.pruning.proof import prove
+from utils.pruning.coupling import couple
+from utils.pruning.penalty import gamma_sizes
+from utils.pruning.proof import head_difference, prove
 from utils.pruning.pruner import LARGEST_RATIO, STEP, Pruner, largest_ratio, smallest_ratio
-from utils.pruning.surgery import head_difference
+from utils.pruning.selection import allowed_ratio, describe_room, is_separated, sparse_ratio
 
 
 @pytest.fixture
@@ -19,10 +22,10 @@ def model():
 
 @pytest.mark.parametrize("edge", [0.0, 0.2, 0.5, 0.77, LARGEST_RATIO])
 def test_bisection_finds_the_edge_from_the_right_side(edge):
-    found = largest_ratio(lambda ratio: ratio <= edge, "it")
-    assert edge - STEP <= found <= edge
-    found = smallest_ratio(lambda ratio: ratio >= edge, "it")
-    assert edge <= found <= edge + STEP
+    ratio = largest_ratio(lambda r: r <= edge, "it")
+    assert edge - STEP <= ratio <= edge
+    ratio = smallest_ratio(lambda r: r >= edge, "it")
+    assert edge <= ratio <= edge + STEP
 
 
 def test_a_goal_out_of_reach_is_said():
@@ -41,22 +44,22 @@ def test_the_search_meets_a_budget_of_parameters(model):
 def test_counts_and_macs_fall_with_the_ratio_and_the_model_stays_as_it_was(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pruner = Pruner(model, "normal")
-    trials = [pruner.at(ratio) for ratio in (0.1, 0.4, 0.7)]
-    macs = [trial.pruned.model.spec.at(64).macs for trial in trials]
+    results = [pruner.at(ratio) for ratio in (0.1, 0.4, 0.7)]
+    macs = [result.pruned.model.spec.at(64).macs for result in results]
     assert macs == sorted(macs, reverse=True)
     assert macs[0] < model.spec.at(64).macs
-    for trial in trials:
-        spec = trial.pruned.model.spec
-        assert trial.counts == {layer.index: layer.channels for layer in spec.convolutions}
+    for result in results:
+        spec = result.pruned.model.spec
+        assert result.counts == {layer.index: layer.channels for layer in spec.convolutions}
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("multiple", [4, 8])
 def test_rounding_gives_multiples_with_carriers_counted(model, multiple):
     plain = Pruner(model, "normal").at(0.6)
-    trial = Pruner(model, "normal", round_to=multiple).at(0.6)
-    assert head_difference(trial.reference, trial.pruned.model, 64) < 1e-5
-    for index, count in trial.counts.items():
+    result = Pruner(model, "normal", round_to=multiple).at(0.6)
+    assert head_difference(result.reference, result.pruned.model, 64) < 1e-5
+    for index, count in result.counts.items():
         original = model.spec.layers[index].channels
         assert count == min(-(-plain.counts[index] // multiple) * multiple, original)
 
@@ -76,17 +79,44 @@ def test_a_goal_that_is_missed_before_anything_is_cut_is_refused():
 
 
 def test_outputs_that_are_no_numbers_are_no_proof(model):
-    trial = Pruner(model, "normal").at(0.5)
-    conv = trial.pruned.model.conv(trial.pruned.model.spec.heads[0].sources[0])
+    result = Pruner(model, "normal").at(0.5)
+    conv = result.pruned.model.conv(result.pruned.model.spec.heads[0].sources[0])
     conv.bias.data[0] = float("nan")
-    assert math.isnan(head_difference(trial.reference, trial.pruned.model, 64))
-    with pytest.raises(InputError, match="differs from the masked one by nan"):
-        prove(trial, 64, "exact")
+    assert math.isnan(head_difference(result.reference, result.pruned.model, 64))
+    with pytest.raises(InputError, match="differ from those of the masked one by nan"):
+        prove(result.reference, result.pruned.model, 64)
 
 
 def test_a_model_that_was_never_sparse_is_recognised(model):
     pruner = Pruner(model, "normal")
-    assert pruner.separated(pruner.at(0.5).choice)
-    assert not pruner.separated(pruner.at(0.9).choice)
+    assert pruner.separated(pruner.at(0.5).selection)
+    assert not pruner.separated(pruner.at(0.9).selection)
     dense = Pruner(randomize(model, near_zero=0), "normal")
-    assert not dense.separated(dense.at(0.3).choice)
+    assert not dense.separated(dense.at(0.3).selection)
+
+
+def test_the_room_to_prune_is_only_told_of_sparse_gammas(model):
+    def room(of):
+        return describe_room(couple(of.spec), "normal", gamma_sizes(of))
+
+    coupling, gammas = couple(model.spec), gamma_sizes(model)
+    sparse, allowed = (ratio(coupling, "normal", gammas) for ratio in (sparse_ratio, allowed_ratio))
+    assert 0.6 < sparse < 0.8
+    assert sparse < allowed
+    assert room(model) == f"up to {sparse:.1%} of the channels can be pruned: their gammas are clearly below the others"
+    weakest = model.batch_norm(model.spec.convolutions[0].index)
+    weakest.weight.data.mul_(0.02)  # a layer that would be empty first
+    allowed = allowed_ratio(coupling, "normal", gamma_sizes(model))
+    assert room(model) == f"up to {allowed:.1%} of the channels can be pruned before a layer is empty"
+    for norm in model.batch_norms.values():
+        norm.weight.data = norm.weight.sign() * (1 + 0.1 * norm.bias)
+    assert room(model) == "not sparse yet"
+
+
+def test_a_cut_is_separated_up_to_half_of_the_large_gammas():
+    importance = np.array([0.1, 0.5, 1.0, 1.0, np.inf])
+    cut = np.arange(5)
+    assert is_separated(importance, cut < 2)
+    assert not is_separated(importance + np.array([0, 0.01, 0, 0, 0]), cut < 2)
+    assert is_separated(importance, cut < 0)
+    assert is_separated(importance, cut < 4)  # nothing that may die is left to compare with

@@ -8,9 +8,14 @@ from tests.networks import randomize
 from utils.darknet.cfg import format_cfg, parse_cfg
 from utils.errors import InputError
 from utils.pruning.penalty import gamma_sizes
+from utils.pruning.proof import head_difference
 from utils.pruning.pruner import Pruner
-from utils.pruning.residuals import remove_blocks, residual_blocks, silence_blocks, weakest_blocks
-from utils.pruning.surgery import head_difference
+from utils.pruning.residuals import (
+    remove_residual_blocks,
+    residual_blocks,
+    silence_residual_blocks,
+    weakest_residual_blocks,
+)
 
 NET = "[net]\nwidth=32\nheight=32\nchannels=3\n"
 HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=10,14\nclasses=1\nnum=1\n"
@@ -59,14 +64,14 @@ def test_what_cannot_be_cut_out_whole_is_not_a_block(sections, why):
     assert shortcuts(spec(conv(8), sections)) == [], why
 
 
-def test_the_weakest_blocks_are_those_of_the_smallest_mean_last_gamma():
+def test_the_weakest_residual_blocks_are_those_of_the_smallest_mean_last_gamma():
     model = spec(conv(8), block(8), block(8), block(8))
     for index, value in ((2, 0.5), (5, 0.1), (8, 0.3)):
         model.batch_norm(index).weight.data.fill_(-value)
     gammas = gamma_sizes(model)
-    assert [found.shortcut for found in weakest_blocks(model.spec, gammas, 2)] == [6, 9]
+    assert [found.shortcut for found in weakest_residual_blocks(model.spec, gammas, 2)] == [6, 9]
     with pytest.raises(InputError, match="has 3 residual blocks"):
-        weakest_blocks(model.spec, gammas, 4)
+        weakest_residual_blocks(model.spec, gammas, 4)
 
 
 @pytest.mark.parametrize("removed", [[0], [1], [0, 1], [0, 2], [0, 1, 2]])
@@ -74,9 +79,9 @@ def test_the_network_without_blocks_equals_the_one_in_which_they_add_nothing(rem
     tail = conv(8) + "[route]\nlayers=3,-2\n" + conv(8) + "[route]\nlayers=-4\n[shortcut]\nfrom=6\n"
     model = spec(conv(8), block(8), block(8), block(8), tail)
     blocks = [residual_blocks(model.spec)[k] for k in removed]
-    smaller = remove_blocks(model, blocks)
+    smaller = remove_residual_blocks(model, blocks)
     reference = copy.deepcopy(model)
-    silence_blocks(reference, blocks)
+    silence_residual_blocks(reference, blocks)
     assert len(smaller.spec.layers) == len(model.spec.layers) - 3 * len(blocks)
     assert head_difference(reference, smaller, 32) == 0
     assert head_difference(model, smaller, 32) > 1e-3
@@ -84,7 +89,7 @@ def test_the_network_without_blocks_equals_the_one_in_which_they_add_nothing(rem
 
 def test_relative_numbers_stay_relative_and_absolute_ones_absolute():
     model = spec(conv(8), block(8), block(8), "[route]\nlayers=3\n[shortcut]\nfrom=-2\n")
-    smaller = remove_blocks(model, residual_blocks(model.spec)[1:])
+    smaller = remove_residual_blocks(model, residual_blocks(model.spec)[1:])
     assert [b.get("layers", b.get("from")) for b in smaller.blocks if b["type"] in ("route", "shortcut")] == [
         "-3",
         "3",
@@ -95,11 +100,11 @@ def test_relative_numbers_stay_relative_and_absolute_ones_absolute():
 @pytest.mark.parametrize("strategy", ["normal", "shortcut", "slim"])
 def test_blocks_and_channels_together_keep_the_proof(strategy):
     model = randomize(Darknet(create_cfg("v3", classes=80, img_size=64, width=0.125)))
-    trial = Pruner(model, strategy, prune_blocks=12).at(0.5)
-    assert head_difference(trial.reference, trial.pruned.model, 64) < 1e-5
-    assert sum(b["type"] == "shortcut" for b in trial.pruned.model.blocks) == 11
-    assert sum(count == 0 for count in trial.counts.values()) == 24
-    again = Darknet(parse_cfg(format_cfg(trial.pruned.model.blocks)))
-    again.load_state_dict(trial.pruned.model.state_dict())
+    result = Pruner(model, strategy, prune_blocks=12).at(0.5)
+    assert head_difference(result.reference, result.pruned.model, 64) < 1e-5
+    assert sum(b["type"] == "shortcut" for b in result.pruned.model.blocks) == 11
+    assert sum(count == 0 for count in result.counts.values()) == 24
+    again = Darknet(parse_cfg(format_cfg(result.pruned.model.blocks)))
+    again.load_state_dict(result.pruned.model.state_dict())
     more = Pruner(randomize(again, seed=1), strategy, prune_blocks=3).at(0.3)
     assert head_difference(more.reference, more.pruned.model, 64) < 1e-5

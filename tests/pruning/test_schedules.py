@@ -9,7 +9,7 @@ from models import Darknet
 from utils.errors import InputError
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.schedules import DECAY, SCHEDULES, Plan, check_schedule, shares
-from utils.pruning.selection import choose
+from utils.pruning.selection import select
 from utils.training.optim import MOMENTUM, build_sgd
 
 STEPS = 200
@@ -49,7 +49,7 @@ class Play:
     def condemned(self):
         """For each layer under the penalty the channels that the threshold rule would cut now."""
         coupling = self.penalty.coupling
-        dead = choose(coupling, self.penalty.strategy, gamma_sizes(self.model), self.plan.ratio).dead
+        dead = select(coupling, self.penalty.strategy, gamma_sizes(self.model), self.plan.ratio).dead
         return {index: dead[coupling.outputs[index]] for index in self.penalty.weights}
 
 
@@ -87,7 +87,7 @@ def test_local_relieves_what_the_threshold_rule_would_keep(strategy, method):
 def test_target_kills_its_share_and_lets_the_others_recover(strategy, ratio):
     play = Play("target", ratio, strategy).go(STEPS)
     sizes = gamma_sizes(play.model)
-    later = choose(play.penalty.coupling, strategy, sizes, ratio)
+    later = select(play.penalty.coupling, strategy, sizes, ratio)
     assert later.threshold == 0  # pruning at the target loses nothing
     condemned = {index: weight > 0 for index, weight in play.penalty.weights.items()}
     killed = sum(int(channels.sum()) for channels in condemned.values())

@@ -15,11 +15,13 @@ from utils.darknet.spec import parse_network
 from utils.detection.checkpoints import save_checkpoint
 from utils.detection.complexity import count_parameters
 from utils.files import write_text
+from utils.pruning.constants import LEAST_CARRIER
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
+from utils.pruning.proof import head_difference
 from utils.pruning.pruner import Pruner
-from utils.pruning.selection import STRATEGIES, choose
-from utils.pruning.surgery import LEAST_CARRIER, head_difference, mask_gammas, prune
+from utils.pruning.selection import STRATEGIES, select
+from utils.pruning.surgery import mask_gammas, prune
 
 HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=10,14\nclasses=1\nnum=1\n"
 
@@ -51,7 +53,7 @@ class Case:
     round_to: int
     shrunk: int = 8
 
-    def trial(self):
+    def result(self):
         size = 64 if self.shrunk > 1 else 128
         model = randomize(Darknet(narrow(self.cfg, self.shrunk, size)))
         return model, Pruner(model, self.strategy, round_to=self.round_to).at(0.6), size
@@ -67,15 +69,15 @@ def cases(cfgs, shrunk):
 
 
 def check(case):
-    model, trial, size = case.trial()
-    small = trial.pruned.model
-    assert head_difference(trial.reference, small, size) < 1e-5
+    model, result, size = case.result()
+    small = result.pruned.model
+    assert head_difference(result.reference, small, size) < 1e-5
     assert head_difference(model, small, size) > 1e-5, "nothing of note was pruned"
     assert count_parameters(small) == weights_of(small.spec) < count_parameters(model)
     assert small.spec.at(size).macs < model.spec.at(size).macs
     for layer in small.spec.convolutions:
         original = model.spec.layers[layer.index].channels
-        assert layer.channels == trial.counts[layer.index] >= 1
+        assert layer.channels == result.counts[layer.index] >= 1
         assert layer.channels % case.round_to == 0 or layer.channels == original
     return small
 
@@ -119,14 +121,14 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 def test_the_written_files_give_the_same_output_in_a_fresh_process(tmp_path):
     names = []
     for param in cases([*CFGS, *DARKNET_CFGS], shrunk=8)[::2]:
-        _, trial, size = param.values[0].trial()
+        _, result, size = param.values[0].result()
         folder = tmp_path / param.id
         images = torch.rand(1, 3, size, size)
-        write_text(folder / "small.cfg", format_cfg(trial.pruned.model.blocks))
-        save_checkpoint(folder / "small.pth", trial.pruned.model)
-        trial.pruned.model.save_darknet_weights(folder / "small.weights")
+        write_text(folder / "small.cfg", format_cfg(result.pruned.model.blocks))
+        save_checkpoint(folder / "small.pth", result.pruned.model)
+        result.pruned.model.save_darknet_weights(folder / "small.weights")
         with torch.no_grad():
-            torch.save({"images": images, "predictions": trial.pruned.model(images)}, folder / "expected.pt")
+            torch.save({"images": images, "predictions": result.pruned.model(images)}, folder / "expected.pt")
         names.append(param.id)
     command = [sys.executable, "-c", READ_BACK, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
@@ -137,7 +139,7 @@ def test_a_pruned_network_can_be_pruned_again():
     model = randomize(Darknet(create_cfg("v3", 1, 64, width=0.0625)))
     for ratio in (0.3, 0.5, 0.5):
         coupling = couple(model.spec)
-        reference, pruned = prune(model, coupling, choose(coupling, "slim", gamma_sizes(model), ratio).dead)
+        reference, pruned = prune(model, coupling, select(coupling, "slim", gamma_sizes(model), ratio).dead)
         assert head_difference(reference, pruned.model, 64) < 1e-5
         assert count_parameters(pruned.model) < count_parameters(model)
         model = randomize(pruned.model, seed=1)
@@ -242,9 +244,9 @@ def test_folding_a_padded_consumer_into_its_bias_would_be_caught():
 def test_gammas_of_exactly_zero_are_pruned_without_any_loss():
     model = randomize(Darknet(create_cfg("v3", 1, 64, width=0.0625)))
     coupling = couple(model.spec)
-    choice = choose(coupling, "normal", gamma_sizes(model), 0.4)
-    mask_gammas(model, coupling, choice.dead)
-    _, pruned = prune(model, coupling, choice.dead)
+    selection = select(coupling, "normal", gamma_sizes(model), 0.4)
+    mask_gammas(model, coupling, selection.dead)
+    _, pruned = prune(model, coupling, selection.dead)
     image = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
         wanted, got = model(image), pruned.model(image)

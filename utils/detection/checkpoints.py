@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models import Darknet
-from utils.darknet.cfg import format_cfg
+from utils.darknet.cfg import format_cfg, parse_cfg
 from utils.darknet.weights import is_darknet_weights, load_darknet_weights
 from utils.errors import InputError
 from utils.files import atomic_writer
@@ -64,6 +64,32 @@ def _is_state_dict(content: object) -> bool:
     if not isinstance(content, Mapping) or not content:
         return False
     return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+
+
+def load_darknet(weights_path: str, model_def: str | None) -> tuple[Darknet, dict[str, Any]]:
+    """Build the network of a weights file, and load its weights.
+
+    Args:
+        weights_path: a checkpoint, which holds its cfg; or a plain state dict or Darknet ``.weights`` file.
+        model_def: the path of the network's cfg; None for the cfg in the checkpoint.
+
+    Returns:
+        The network in training mode, and the checkpoint's metadata; see :func:`load_weights`.
+
+    Raises:
+        InputError: a file cannot be read, the weights belong to another cfg, or there is no cfg.
+    """
+    if model_def is not None:
+        model = Darknet(model_def)
+        return model, load_weights(model, weights_path)
+    if is_darknet_weights(weights_path):
+        raise InputError(f"{weights_path}: a Darknet weights file holds no cfg: give the network's with --model_def")
+    checkpoint = read_checkpoint(weights_path)
+    if "cfg" not in checkpoint:
+        raise InputError(f"{weights_path}: holds no cfg, as checkpoints do: give the network's with --model_def")
+    model = Darknet(parse_cfg(checkpoint["cfg"], f"cfg in {weights_path}"))
+    load_state(model, checkpoint.pop("model"), weights_path)
+    return model, checkpoint
 
 
 def load_weights(model: Darknet, path: str | Path, partial: bool = False) -> dict[str, Any]:

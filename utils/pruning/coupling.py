@@ -14,7 +14,7 @@ from utils.darknet import layers
 from utils.darknet.layers import IMAGE
 from utils.darknet.spec import NetworkSpec
 
-# Activations that map 0 to something else: a channel behind one cannot be silenced.
+# Activations of which the value at 0 is not 0: a channel behind one cannot be silenced.
 NOT_ZERO_AT_ZERO = ("logistic",)
 
 
@@ -43,7 +43,7 @@ class Coupling:
     """The coupled channels of a network.
 
     Attributes:
-        network: the network.
+        spec: the network.
         outputs: for each layer number (and ``IMAGE``) the numbers of the channel sets that its output consists of.
         sets: the sets, by number; the image's channels are sets without members, and fixed.
     """
@@ -71,7 +71,7 @@ class Coupling:
 
 
 class _Channels:
-    """Union-find over channel numbers, with what is known of each set kept at its root."""
+    """Union-find over channel numbers, and why channels are fixed."""
 
     def __init__(self) -> None:
         self.parent: list[int] = []
@@ -106,7 +106,31 @@ class _Channels:
 
 
 def couple(spec: NetworkSpec) -> Coupling:
-    """Couple the channels of a network."""
+    """Couple the channels of a network.
+
+    Four channels as an example: convolutions 0 and 1 have two filters each, shortcut 2 adds both outputs, and route 3
+    concatenates the sum with the output of convolution 1.
+
+    >>> from utils.darknet.spec import parse_network
+    >>> net = {"type": "net", "width": "32", "height": "32"}
+    >>> convolution = {"type": "convolutional", "batch_normalize": "1", "filters": "2", "size": "1"}
+    >>> shortcut = {"type": "shortcut", "from": "-2", "activation": "linear"}
+    >>> route = {"type": "route", "layers": "-1,1"}
+    >>> head = [{"type": "convolutional", "filters": "6", "size": "1", "activation": "linear"}]
+    >>> head += [{"type": "yolo", "mask": "0", "anchors": "8,8", "classes": "1", "num": "1"}]
+    >>> coupling = couple(parse_network([net, convolution, convolution, shortcut, route, *head]))
+    >>> {index: coupling.outputs[index].tolist() for index in (-1, 0, 1, 2, 3)}
+    {-1: [0, 1, 2], 0: [3, 4], 1: [3, 4], 2: [3, 4], 3: [3, 4, 3, 4]}
+    >>> coupling.sets[3].members, coupling.sets[4].members
+    (((0, 0), (1, 0)), ((0, 1), (1, 1)))
+
+    The shortcut adds channel 0 of convolution 0 to channel 0 of convolution 1, so these are one set, number 3: one
+    cannot be removed without the other. Where set 3 dies, convolution 4, which reads the route, loses its inputs 0
+    and 2:
+
+    >>> (coupling.outputs[3] != 3).tolist()
+    [False, True, False, True]
+    """
     channels = _Channels()
     outputs = {IMAGE: channels.new(3)}
     channels.fix(outputs[IMAGE], "the image")
@@ -115,11 +139,11 @@ def couple(spec: NetworkSpec) -> Coupling:
         sources = [outputs[source] for source in layer.sources]
         outputs[layer.index] = _propagate(layer, sources, channels)
         if getattr(layer, "activation", None) in NOT_ZERO_AT_ZERO and getattr(layer, "batch_normalize", True):
-            reason = f"{layer.activation} in layer {layer.index} makes something of 0"
+            reason = f"{layer.activation} in layer {layer.index} does not map 0 to 0"
             channels.mark_not_zero_at_zero(outputs[layer.index], reason)
         if isinstance(layer, layers.Convolution):
             owner.update({int(n): (layer.index, k) for k, n in enumerate(outputs[layer.index])})
-    _fix_unbounded(spec, outputs, channels)
+    _fix_without_gammas(spec, outputs, channels)
     return _collect(spec, outputs, channels, owner)
 
 
@@ -166,8 +190,8 @@ def _propagate(layer: layers.Layer, sources: list[np.ndarray], channels: _Channe
             return sources[0]
 
 
-def _fix_unbounded(spec: NetworkSpec, outputs: dict[int, np.ndarray], channels: _Channels) -> None:
-    """Fix the convolutions without BN, which have no gamma; but a gate's follow the set that they gate."""
+def _fix_without_gammas(spec: NetworkSpec, outputs: dict[int, np.ndarray], channels: _Channels) -> None:
+    """Fix the outputs of convolutions without BN, which have no gamma; those of a gate follow the set that it gates."""
     consumers = spec.consumers
     for layer in spec.convolutions:
         if layer.batch_normalize:

@@ -1,7 +1,7 @@
-"""Cutting dead channels out of a network while it is trained, so that the rest of the training is faster.
+"""Cutting dead channels out of a network while it is trained, so that the remaining epochs are faster.
 
 Where the proximal step has driven every gamma of a channel set to exactly 0, in the network and thereby in its average
-(EMA), the set's channels are constants in both, with training statistics as with running ones. They are cut as
+(EMA), the set's channels are constants in both, with batch statistics as with running ones. They are cut as
 :mod:`utils.pruning.surgery` does it, so network and average compute what they did before. Three things follow:
 
 - What is cut cannot come back, while a gamma of 0 that stays could be pulled up by the loss.
@@ -11,7 +11,6 @@ Where the proximal step has driven every gamma of a channel set to exactly 0, in
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +20,19 @@ from torch import Tensor
 from models import Darknet
 from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
+from utils.pruning.constants import prune_masks
 from utils.pruning.coupling import Coupling, couple
+from utils.pruning.mask import PruneMask
+from utils.pruning.proof import TOLERANCE, head_difference
 from utils.pruning.selection import Gammas
-from utils.pruning.surgery import (
-    TOLERANCE,
-    channel_counts,
-    choose_carriers,
-    compact_blocks,
-    compact_network,
-    dead_constants,
-    head_difference,
-)
+from utils.pruning.surgery import compact_blocks, compact_network
 
 
 class KeptChannels:
     """Which channels are left of the network that training began with.
 
     Args:
-        network: that network.
+        spec: that network.
 
     Attributes:
         coupling: its coupled channels.
@@ -49,13 +43,13 @@ class KeptChannels:
         self.coupling: Coupling = couple(spec)
         self.channels = {layer.index: np.arange(layer.channels) for layer in spec.convolutions}
 
-    def cut(self, cut: "Cut") -> None:
-        """Drop the channels that a cut drops."""
-        self.channels = {index: own[cut.outputs(index)] for index, own in self.channels.items()}
+    def cut(self, mask: PruneMask) -> None:
+        """Drop the channels that ``mask``, of the network that is left, removes."""
+        self.channels = {index: numbers[mask.kept_outputs(index)] for index, numbers in self.channels.items()}
 
     def counts(self) -> dict[int, int]:
         """How many channels each convolution has left, by layer number."""
-        return {index: len(own) for index, own in self.channels.items()}
+        return {index: len(numbers) for index, numbers in self.channels.items()}
 
     def spread(self, gammas: Gammas) -> Gammas:
         """|gamma| of the network that is left as those of the one that training began with: 0 for what was cut."""
@@ -67,8 +61,8 @@ class KeptChannels:
         return full
 
     def state(self) -> dict[int, list[int]]:
-        """For a checkpoint."""
-        return {index: own.tolist() for index, own in self.channels.items()}
+        """The numbers of the channels that are left, for a checkpoint."""
+        return {index: numbers.tolist() for index, numbers in self.channels.items()}
 
     def load_state(self, state: Mapping[int, Sequence[int]], path: Path) -> None:
         """Go back to the :meth:`state` that the checkpoint ``path`` holds.
@@ -76,43 +70,18 @@ class KeptChannels:
         Raises:
             InputError: it is that of another network.
         """
-        for index, own in self.channels.items():
-            if len(state) != len(self.channels) or not set(state.get(index, [-1])) <= set(own.tolist()):
+        for index, numbers in self.channels.items():
+            if len(state) != len(self.channels) or not set(state.get(index, [-1])) <= set(numbers.tolist()):
                 raise InputError(f"{path}: belongs to another cfg: layer {index} has other channels there")
-        self.channels = {index: np.array(own, int) for index, own in state.items()}
+        self.channels = {index: np.array(numbers, int) for index, numbers in state.items()}
 
     def blocks(self, blocks: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
         """The cfg of what is left, from the cfg that training began with."""
-        before = {c.index: c.channels for c in self.coupling.spec.convolutions}
+        before = {layer.index: layer.channels for layer in self.coupling.spec.convolutions}
         return blocks if self.counts() == before else compact_blocks(blocks, self.counts())
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Which channels a cut keeps.
-
-    Attributes:
-        coupling: of the network before.
-        keep: (number of sets,) bool.
-        dead: (number of sets,) bool; those that are kept are carriers.
-    """
-
-    coupling: Coupling
-    keep: np.ndarray
-    dead: np.ndarray
-
-    def outputs(self, index: int) -> np.ndarray:
-        """Mask (channels,) of the outputs that convolution ``index`` keeps."""
-        return self.keep[self.coupling.outputs[index]]
-
-    @property
-    def channels(self) -> int:
-        """How many channels go."""
-        before = {c.index: c.channels for c in self.coupling.spec.convolutions}
-        return sum(before.values()) - sum(channel_counts(self.coupling, self.keep).values())
-
-
-def cut_alike(models: Sequence[Darknet], coupling: Coupling, dead: np.ndarray) -> tuple[Cut, list[Darknet]]:
+def cut_alike(models: Sequence[Darknet], coupling: Coupling, dead: np.ndarray) -> tuple[PruneMask, list[Darknet]]:
     """Cut dead sets out of networks of one cfg in the same way, so that they keep one cfg.
 
     Args:
@@ -121,17 +90,13 @@ def cut_alike(models: Sequence[Darknet], coupling: Coupling, dead: np.ndarray) -
         dead: (number of sets,) bool.
 
     Returns:
-        What was cut, and the compact networks, in eval mode; where nothing can go, the networks themselves.
+        What was cut, with the constants of the first network; and the compact networks, in eval mode. Where nothing
+        can be removed, the networks themselves.
     """
-    constants = [dead_constants(model, coupling, dead) for model in models]
-    keep = ~dead
-    keep[list(choose_carriers(coupling, dead, constants))] = True
-    cut = Cut(coupling, keep, dead)
-    if keep.all():
-        return cut, list(models)
-    return cut, [
-        compact_network(model, coupling, keep, dead, own) for model, own in zip(models, constants, strict=True)
-    ]
+    masks = prune_masks(models, coupling, dead)
+    if masks[0].keep.all():
+        return masks[0], list(models)
+    return masks[0], [compact_network(model, mask) for model, mask in zip(models, masks, strict=True)]
 
 
 def cut_is_exact(before: Sequence[Darknet], after: Sequence[Darknet], img_size: int) -> bool:
@@ -142,14 +107,14 @@ def cut_is_exact(before: Sequence[Darknet], after: Sequence[Darknet], img_size: 
 
 @torch.no_grad()
 def carry_optimizer(
-    old: torch.optim.Optimizer, new: torch.optim.Optimizer, before: Darknet, after: Darknet, cut: Cut
+    old: torch.optim.Optimizer, new: torch.optim.Optimizer, before: Darknet, after: Darknet, mask: PruneMask
 ) -> None:
-    """Give ``new``, the optimizer of the cut network ``after``, what ``old`` remembers of its channels."""
-    rest = dict(after.named_parameters())
+    """Give ``new``, the optimizer of the cut network ``after``, the momenta of ``old`` for the channels that stay."""
+    parameters = dict(after.named_parameters())
     for name, parameter in before.named_parameters():
         if parameter in old.state:
-            new.state[rest[name]] = {
-                key: _carried(value, name, cut) if _is_like(value, parameter) else value
+            new.state[parameters[name]] = {
+                key: _carried(value, name, mask) if _is_like(value, parameter) else value
                 for key, value in old.state[parameter].items()
             }
 
@@ -158,17 +123,17 @@ def _is_like(value: object, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
-def _carried(value: Tensor, name: str, cut: Cut) -> Tensor:
+def _carried(value: Tensor, name: str, mask: PruneMask) -> Tensor:
     """The part of a momentum that stays; 0 for a carrier's kernel and gamma, which stay 0."""
     index = int(name.split(".")[1])  # module_list.{index}.conv_{index}.weight
-    layer = cut.coupling.spec.layers[index]
+    layer = mask.coupling.spec.layers[index]
     value = value.clone()
     if name.endswith("weight"):
-        value[_on(value, cut.dead[cut.coupling.outputs[index]])] = 0
+        value[_on(value, mask.dead_outputs(index))] = 0
     if value.ndim > 1 and layer.groups == 1:
-        value = value[:, _on(value, cut.keep[cut.coupling.inputs(layer)])]
-    return value[_on(value, cut.outputs(index))]
+        value = value[:, _on(value, mask.kept_inputs(layer))]
+    return value[_on(value, mask.kept_outputs(index))]
 
 
-def _on(value: Tensor, mask: np.ndarray) -> Tensor:
-    return torch.from_numpy(mask).to(value.device)
+def _on(value: Tensor, channels: np.ndarray) -> Tensor:
+    return torch.from_numpy(channels).to(value.device)

@@ -4,39 +4,38 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from models import Darknet
 from utils.errors import InputError
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
-from utils.pruning.residuals import kept_layers, remove_blocks, silence_blocks, weakest_blocks
-from utils.pruning.selection import Choice, choose, set_scores
+from utils.pruning.residuals import (
+    kept_layers,
+    remove_residual_blocks,
+    silence_residual_blocks,
+    weakest_residual_blocks,
+)
+from utils.pruning.selection import Selection, is_separated, select, set_importance
 from utils.pruning.surgery import Pruned, prune
 
 DEFAULT_RATIO = 0.85  # of the channels, as the older tools have it
 LARGEST_RATIO = 0.9999
-# The search stops when it knows the ratio to this.
-STEP = 0.0025
-# Where gammas die of more than this share of the large ones (the 95th percentile of those that live), the model was not
-# trained sparse.
-SPARSE = 0.5
+STEP = 0.0025  # the search for a ratio ends when it is known to this
 
 
 @dataclass(frozen=True)
-class Trial:
+class PruningResult:
     """A network pruned at one ratio.
 
     Attributes:
         ratio: the share of the prunable channels that was asked for.
-        choice: what died.
-        reference: the full network, masked, with the removed blocks adding 0.
+        selection: which sets died.
+        reference: the full network, masked, with the removed residual blocks adding 0.
         pruned: the compact network.
-        counts: channels of each convolution of the full network, by layer number; 0 where its block is gone.
+        counts: channels of each convolution of the full network, by layer number; 0 where its block was removed.
     """
 
     ratio: float
-    choice: Choice
+    selection: Selection
     reference: Darknet
     pruned: Pruned
     counts: dict[int, int]
@@ -50,13 +49,14 @@ class Pruner:
         strategy: see :mod:`utils.pruning.selection`.
         layer_keep: the share of a convolution's channels that must live; at least one does.
         round_to: convolutions keep a multiple of this.
-        prune_blocks: how many residual blocks to cut out whole, the weakest first.
+        prune_blocks: how many residual blocks to remove whole, the weakest first.
         fold_bias: fold constants into biases even where padding makes that wrong, as older tools do.
 
     Attributes:
+        residual_blocks: those that are removed.
+        kept_layers: the old numbers of the layers that stay.
         coupling: the coupled channels of the network without those blocks.
         gammas: |gamma| of its convolutions.
-        survivors: the old numbers of its layers.
     """
 
     def __init__(
@@ -73,41 +73,42 @@ class Pruner:
         self.layer_keep = layer_keep
         self.round_to = round_to
         self.fold_bias = fold_bias
-        self.blocks = weakest_blocks(model.spec, gamma_sizes(model), prune_blocks)
-        self.kept_layers = kept_layers(model.spec, self.blocks)
-        self._shallow = remove_blocks(model, self.blocks) if self.blocks else model
+        self.residual_blocks = weakest_residual_blocks(model.spec, gamma_sizes(model), prune_blocks)
+        self.kept_layers = kept_layers(model.spec, self.residual_blocks)
+        self._shallow = remove_residual_blocks(model, self.residual_blocks) if self.residual_blocks else model
         self.coupling = couple(self._shallow.spec)
         self.gammas = gamma_sizes(self._shallow)
-        self._scores = set_scores(self.coupling, strategy, self.gammas)
+        self._importance = set_importance(self.coupling, strategy, self.gammas)
 
-    def at(self, ratio: float) -> Trial:
+    def at(self, ratio: float) -> PruningResult:
         """Prune at ``ratio`` of the prunable channels."""
-        choice = choose(self.coupling, self.strategy, self.gammas, ratio, self.layer_keep)
-        masked, pruned = prune(self._shallow, self.coupling, choice.dead, self._scores, self.round_to, self.fold_bias)
+        selection = select(self.coupling, self.strategy, self.gammas, ratio, self.layer_keep)
+        masked, pruned = prune(
+            self._shallow, self.coupling, selection.dead, self._importance, self.round_to, self.fold_bias
+        )
         counts = {layer.index: 0 for layer in self.model.spec.convolutions}
-        counts |= {self.kept_layers[index]: int(kept.sum()) for index, kept in pruned.kept.items()}
-        return Trial(ratio, choice, self._full_reference(masked), pruned, counts)
+        counts |= {self.kept_layers[index]: count for index, count in pruned.mask.channel_counts().items()}
+        return PruningResult(ratio, selection, self._full_reference(masked), pruned, counts)
 
     def _full_reference(self, masked: Darknet) -> Darknet:
-        """The full network with the masked gammas, and blocks that add 0."""
-        if not self.blocks:
+        """The full network with the masked gammas, and residual blocks that add 0."""
+        if not self.residual_blocks:
             return masked
         reference = copy.deepcopy(self.model).eval()
-        silence_blocks(reference, self.blocks)
+        silence_residual_blocks(reference, self.residual_blocks)
         for index, norm in masked.batch_norms.items():
             reference.batch_norm(self.kept_layers[index]).load_state_dict(norm.state_dict())
         return reference
 
-    def separated(self, choice: Choice) -> bool:
-        """Whether the gammas that die are clearly smaller than the large ones: the sign of sparse training."""
-        living = self._scores[np.isfinite(self._scores) & ~choice.dead]
-        return not len(living) or choice.threshold <= SPARSE * float(np.quantile(living, 0.95))
+    def separated(self, selection: Selection) -> bool:
+        """Whether the gammas that die are clearly below the kept ones, see :func:`is_separated`."""
+        return is_separated(self._importance, selection.dead)
 
 
 def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
     """The largest ratio that is acceptable, to STEP below, by bisection.
 
-    ``acceptable`` should turn from true to false once; where it turns more often, one of the turns is found.
+    ``acceptable`` should turn from true to false once; where it turns more often, one of the turns is returned.
 
     Raises:
         InputError: not even 0 reaches the ``goal``.
@@ -119,7 +120,7 @@ def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if acceptable(middle) else (low, middle)
     if low == 0 and not acceptable(low):
-        raise InputError(f"{goal} cannot be reached: it is less before a single channel is cut")
+        raise InputError(f"{goal} cannot be reached: it is missed before a single channel is cut")
     return low
 
 
@@ -127,7 +128,7 @@ def smallest_ratio(reached: Callable[[float], bool], goal: str) -> float:
     """The smallest ratio at which ``reached`` is true, to STEP above, by bisection.
 
     Raises:
-        InputError: not even LARGEST_PERCENT reaches the ``goal``.
+        InputError: not even LARGEST_RATIO reaches the ``goal``.
     """
     if reached(0.0):
         return 0.0

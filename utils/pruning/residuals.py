@@ -1,4 +1,4 @@
-"""Residual blocks cut out whole: the convolutions of a branch, and the shortcut that adds it.
+"""Residual blocks removed whole: the convolutions of a branch, and the shortcut that adds it.
 
 A block is a chain of convolutions from a layer ``x`` to a shortcut that adds ``x`` again, where nothing else reads the
 chain. If its last BatchNorm's gamma and beta are 0, and its activations map 0 to 0, it adds exactly 0, and the network
@@ -34,9 +34,9 @@ class ResidualBlock:
 
 
 def residual_blocks(spec: NetworkSpec) -> list[ResidualBlock]:
-    """The residual blocks that can be cut out whole, in order."""
+    """The residual blocks that can be removed whole, in order of layers."""
     consumers = spec.consumers
-    found = []
+    blocks = []
     for layer in spec.layers:
         if not isinstance(layer, layers.Shortcut) or len(layer.sources) != 2 or layer.activation != "linear":
             continue
@@ -46,8 +46,8 @@ def residual_blocks(spec: NetworkSpec) -> list[ResidualBlock]:
             last = spec.layers[branch]
             same_width = last.channels == spec.layers[entry].channels if entry >= 0 else False
             if same_width and last.batch_normalize and last.activation not in NOT_ZERO_AT_ZERO:
-                found.append(ResidualBlock(entry, tuple(chain), layer.index))
-    return found
+                blocks.append(ResidualBlock(entry, tuple(chain), layer.index))
+    return blocks
 
 
 def _is_link(spec: NetworkSpec, consumers: dict[int, list[layers.Layer]], index: int) -> bool:
@@ -56,7 +56,7 @@ def _is_link(spec: NetworkSpec, consumers: dict[int, list[layers.Layer]], index:
     return isinstance(layer, layers.Convolution) and [reader.index for reader in consumers[index]] == [index + 1]
 
 
-def weakest_blocks(spec: NetworkSpec, gammas: Gammas, count: int) -> list[ResidualBlock]:
+def weakest_residual_blocks(spec: NetworkSpec, gammas: Gammas, count: int) -> list[ResidualBlock]:
     """The ``count`` residual blocks whose last BatchNorm has the smallest mean |gamma|.
 
     Raises:
@@ -64,13 +64,13 @@ def weakest_blocks(spec: NetworkSpec, gammas: Gammas, count: int) -> list[Residu
     """
     blocks = residual_blocks(spec)
     if count > len(blocks):
-        raise InputError(f"--prune_blocks {count}: this network has {len(blocks)} residual blocks that can be cut out")
+        raise InputError(f"--prune_blocks {count}: this network has {len(blocks)} residual blocks that can be removed")
     return sorted(blocks, key=lambda block: float(gammas[block.convolutions[-1]].mean()))[:count]
 
 
 @torch.no_grad()
-def silence_blocks(model: Darknet, blocks: Collection[ResidualBlock]) -> None:
-    """Make blocks add exactly 0, in place."""
+def silence_residual_blocks(model: Darknet, blocks: Collection[ResidualBlock]) -> None:
+    """Set the last gamma and beta of each block to 0, in place, so that it adds exactly 0."""
     for block in blocks:
         norm = model.batch_norm(block.convolutions[-1])
         norm.weight.zero_()
@@ -83,7 +83,7 @@ def kept_layers(spec: NetworkSpec, blocks: Collection[ResidualBlock]) -> list[in
     return [layer.index for layer in spec.layers if layer.index not in removed]
 
 
-def remove_blocks(model: Darknet, blocks: Collection[ResidualBlock]) -> Darknet:
+def remove_residual_blocks(model: Darknet, blocks: Collection[ResidualBlock]) -> Darknet:
     """The network without ``blocks``, with the weights of the layers that stay, in eval mode."""
     kept = kept_layers(model.spec, blocks)
     smaller = Darknet(_renumbered(model, blocks, kept)).to(device_of(model)).eval()
@@ -94,23 +94,23 @@ def remove_blocks(model: Darknet, blocks: Collection[ResidualBlock]) -> Darknet:
 
 
 def _renumbered(model: Darknet, blocks: Collection[ResidualBlock], kept: Sequence[int]) -> list[dict[str, str]]:
-    """The cfg without ``blocks``, its absolute and relative layer numbers made right."""
+    """The cfg without ``blocks``, its absolute and relative layer numbers adapted."""
     entry = {block.shortcut: block.entry for block in blocks}
     number = {old: new for new, old in enumerate(kept)}
     cfg = [model.blocks[0].copy()]
     for new, old in enumerate(kept):
-        block = model.blocks[1 + old].copy()
+        section = model.spec.section(old).copy()
         for key in ("layers", "from"):
-            if key in block:
-                written = [int(text) for text in block[key].rstrip(",").split(",")]
-                block[key] = ",".join(str(_moved(value, old, new, entry, number)) for value in written)
-        cfg.append(block)
+            if key in section:
+                numbers = [int(text) for text in section[key].rstrip(",").split(",")]
+                section[key] = ",".join(str(_moved(value, old, new, entry, number)) for value in numbers)
+        cfg.append(section)
     return cfg
 
 
 def _moved(value: int, old: int, new: int, entry: dict[int, int], number: dict[int, int]) -> int:
     """A layer number as the cfg writes it in layer ``old``, for its new place; relative stays relative."""
     source = value + old if value < 0 else value
-    while source in entry:  # a block that is gone hands on what it read
+    while source in entry:  # what read a removed block now reads the block's input
         source = entry[source]
     return number[source] - new if value < 0 else number[source]

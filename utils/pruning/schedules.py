@@ -8,7 +8,7 @@
   it and compete; from there on the channels that will be kept are free of it, those that are to die do so by DEADLINE,
   and each is held at 0 once it gets there.
 
-The decays are those of the older pruning tools; here the choice is :func:`utils.pruning.selection.choose`, over coupled
+The decays are those of the older pruning tools; here the choice is :func:`utils.pruning.selection.select`, over coupled
 sets. Nothing is remembered but the penalty's own strength and weights, so a checkpoint of those is enough to go on.
 """
 
@@ -21,7 +21,7 @@ import torch
 
 from utils.errors import InputError
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
-from utils.pruning.selection import choose, prunable_sets
+from utils.pruning.selection import prunable_sets, select
 
 HALF = 0.5  # of the steps: from here on the schedules differ
 DECAY = 0.01
@@ -134,7 +134,7 @@ def shares(schedule: str, steps: int) -> np.ndarray:
 
 def _condemned(penalty: GammaPenalty, ratio: float) -> dict[int, torch.Tensor]:
     """For each layer under the penalty the channels (C,) bool that the threshold rule would cut now."""
-    dead = choose(penalty.coupling, penalty.strategy, gamma_sizes(penalty.model), ratio).dead
+    dead = select(penalty.coupling, penalty.strategy, gamma_sizes(penalty.model), ratio).dead
     return {
         index: torch.from_numpy(dead[penalty.coupling.outputs[index]]).to(weight.device)
         for index, weight in penalty.weights.items()
@@ -152,7 +152,7 @@ def _ratio_above_floors(penalty: GammaPenalty, ratio: float) -> float:
     total = int(sizes[prunable_sets(coupling, penalty.strategy)].sum())
 
     def excess(count: int) -> float:
-        return sizes[choose(coupling, penalty.strategy, gammas, count / total).dead].sum() - ratio * total - 1e-6
+        return sizes[select(coupling, penalty.strategy, gammas, count / total).dead].sum() - ratio * total - 1e-6
 
     return (bisect.bisect_left(range(total), 0.0, key=excess) - 1) / total
 

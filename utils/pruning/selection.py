@@ -1,8 +1,11 @@
-"""Which channel sets may die, and which do: the rule of a strategy, a global ratio, and a floor a layer.
+"""Which channel sets may die, and which do: the importance of a set, a global ratio, and a floor per layer.
 
-- ``normal``: only sets that lie within one convolution may die, so residual trunks stay whole.
-- ``shortcut``: every set that is not fixed may die; its first member's gamma decides.
-- ``slim``: every set that is not fixed may die; it lives while any member's gamma lives.
+A strategy says which sets may die and how the importance of a set comes from the |gamma| of its members:
+
+- ``normal``: only sets that lie within one convolution may die, so residual trunks stay whole; its
+  importance is the |gamma| of its only member.
+- ``shortcut``: every set that is not fixed may die; its importance is its first member's |gamma|.
+- ``slim``: every set that is not fixed may die; its importance is the largest |gamma| of its members.
 """
 
 import math
@@ -15,18 +18,23 @@ from utils.errors import InputError
 from utils.pruning.coupling import ChannelSet, Coupling
 
 STRATEGIES = ("normal", "shortcut", "slim")
+# What dies is clearly below what lives where its importance is at most SPARSE times that of the most important, which
+# the quantile LARGE of what lives stands for: the sign of sparse training.
+SPARSE = 0.5
+LARGE = 0.95
+LEAST_SPARSE = 0.05  # a network is not sparse where a lower share of its channels is clearly below the others
 
 Gammas = Mapping[int, np.ndarray]  # |gamma| of each convolution with BN, by layer number
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """Which sets die.
 
     Attributes:
         dead: (number of sets,) bool.
         floored: the layers that would have lost more but for their floor.
-        threshold: the largest score among the dead, 0 where nothing dies.
+        threshold: the largest importance among the dead, 0 where nothing dies.
     """
 
     dead: np.ndarray
@@ -55,21 +63,21 @@ def prunable_channels(coupling: Coupling, strategy: str) -> dict[int, np.ndarray
     return masks
 
 
-def set_scores(coupling: Coupling, strategy: str, gammas: Gammas) -> np.ndarray:
-    """(number of sets,) the score of each set that may die; infinity for the others."""
-    scores = np.full(len(coupling.sets), np.inf)
+def set_importance(coupling: Coupling, strategy: str, gammas: Gammas) -> np.ndarray:
+    """(number of sets,) the importance of each set that may die, from its members' |gamma|; infinity for the others."""
+    importance = np.full(len(coupling.sets), np.inf)
     for number in prunable_sets(coupling, strategy):
         values = _member_gammas(coupling.sets[number], gammas)
-        scores[number] = values[0] if strategy == "shortcut" else max(values)
-    return scores
+        importance[number] = values[0] if strategy == "shortcut" else max(values)
+    return importance
 
 
 def _member_gammas(channel_set: ChannelSet, gammas: Gammas) -> list[float]:
     return [float(gammas[layer][channel]) for layer, channel in channel_set.members if layer in gammas]
 
 
-def choose(coupling: Coupling, strategy: str, gammas: Gammas, ratio: float, layer_keep: float = 0.01) -> Choice:
-    """Let the lowest ``ratio`` of the prunable channels die, but leave each convolution its floor.
+def select(coupling: Coupling, strategy: str, gammas: Gammas, ratio: float, layer_keep: float = 0.01) -> Selection:
+    """Let the least important ``ratio`` of the prunable channels die, but leave each convolution its floor.
 
     Args:
         coupling: the coupled channels.
@@ -81,21 +89,21 @@ def choose(coupling: Coupling, strategy: str, gammas: Gammas, ratio: float, laye
     Raises:
         InputError: nothing may die under this strategy.
     """
-    scores = set_scores(coupling, strategy, gammas)
-    order = np.argsort(scores, kind="stable")[: int(np.isfinite(scores).sum())]
+    importance = set_importance(coupling, strategy, gammas)
+    order = np.argsort(importance, kind="stable")[: int(np.isfinite(importance).sum())]
     if not len(order):
-        raise InputError(f"strategy {strategy}: no channel of this network may be pruned")
+        raise InputError(f"--strategy {strategy}: no channel of this network may be pruned")
     sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
     share = np.cumsum(sizes[order]) / sizes[order].sum()
-    dead = np.zeros(len(scores), bool)
+    dead = np.zeros(len(importance), bool)
     dead[order[share <= ratio + 1e-9]] = True
 
-    floored = _keep_floors(coupling, scores, dead, layer_keep)
-    return Choice(dead, floored, float(scores[dead].max(initial=0.0)))
+    floored = _keep_floors(coupling, importance, dead, layer_keep)
+    return Selection(dead, floored, float(importance[dead].max(initial=0.0)))
 
 
-def _keep_floors(coupling: Coupling, scores: np.ndarray, dead: np.ndarray, layer_keep: float) -> tuple[int, ...]:
-    """Take the best sets of ``dead`` back, in place, where a convolution would keep too few; the layers concerned."""
+def _keep_floors(coupling: Coupling, importance: np.ndarray, dead: np.ndarray, layer_keep: float) -> tuple[int, ...]:
+    """Let the most important of the ``dead`` live, in place, where a layer would keep too few; return those layers."""
     floored = []
     for layer in coupling.spec.convolutions:
         sets = coupling.outputs[layer.index]
@@ -104,31 +112,31 @@ def _keep_floors(coupling: Coupling, scores: np.ndarray, dead: np.ndarray, layer
         if missing > 0:
             floored.append(layer.index)
             lost = np.unique(sets[dead[sets]])
-            dead[lost[np.argsort(-scores[lost], kind="stable")[:missing]]] = False
+            dead[lost[np.argsort(-importance[lost], kind="stable")[:missing]]] = False
     return tuple(floored)
 
 
 def silent_sets(coupling: Coupling, strategy: str, gammas: Gammas) -> np.ndarray:
-    """(number of sets,) bool, the sets that can go without any change: every gamma of theirs is exactly 0.
+    """(number of sets,) bool, the sets that can be removed without any change: every gamma of theirs is exactly 0.
 
     Only sets that ``strategy`` may let die; not those behind a gate, whose betas would have to become 0 too; and each
     convolution keeps a channel.
     """
-    scores = np.full(len(coupling.sets), np.inf)
+    importance = np.full(len(coupling.sets), np.inf)
     for number in prunable_sets(coupling, strategy):
         if not coupling.sets[number].gated:
-            scores[number] = max(_member_gammas(coupling.sets[number], gammas))
-    dead = scores == 0
-    _keep_floors(coupling, scores, dead, layer_keep=0)
+            importance[number] = max(_member_gammas(coupling.sets[number], gammas))
+    dead = importance == 0
+    _keep_floors(coupling, importance, dead, layer_keep=0)
     return dead
 
 
-def round_up(coupling: Coupling, scores: np.ndarray, keep: np.ndarray, multiple: int) -> np.ndarray:
+def round_up(coupling: Coupling, importance: np.ndarray, keep: np.ndarray, multiple: int) -> np.ndarray:
     """The sets to keep so that each convolution keeps a multiple of ``multiple`` channels, or all that it has.
 
     Args:
         coupling: the coupled channels.
-        scores: (number of sets,) as :func:`set_scores` gives them; the best of those cut come back first.
+        importance: (number of sets,) of :func:`set_importance`; the most important of those cut come back first.
         keep: (number of sets,) bool, the sets to keep before rounding, constant carriers among them.
         multiple: what to round up to.
 
@@ -144,20 +152,60 @@ def round_up(coupling: Coupling, scores: np.ndarray, keep: np.ndarray, multiple:
             missing = min(-int(keep[sets].sum()) % multiple, int((~keep[sets]).sum()))
             if missing:
                 cut = np.unique(sets[~keep[sets]])
-                keep[cut[np.argsort(-scores[cut], kind="stable")[:missing]]] = True
+                keep[cut[np.argsort(-importance[cut], kind="stable")[:missing]]] = True
                 changed = True
     return keep
 
 
 def allowed_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
-    """The largest share of the prunable channels that a global threshold could take and leave every layer one.
+    """The largest share of the prunable channels that a global threshold can cut before a layer is empty.
 
-    Layers that are dead as a whole do not count: they keep their floor, whatever the threshold.
+    Layers whose gammas are all 0 do not count: they keep their floor, whatever the threshold.
     """
-    scores = set_scores(coupling, strategy, gammas)
-    limits = [scores[coupling.outputs[layer.index]].max() for layer in coupling.spec.convolutions]
+    importance = set_importance(coupling, strategy, gammas)
+    limits = [importance[coupling.outputs[layer.index]].max() for layer in coupling.spec.convolutions]
     limit = min((limit for limit in limits if limit > 0), default=np.inf)
     sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
-    prunable = np.isfinite(scores)
+    prunable = np.isfinite(importance)
     total = sizes[prunable].sum()
-    return float(sizes[prunable & (scores < limit)].sum() / total) if total else 0.0
+    return float(sizes[prunable & (importance < limit)].sum() / total) if total else 0.0
+
+
+def is_separated(importance: np.ndarray, dead: np.ndarray) -> bool:
+    """Whether what dies is clearly less important than what lives: the sign of sparse training.
+
+    Args:
+        importance: (number of sets,) as :func:`set_importance` gives it.
+        dead: (number of sets,) bool, a :class:`Selection`'s.
+
+    Returns:
+        Whether the largest importance of the dead is at most SPARSE times the quantile LARGE of the living, or nothing
+        that may die lives.
+    """
+    living = importance[np.isfinite(importance) & ~dead]
+    return not len(living) or float(importance[dead].max(initial=0.0)) <= SPARSE * float(np.quantile(living, LARGE))
+
+
+def sparse_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
+    """The share of the prunable channels whose importance is clearly below that of the others, by SPARSE."""
+    importance = set_importance(coupling, strategy, gammas)
+    prunable = np.isfinite(importance)
+    low = np.zeros(len(importance), bool)
+    while (others := importance[prunable & ~low]).size:
+        lower = prunable & (importance <= SPARSE * np.quantile(others, LARGE))
+        if (lower == low).all():
+            break
+        low = lower
+    sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+    total = sizes[prunable].sum()
+    return float(sizes[low].sum() / total) if total else 0.0
+
+
+def describe_room(coupling: Coupling, strategy: str, gammas: Gammas) -> str:
+    """How much can be pruned, in words for a person who waits for the gammas to become sparse."""
+    sparse, allowed = sparse_ratio(coupling, strategy, gammas), allowed_ratio(coupling, strategy, gammas)
+    if sparse < LEAST_SPARSE:
+        return "not sparse yet"
+    if allowed <= sparse:
+        return f"up to {allowed:.1%} of the channels can be pruned before a layer is empty"
+    return f"up to {sparse:.1%} of the channels can be pruned: their gammas are clearly below the others"

@@ -283,7 +283,7 @@ class Trainer:
         penalty = self.penalty
         coupling = penalty.coupling
         cut, after = cut_alike(before, coupling, silent_sets(coupling, self.args.strategy, gamma_sizes(self.model)))
-        if not cut.channels:
+        if not cut.removed_channels:
             return 0
         if not all(distributed.gather(cut_is_exact(before, after, self.args.img_size))):
             print("warning: the network without its dead channels is not exactly the same: none were cut")
@@ -293,7 +293,7 @@ class Trainer:
         carry_optimizer(optimizer, self.optimizer, before[0], after[0], cut)
         self.penalty.s = penalty.s
         self.kept_channels.cut(cut)
-        return cut.channels
+        return cut.removed_channels
 
     def check_finite(self) -> None:
         """Raise :class:`NotFinite` if the loss or the gradient of a batch since the epoch began was not finite."""

@@ -1,0 +1,144 @@
+"""Networks before and after pruning: their mAP, size and speed, side by side and over a range of ratios."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from terminaltables import AsciiTable
+from torch.utils.data import DataLoader
+
+from models import Darknet
+from utils.detection.complexity import count_parameters, state_dict_size
+from utils.detection.evaluate import evaluate
+from utils.detection.inference import for_inference
+from utils.pruning.pruner import Pruner
+from utils.timing import Timing, forward_times
+
+SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # ratios
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One side of the comparison.
+
+    Attributes:
+        mAP: mAP@0.5 on the validation images.
+        parameters: how many.
+        macs: multiply-adds for one image.
+        size_bytes: of the state dict as a file.
+        forward_ms: the median time of a forward pass of one image.
+        forward_quartiles_ms: the quartiles of that time, between which half of the passes lie.
+    """
+
+    mAP: float
+    parameters: int
+    macs: int
+    size_bytes: int
+    forward_ms: float
+    forward_quartiles_ms: tuple[float, float]
+
+
+class Bench:
+    """Measures networks on the validation images of a data set.
+
+    Args:
+        batches: images (B, 3, S, S) uint8 and targets (N, 6).
+        names: the class names.
+        img_size: the side S in pixels, which MACs and forward passes are for.
+        device: where to measure.
+    """
+
+    def __init__(self, batches: DataLoader, names: list[str], img_size: int, device: torch.device):
+        self.batches = batches
+        self.names = names
+        self.img_size = img_size
+        self.image = torch.rand(1, 3, img_size, img_size, device=device)
+
+    def mean_ap(self, model: Darknet) -> float:
+        """mAP@0.5."""
+        return evaluate(model, self.batches, self.names)[0].mAP
+
+    def macs(self, model: Darknet) -> int:
+        """Multiply-adds for one image."""
+        return model.spec.at(self.img_size).macs
+
+    def forward(self, *models: Darknet) -> list[Timing]:
+        """The time of a forward pass of one image, in turns, of each network as it detects."""
+        return forward_times([for_inference(model) for model in models], self.image)
+
+    def forward_share(self, model: Darknet, of: Darknet) -> float:
+        """The time of a forward pass of one image as a share of another network's, taken in turns."""
+        this, other = self.forward(model, of)
+        return this.median / other.median
+
+    def compare(self, *models: Darknet) -> list[Measures]:
+        """All measures of each network; forward passes are taken in turns."""
+        return [
+            Measures(
+                self.mean_ap(model),
+                count_parameters(model),
+                self.macs(model),
+                state_dict_size(model),
+                time.median,
+                (time.low, time.high),
+            )
+            for model, time in zip(models, self.forward(*models), strict=True)
+        ]
+
+
+def comparison_table(before: Measures, after: Measures) -> str:
+    """The table Metric / Before / After for the terminal."""
+    rows = [["Metric", "Before", "After", "After / Before"]]
+    rows.append(["mAP@0.5", f"{before.mAP:.4f}", f"{after.mAP:.4f}", f"{after.mAP - before.mAP:+.4f}"])
+    for label, name, unit, digits in (
+        ("Parameters", "parameters", 1, 0),
+        ("MACs", "macs", 1, 0),
+        ("File size (MB)", "size_bytes", 1e6, 2),
+        ("Forward (ms)", "forward_ms", 1, 2),
+    ):
+        old, new = getattr(before, name) / unit, getattr(after, name) / unit
+        rows.append([label, f"{old:,.{digits}f}", f"{new:,.{digits}f}", f"{new / old:.1%}"])
+    spread = ["{:,.2f} to {:,.2f}".format(*side.forward_quartiles_ms) for side in (before, after)]
+    rows.append(["Half of the passes (ms)", *spread, ""])
+    speed_up, fewer = before.forward_ms / after.forward_ms, before.macs / after.macs
+    rows.append(["Speed-up", "", f"{speed_up:.2f}x", f"{speed_up / fewer:.0%} of the MACs' {fewer:.2f}x"])
+    table = AsciiTable(rows)
+    table.justify_columns = dict.fromkeys((1, 2, 3), "right")
+    return table.table
+
+
+def measure_sweep(pruner: Pruner, bench: Bench) -> list[dict[str, Any]]:
+    """The pruned network at each ratio of SWEEP: a row of measures per ratio."""
+    rows = []
+    for ratio in SWEEP:
+        result = pruner.at(ratio)
+        compact = result.pruned.model
+        rows.append(
+            {
+                "percent": ratio,
+                "mAP": bench.mean_ap(compact),
+                "threshold": result.selection.threshold,
+                "parameters": count_parameters(compact),
+                "macs": bench.macs(compact),
+                "forward_share": bench.forward_share(compact, pruner.model),
+            }
+        )
+    return rows
+
+
+def sweep_table(rows: Sequence[dict[str, Any]], parameters: int, macs: int) -> str:
+    """The rows of :func:`measure_sweep` as a table for the terminal, beside the full network's counts."""
+    table = [["Ratio", "mAP@0.5", "Parameters left", "MACs left", "Forward time left", "|gamma| up to"]]
+    table += [
+        [
+            f"{row['percent']:.0%}",
+            f"{row['mAP']:.4f}",
+            f"{row['parameters'] / parameters:.1%}",
+            f"{row['macs'] / macs:.1%}",
+            f"{row['forward_share']:.1%}",
+            f"{row['threshold']:.3g}",
+        ]
+        for row in rows
+    ]
+    return AsciiTable(table).table
