@@ -10,12 +10,12 @@ from terminaltables import AsciiTable
 from torch.utils.data import DataLoader
 
 from models import Darknet
-from test import evaluate
 from utils.cli import ArgumentParser, number, run
 from utils.data.check import check_data
 from utils.data.datasets import DetectionDataset, loader, read_data_config
 from utils.detection.checkpoints import load_weights
 from utils.detection.complexity import count_parameters, state_dict_size
+from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
 from utils.detection.options import add_skip_bad_option, check_classes, network_size
 from utils.devices import device_of, pick_device

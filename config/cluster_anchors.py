@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 if not __package__:  # run as `python config/cluster_anchors.py`: the repository root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,27 +20,12 @@ from config.create_cfg import DARKNET_ANCHORS, format_anchors, scale_anchors
 from utils import boxes
 from utils.cli import ArgumentParser, number, run
 from utils.data.datasets import read_data_config
+from utils.data.images import image_size
 from utils.data.labels import label_path, read_labels
 from utils.errors import InputError
 
 RESTARTS = 10
 MAX_UPDATES = 300
-
-EXIF_ORIENTATION = 0x0112
-EXIF_SIDEWAYS = (5, 6, 7, 8)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of an image as it is seen, from its header alone.
-
-    Raises :class:`InputError` where the file cannot be read as an image.
-    """
-    try:
-        with Image.open(path) as image:
-            sideways = image.getexif().get(EXIF_ORIENTATION) in EXIF_SIDEWAYS
-            return image.size[::-1] if sideways else image.size
-    except Exception as error:  # a damaged file can fail anywhere in a decoder
-        raise InputError(f"{path}: cannot be read as an image: {error}") from None
 
 
 def box_sizes(images: list[Path], classes: int, img_size: int) -> np.ndarray:

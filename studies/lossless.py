@@ -18,21 +18,21 @@ from tqdm import tqdm
 from models import Darknet
 from utils.boxes import boxes_of_image, non_max_suppression
 from utils.cli import ArgumentParser, number, run
-from utils.data.check import check_data
-from utils.data.datasets import DetectionDataset, loader, read_data_config
+from utils.data.datasets import read_data_config
 from utils.data.images import to_device
-from utils.detection.checkpoints import load_weights
+from utils.detection.checkpoints import load_darknet
+from utils.detection.evaluate import validation_batches
 from utils.detection.metrics import DetectionMetrics
-from utils.detection.options import add_threshold_options, check_classes, network_size
+from utils.detection.options import add_threshold_options, network_size
 from utils.devices import device_of, pick_device, without_tf32
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options of lossless.py."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the sparse network's cfg")
+    parser.add_argument("--model_def", help="the sparse network's cfg; default: the cfg in its weights file")
     parser.add_argument("--weights_path", default="checkpoints/yolov3_ckpt.pth", help="its weights")
-    parser.add_argument("--pruned_def", default="config/prune_yolov3-hand.cfg", help="the pruned network's cfg")
+    parser.add_argument("--pruned_def", help="the pruned network's cfg; default: the cfg in its weights file")
     parser.add_argument("--pruned_weights", default="checkpoints/prune_yolov3_ckpt.pth", help="its weights")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
@@ -43,14 +43,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Detect with both networks, and print how they differ."""
     device = pick_device()
-    sparse, pruned = Darknet(args.model_def), Darknet(args.pruned_def)
-    about = load_weights(sparse, args.weights_path)
-    load_weights(pruned, args.pruned_weights)
-    img_size = network_size(sparse, args.img_size or about.get("img_size"))
+    sparse, metadata = load_darknet(args.weights_path, args.model_def)
+    pruned, _ = load_darknet(args.pruned_weights, args.pruned_def)
+    img_size = network_size(sparse, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
-    check_classes(sparse, data)
-    checked = check_data(data, "valid")
-    batches = loader(DetectionDataset(checked.images, checked.labels, img_size), batch_size=8, n_cpu=0)
+    batches, _ = validation_batches(sparse, data, img_size, batch_size=8, n_cpu=0)
     found = {
         name: detect(model.to(device).eval(), batches, args.conf_thres, args.nms_thres, name)
         for name, model in (("sparse", sparse), ("pruned", pruned))

@@ -77,7 +77,7 @@ LABEL = "data/labels/train_3.txt"
 )
 def test_bad_files_are_named_by_every_program_that_reads_them(project, program, path, old, new, words):
     edit(path, old, new)
-    message = refused(program)
+    message = refused(program, "--model_def", CFG)
     for word in words:
         assert word in message
 
@@ -111,9 +111,24 @@ def test_a_truncated_image_is_named_before_the_first_step(project):
 @pytest.mark.parametrize("program", ["test", "test_prune", "detect"])
 def test_a_checkpoint_of_another_cfg_is_refused(project, program):
     Path(CFG).write_text(format_cfg(create_cfg("v3-tiny", 1, 64, width=0.5)))
-    message = refused(program, *(["--image_folder", "data/images"] if program == "detect" else []))
+    folder = ["--image_folder", "data/images"] if program == "detect" else []
+    message = refused(program, "--model_def", CFG, *folder)
     assert "yolov3_ckpt.pth: belongs to another cfg" in message
-    assert "module_list.2.conv_2.weight" in message
+    if program == "test_prune":
+        assert "module_list.2.conv_2.weight" in message
+    else:
+        assert f"--model_def {CFG}:33: layer 2 [convolutional]: filters=16, but filters=8 in the weights" in message
+
+
+@pytest.mark.parametrize("program", ["test", "detect"])
+def test_a_checkpoint_needs_no_cfg_and_weights_without_one_are_refused(project, program, capsys):
+    Path(CFG).unlink()
+    run = PROGRAMS[program]
+    options = ["--n_cpu", "0", *(["--image_folder", "data/images"] if program == "detect" else [])]
+    run.main(run.get_args_parser().parse_args(options))
+    assert "images" in capsys.readouterr().out
+    message = refused(program, "--weights_path", "checkpoints/yolov3.weights")
+    assert message.startswith("checkpoints/yolov3.weights: a Darknet weights file holds no cfg")
 
 
 @pytest.mark.parametrize("program", ["train", "test", "test_prune"])
@@ -121,7 +136,7 @@ def test_a_weights_file_one_float_short_names_the_layer(project, program):
     weights = Path("checkpoints/yolov3.weights")
     weights.write_bytes(weights.read_bytes()[:-4])
     option = "-pre" if program == "train" else "--weights_path"
-    message = refused(program, option, str(weights))
+    message = refused(program, "--model_def", CFG, option, str(weights))
     assert "yolov3.weights: too short: layer 22" in message
 
 

@@ -242,7 +242,11 @@ def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def loader(
-    dataset: Dataset, batch_size: int, n_cpu: int, sampler: Sampler | None = None, collate_fn: Callable = collate
+    dataset: Dataset,
+    batch_size: int,
+    n_cpu: int,
+    sampler: Sampler | Sequence[int] | None = None,
+    collate_fn: Callable = collate,
 ) -> DataLoader:
     """Batches of ``dataset`` from ``n_cpu`` worker processes, in pinned memory where there is a GPU."""
     return DataLoader(

@@ -16,6 +16,7 @@ from utils.data.augmentations import letterbox
 from utils.errors import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _WARNING_FILTERS = threading.Lock()  # they are the process's, and images are checked by several threads
 
 
@@ -56,6 +57,23 @@ def decode_image(path: str | Path) -> tuple[Image.Image, bool]:
             if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would cut off at 255
                 upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
             return upright.convert("RGB"), is_turned
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such image") from None
+    except Exception as error:  # a damaged file can fail anywhere in a decoder
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be read as an image: {reason}") from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels of an image turned as its EXIF orientation says, from the file's header alone.
+
+    Raises:
+        InputError: the file is missing or is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+            return image.size[::-1] if sideways else image.size
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such image") from None
     except Exception as error:  # a damaged file can fail anywhere in a decoder
