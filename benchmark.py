@@ -1,4 +1,4 @@
-"""Measures what this machine makes of the project, row by row, and prints and writes the table."""
+"""Benchmarks the project on this machine against references, row by row; prints and writes the table."""
 
 import argparse
 import os
@@ -19,7 +19,6 @@ from torchvision.ops import batched_nms, box_convert, box_iou
 
 from models import Darknet
 from studies.step_benchmark import time_steps
-from test import evaluate
 from utils.boxes import non_max_suppression
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import read_cfg
@@ -27,6 +26,7 @@ from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
 from utils.data.labels import label_path, read_labels
 from utils.data.loader import loader
+from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
 from utils.detection.metrics import COCO_IOU, DetectionMetrics, average_precision
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
@@ -40,18 +40,18 @@ from utils.timing import Timing, forward_times, time_in_turns
 FULL, PRUNED = "config/yolov3-hand.cfg", "config/yolov3-hand-published.cfg"
 SIZE = 416
 CONF_THRES, NMS_THRES = 0.001, 0.5
-PASSING = 1000  # candidates an image of the network in the row "test"
+PASSING = 1000  # candidates per image of the network in the row "test"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
         name: what was measured.
-        ours, reference: its time, and what it is held against, taken in turns.
-        value: the ratio that counts; what it is, ``meaning`` says.
-        bar: what the ratio should be: at most, or where ``at_least`` is set at least.
+        ours, reference: its time and that of a reference, taken in turns.
+        value: the ratio to judge by; ``meaning`` tells of what.
+        bar: the largest good ratio, or with ``at_least`` the smallest.
     """
 
     name: str
@@ -64,18 +64,18 @@ class Row:
 
     @property
     def reached(self) -> bool:
-        """Whether the ratio is on the right side of the bar."""
+        """Whether the ratio is good."""
         return self.value >= self.bar if self.at_least else self.value <= self.bar
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options of benchmark.py."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--only", choices=ROWS, nargs="+", help="rows to measure; all if not given")
+    parser.add_argument("--only", choices=ROWS, nargs="+", help="the rows to measure; default: all")
     parser.add_argument("--rounds", type=number(int, 1), default=9, help="measurements of each side, taken in turns")
-    parser.add_argument("--images", type=number(int, 8), default=64, help="images of the row test")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=2, help="worker processes of the row test")
-    parser.add_argument("--json", metavar="FILE", default="runs/benchmark.json", help="where to write the results")
+    parser.add_argument("--images", type=number(int, 8), default=64, help="images in the row test")
+    parser.add_argument("--n_cpu", type=number(int, 0), default=2, help="worker processes in the row test")
+    parser.add_argument("--json", metavar="FILE", default="runs/benchmark.json", help="the file for the results")
     return parser
 
 
@@ -93,11 +93,11 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(f"{name}: {problem}" for name, problem in problems.items()))
     results = [asdict(row) | {"reached": row.reached} for row in rows]
     write_json(args.json, {"machine": machine, "rounds": args.rounds, "rows": results, "problems": problems})
-    print(f"{args.json}: the same for other programs")
+    print(f"{args.json}: the same as JSON")
 
 
 def describe_machine() -> dict[str, str | int]:
-    """What the numbers depend on."""
+    """The hardware and library versions that the times depend on."""
     cpu = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
         "cpu": cpu[0] if cpu else platform.processor() or platform.machine(),
@@ -116,7 +116,7 @@ def _cpuinfo() -> list[str]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows for the terminal."""
+    """The rows as a table for the terminal."""
     lines = [["What", "Ours", "Against", "Ratio", "Bar", ""]]
     for row in rows:
         bar = f"at {'least' if row.at_least else 'most'} {row.bar:.2f}"
@@ -138,25 +138,25 @@ def step_row(args: argparse.Namespace) -> list[Row]:
 
 
 def clustered_predictions(images: int = 8, boxes: int = 10_647, passing: int = 3_000, objects: int = 30) -> Tensor:
-    """Predictions (B, P, 6) of which ``passing`` an image score enough and lie around ``objects`` places."""
+    """Predictions (B, P, 6), of which ``passing`` per image pass CONF_THRES, in clusters around ``objects`` places."""
     random = torch.Generator().manual_seed(0)
     predictions = torch.rand(images, boxes, 6, generator=random)
     predictions[..., :2] *= SIZE
     predictions[..., 2:4] = 20 + 100 * predictions[..., 2:4]
     predictions[..., 4] *= 0.9 * CONF_THRES
-    for own in predictions:
+    for of_image in predictions:
         chosen = torch.randperm(boxes, generator=random)[:passing]
         places = torch.rand(objects, 4, generator=random) * torch.tensor([SIZE, SIZE, 100, 100])
         places[:, 2:] += 30
         near = places[torch.randint(objects, (passing,), generator=random)]
         noise = torch.randn(passing, 4, generator=random) * torch.tensor([0.1, 0.1, 0.05, 0.05])
-        own[chosen, :4] = near + noise * near[:, 2:].repeat(1, 2)
-        own[chosen, 4:] = 0.1 + 0.9 * torch.rand(passing, 2, generator=random)
+        of_image[chosen, :4] = near + noise * near[:, 2:].repeat(1, 2)
+        of_image[chosen, 4:] = 0.1 + 0.9 * torch.rand(passing, 2, generator=random)
     return predictions
 
 
 def nms_row(args: argparse.Namespace) -> list[Row]:
-    """Our suppression of a batch against torchvision's ``batched_nms`` alone, on just the boxes that pass."""
+    """NMS of a batch of predictions against torchvision's ``batched_nms`` on the boxes that pass alone."""
     device = pick_device()
     predictions = clustered_predictions().to(device)
     score = predictions[..., 4] * predictions[..., 5]
@@ -179,51 +179,52 @@ def nms_row(args: argparse.Namespace) -> list[Row]:
 def detected_images(
     images: int = 821, detections: int = 100, boxes: int = 2_181, seed: int = 0
 ) -> list[tuple[Tensor, Tensor]]:
-    """Images as (detections (D, 6), truth (G, 5)): more than half of the detections lie near a box, scores repeat."""
+    """(detections (D, 6), truth (G, 5)) per image. More than half of the detections lie near a box; scores repeat."""
     random = np.random.default_rng(seed)
     results = []
     for count in 1 + random.multinomial(boxes - images, np.full(images, 1 / images)):
         near = int(0.6 * detections)
         corners, sides = random.uniform(0, 300, (count, 2)), random.uniform(20, 120, (count, 2))
         truth = np.concatenate([corners, corners + sides], 1)
-        whose = random.integers(count, size=near)
-        hits = truth[whose] + random.normal(0, 0.1, (near, 4)) * np.tile(sides[whose], 2)
+        target = random.integers(count, size=near)
+        hits = truth[target] + random.normal(0, 0.1, (near, 4)) * np.tile(sides[target], 2)
         corners = random.uniform(0, 300, (detections - near, 2))
         misses = np.concatenate([corners, corners + random.uniform(20, 120, corners.shape)], 1)
-        found = random.permutation(np.concatenate([hits, misses]))
-        found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
+        xyxy = random.permutation(np.concatenate([hits, misses]))
+        xyxy[:, 2:] = np.maximum(xyxy[:, 2:], xyxy[:, :2] + 1)
         score = np.sort(random.random(detections).round(2))[::-1]
-        columns = np.concatenate([found, score[:, None], np.zeros((detections, 1))], 1)
+        columns = np.concatenate([xyxy, score[:, None], np.zeros((detections, 1))], 1)
         results.append((torch.tensor(columns).float(), torch.tensor(np.pad(truth, ((0, 0), (1, 0)))).float()))
     return results
 
 
 def plain_match(detections: Tensor, truth: Tensor, threshold: float) -> list[bool]:
-    """Which detections are right at one IoU threshold, by the definition: one after another, each takes the best."""
-    overlaps, wanted, taken, right = box_iou(detections[:, :4], truth[:, 1:]).tolist(), truth[:, 0].tolist(), set(), []
+    """Whether each detection is correct at one IoU threshold: one after another, each takes the best box left."""
+    overlaps, classes = box_iou(detections[:, :4], truth[:, 1:]).tolist(), truth[:, 0].tolist()
+    taken, correct = set(), []
     for overlap, label in zip(overlaps, detections[:, 5].tolist(), strict=True):
         best, partner = 0.0, None
         for box, iou in enumerate(overlap):
-            if iou >= threshold and iou > best and wanted[box] == label and box not in taken:
+            if iou >= threshold and iou > best and classes[box] == label and box not in taken:
                 best, partner = iou, box
-        right.append(partner is not None)
+        correct.append(partner is not None)
         taken.add(partner)
-    return right
+    return correct
 
 
 def plain_map(images: list[tuple[Tensor, Tensor]], thresholds: np.ndarray) -> list[float]:
     """AP of one class at each threshold, matched by the plain loop."""
-    order = torch.cat([found[:, 4] for found, _ in images]).argsort(descending=True, stable=True).numpy()
+    order = torch.cat([detections[:, 4] for detections, _ in images]).argsort(descending=True, stable=True).numpy()
     boxes = sum(len(truth) for _, truth in images)
-    found = []
+    ap = []
     for threshold in thresholds.tolist():
-        right = np.concatenate([plain_match(*image, threshold) for image in images])[order]
-        found.append(float(average_precision(right[:, None], boxes)[0]))
-    return found
+        correct = np.concatenate([plain_match(*image, threshold) for image in images])[order]
+        ap.append(float(average_precision(correct[:, None], boxes)[0]))
+    return ap
 
 
 def our_map(images: list[tuple[Tensor, Tensor]]) -> float:
-    """mAP@0.5:0.95 of one class, as test.py gathers it."""
+    """mAP@0.5:0.95 of one class, as test.py computes it."""
     metrics = DetectionMetrics(["hand"])
     for image in images:
         metrics.add(*image)
@@ -231,11 +232,11 @@ def our_map(images: list[tuple[Tensor, Tensor]]) -> float:
 
 
 def map_row(args: argparse.Namespace) -> list[Row]:
-    """All metrics of test.py against a plain Python loop over the same thresholds; they must agree."""
+    """All metrics of test.py against a plain Python loop over the same thresholds; their mAP must agree."""
     images, thresholds = detected_images(), np.append(COCO_IOU, 0.5)
-    wanted, got = float(np.mean(plain_map(images, thresholds)[:-1])), our_map(images)
-    if abs(wanted - got) > 1e-9:
-        raise RuntimeError(f"mAP@0.5:0.95 is {got}, but {wanted} by the plain loop")
+    expected, computed = float(np.mean(plain_map(images, thresholds)[:-1])), our_map(images)
+    if abs(expected - computed) > 1e-9:
+        raise RuntimeError(f"mAP@0.5:0.95 is {computed}, but {expected} by the plain loop")
     steps = [partial(our_map, images), partial(plain_map, images, thresholds)]
     ours, plain = time_in_turns(steps, torch.device("cpu"), args.rounds, warm_up=1)
     return [Row("mAP of 821 images", ours, plain, ours.median / plain.median, "of a plain loop", 0.25)]
@@ -245,27 +246,27 @@ def map_row(args: argparse.Namespace) -> list[Row]:
 
 
 @torch.no_grad()
-def settled(model: Darknet, images: Tensor, passing: int) -> Darknet:
-    """A network of random weights that looks at images (B, 3, S, S) as a trained one does, in eval mode.
+def calibrated(model: Darknet, images: Tensor, passing: int) -> Darknet:
+    """A network of random weights that gives as many candidates as a trained one, in eval mode.
 
-    BatchNorm takes the statistics of the images, and the bias of objectness is set so that about ``passing``
-    candidates an image score CONF_THRES.
+    BatchNorm gets the statistics of ``images`` (B, 3, S, S), and the biases of objectness are set so that about
+    ``passing`` candidates per image pass CONF_THRES.
     """
     for norm in model.batch_norms.values():
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over what it sees
+        norm.momentum = None  # the mean over all batches
     model.train()(images)
     raw = [head[..., 4].flatten() for head in model.eval().raw_outputs(images)]
     class_score = 0.5
-    wanted = np.log(CONF_THRES / class_score)  # far below 0 the sigmoid is the exponential function
-    shift = wanted - torch.cat(raw).topk(passing * len(images)).values[-1]
+    logit = np.log(CONF_THRES / class_score)  # far below 0 the sigmoid is the exponential function
+    shift = logit - torch.cat(raw).topk(passing * len(images)).values[-1]
     for head in model.spec.heads:
         model.conv(head.sources[0]).bias.view(len(head.anchors), -1)[:, 4] += shift
     return model
 
 
 def write_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """JPEG photographs in size, 640 x 480, of blurred noise, with one to four labelled boxes each."""
+    """Write JPEG images of blurred noise, 640 x 480, with one to four labelled boxes each; return their paths."""
     random = np.random.default_rng(seed)
     for name in ("images", "labels"):
         (folder / name).mkdir()
@@ -285,12 +286,12 @@ def labelled(paths: list[Path], size: int) -> DetectionDataset:
 
 
 def test_row(args: argparse.Namespace) -> list[Row]:
-    """test.py from the files to mAP against the forward passes alone, in images a second at the same batch."""
+    """test.py, from image files to mAP, against the forward passes alone, in images per second at the same batch."""
     device, batch_size = pick_device(), 8
     with tempfile.TemporaryDirectory() as folder:
         dataset = labelled(write_images(Path(folder), args.images), SIZE)
         images = to_device(torch.stack([dataset[number][0] for number in range(batch_size)]), device)
-        model = for_inference(settled(Darknet(PRUNED).to(device), images, PASSING))
+        model = for_inference(calibrated(Darknet(PRUNED).to(device), images, PASSING))
         batches = loader(dataset, batch_size, args.n_cpu)
         sizes = [min(batch_size, args.images - start) for start in range(0, args.images, batch_size)]
 
@@ -310,7 +311,7 @@ def test_row(args: argparse.Namespace) -> list[Row]:
 
 
 def speed_up_row(args: argparse.Namespace, name: str, ready: Callable[[Darknet], nn.Module]) -> list[Row]:
-    """The forward pass of the published pruned network against the full one's, as a share of the MACs' ratio."""
+    """The speed-up of the forward pass from the full to the published pruned network, as a share of the MACs' ratio."""
     device = pick_device()
     models = [Darknet(cfg).to(device).eval() for cfg in (PRUNED, FULL)]
     fewer = models[1].spec.at(SIZE).macs / models[0].spec.at(SIZE).macs
@@ -322,7 +323,7 @@ def speed_up_row(args: argparse.Namespace, name: str, ready: Callable[[Darknet],
 
 
 def exported(model: Darknet, runtime: Callable[[bytes], nn.Module], package: str) -> nn.Module:
-    """The network in a runtime of ONNX files."""
+    """The network in a runtime for ONNX files."""
     optional(package)
     return runtime(export_onnx(model.cpu(), ["hand"], SIZE).SerializeToString())
 

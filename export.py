@@ -1,6 +1,6 @@
-"""Takes a model elsewhere: Darknet weights, a checkpoint, ONNX in float or INT8, and a check of every runtime.
+"""Converts a model to Darknet weights, a checkpoint, or ONNX in float or 8 bits; or compares it in all runtimes.
 
-python export.py --model_def config/prune_yolov3-hand.cfg --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
+python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 """
 
 import argparse
@@ -13,18 +13,23 @@ from terminaltables import AsciiTable
 from torch import Tensor, nn
 
 from models import Darknet
-from test import evaluate
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg
 from utils.darknet.weights import write_darknet_weights
 from utils.data.check import check_data
 from utils.data.data_config import read_data_config
-from utils.data.datasets import DetectionDataset
 from utils.data.images import batches_of_one, find_images
-from utils.data.loader import loader
-from utils.detection.checkpoints import load_weights, write_checkpoint
+from utils.detection.checkpoints import load_darknet, write_checkpoint
+from utils.detection.evaluate import evaluate, validation_batches
 from utils.detection.fusing import fuse
-from utils.detection.options import add_skip_bad_option, add_threshold_options, check_classes, class_names, network_size
+from utils.detection.options import (
+    add_loading_options,
+    add_model_options,
+    add_skip_bad_option,
+    add_threshold_options,
+    class_names,
+    network_size,
+)
 from utils.detection.runtimes import prediction_difference
 from utils.errors import InputError
 from utils.export.deployment import Deployment, deployments
@@ -34,8 +39,8 @@ from utils.files import atomic_writer, keep_old, refuse_folder, write_json
 from utils.pruning.proof import proof_images
 from utils.timing import Timing, forward_times
 
-# The check compares boxes that score at least this; those of noise can be of any size.
-LEAST_SCORE = 0.25
+# The check compares boxes that score at least this; low-scoring ones can be of any size.
+MIN_SCORE = 0.25
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -43,60 +48,63 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(__doc__.splitlines()[0])
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--to", choices=("weights", "pth", "onnx"), help="the format to write")
-    task.add_argument("--check", action="store_true", help="compare all runtimes on images instead; writes no model")
-    parser.add_argument("--model_def", default="config/prune_yolov3-hand.cfg", help="the network's cfg")
-    parser.add_argument("--weights_path", default="checkpoints/prune_yolov3_ckpt.pth", help="checkpoint or .weights")
-    parser.add_argument("--class_path", help="file of class names; default: those in the checkpoint")
-    add_skip_bad_option(parser)
-    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
+    task.add_argument("--check", action="store_true", help="compare all runtimes on images, and write no model")
+    add_model_options(parser, "checkpoints/prune_yolov3_ckpt.pth", onnx=False)
+    parser.add_argument("--class_path", help="file of class names, one per line; default: those in the checkpoint")
     parser.add_argument(
         "--fuse",
         action="store_true",
-        help="fold BatchNorm into the convolutions, for readers with another epsilon such as OpenCV; also writes a cfg",
+        help="fold BatchNorm into the convolutions, e.g. for OpenCV, whose epsilon differs; also writes a cfg",
     )
-    parser.add_argument("--output", help="default: the weights' name with the suffix of the format")
+    parser.add_argument("--output", help="the file to write; default: the weights' name with the suffix of the format")
 
     onnx = parser.add_argument_group("ONNX")
-    onnx.add_argument("--static_size", action="store_true", help="only images of --img_size; the batch stays free")
+    onnx.add_argument(
+        "--static_size", action="store_true", help="accept only images of --img_size; the batch size stays free"
+    )
     onnx.add_argument("--nms", action="store_true", help="put non-maximum suppression into the graph")
     add_threshold_options(onnx, conf_thres=0.5, nms_thres=0.4)
-    onnx.add_argument("--int8", action="store_true", help="quantise, calibrated on training images of --data_config")
-    onnx.add_argument("--calibration", type=number(int, 1), default=100, help="images to calibrate on")
+    onnx.add_argument(
+        "--int8", action="store_true", help="8-bit integers, calibrated on training images of --data_config"
+    )
+    onnx.add_argument("--calibration", type=number(int, 1), default=100, help="number of images to calibrate on")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--data_config", help="a data set's .data file: calibration images, and mAP in the check")
+    data.add_argument("--data_config", help="a data set's .data file, for calibration and for mAP in the check")
     data.add_argument(
-        "--image_folder", default="data/images", help="images of the check: a folder, or a glob in quotes"
+        "--image_folder", default="data/images", help="images of the check: a folder, an image, or a glob in quotes"
     )
-    data.add_argument("--batch_size", type=number(int, 1), default=8, help="images at a time for mAP")
-    data.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images for mAP")
-    parser.add_argument("--json", metavar="FILE", help="write the check's results there, too")
+    add_loading_options(data, batch_size=8)
+    add_skip_bad_option(data)
+    parser.add_argument("--json", metavar="FILE", help="also write the check's results to this file")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Load the model, then convert or check it."""
-    model = Darknet(args.model_def).eval()
-    about = load_weights(model, args.weights_path)
-    img_size = network_size(model, args.img_size or about.get("img_size"))
-    names = class_names(args.class_path, about.get("names"), model)
+    model, metadata = load_darknet(args.weights_path, args.model_def)
+    model.eval()
+    img_size = network_size(model, args.img_size or metadata.get("img_size"))
+    names = class_names(args.class_path, metadata.get("names"), model)
     if args.to != "onnx" and (given := sorted({"int8", "nms", "static_size"} & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for --to onnx")
     if args.check:
         check(model, names, img_size, args)
     else:
-        convert(model, names, img_size, about, args)
+        convert(model, names, img_size, metadata, args)
 
 
-def convert(model: Darknet, names: list[str], img_size: int, about: dict[str, Any], args: argparse.Namespace) -> None:
-    """Write the model in the format of --to; what stood there before is kept under a numbered name."""
+def convert(
+    model: Darknet, names: list[str], img_size: int, metadata: dict[str, Any], args: argparse.Namespace
+) -> None:
+    """Write the model in the format of --to; a file of that name is kept under a numbered name."""
     target = output_path(args)
     refuse_folder(target)
     if target.resolve() == Path(args.weights_path).resolve():
         raise InputError(f"--output {target} is the file to read: choose another name")
     if args.fuse:
         model = fuse(model)
-    kept = {name: about[name] for name in ("epoch", "step", "best_map", "options", "strategy") if name in about}
+    kept = {name: metadata[name] for name in ("epoch", "step", "best_map", "options", "strategy") if name in metadata}
     write = {
         "weights": lambda file: write_darknet_weights(model, file),
         "pth": lambda file: write_checkpoint(file, model, **kept, names=names, img_size=img_size),
@@ -104,11 +112,11 @@ def convert(model: Darknet, names: list[str], img_size: int, about: dict[str, An
     }
     save(target, write[args.to])
     if args.fuse:
-        save(target.with_suffix(".cfg"), lambda file: file.write(format_cfg(model.blocks).encode()))
+        save(target.with_suffix(".cfg"), lambda file: file.write(format_cfg(model.spec.blocks).encode()))
 
 
 def save(target: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file atomically, and say so."""
+    """Write a file atomically, keep the old one, and print the names."""
     with atomic_writer(target) as file:
         write(file)
         if old := keep_old(target):
@@ -117,7 +125,7 @@ def save(target: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def output_path(args: argparse.Namespace) -> Path:
-    """Beside the weights, with the suffix of the format; what was done shows in the name."""
+    """The file to write: --output, or beside the weights, with the options in its name and the suffix of the format."""
     if args.output:
         if Path(args.output).suffix in {".weights", ".pth", ".onnx"} - {f".{args.to}"}:
             raise InputError(f"--output {args.output}: --to {args.to} writes a .{args.to} file")
@@ -129,7 +137,7 @@ def output_path(args: argparse.Namespace) -> Path:
 
 
 def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: int, args: argparse.Namespace) -> None:
-    """Export, prove the float graph, and only then quantise it and add non-maximum suppression."""
+    """Export, prove the float graph, and only then quantize it and add non-maximum suppression."""
     proto = export_onnx(model, names, img_size, dynamic_size=not args.static_size)
     images = list(proof_images(img_size, model.spec.stride))
     gap = prove(model, proto, images[:1] if args.static_size else images)
@@ -142,9 +150,9 @@ def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: int, 
 
 
 def calibration_images(img_size: int, args: argparse.Namespace) -> Iterator[Tensor]:
-    """--calibration images, evenly from the training images of --data_config, as images (1, 3, S, S) in [0, 1]."""
+    """As many images (1, 3, S, S) in [0, 1] as --calibration says, spread over the training images of --data_config."""
     if not args.data_config:
-        raise InputError("--int8 needs --data_config: the ranges of values are measured on its training images")
+        raise InputError("--int8 needs --data_config: it is calibrated on the training images there")
     paths = check_data(read_data_config(args.data_config), "train", args.skip_bad).images
     return batches_of_one(paths[:: max(len(paths) // args.calibration, 1)][: args.calibration], img_size)
 
@@ -154,17 +162,17 @@ def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namesp
     paths = find_images(args.image_folder)
     trained_on = args.data_config and read_data_config(args.data_config).train
     calibration = calibration_images(img_size, args) if trained_on else batches_of_one(paths, img_size)
-    found = deployments(model, names, img_size, calibration)
-    running = [deployment.model for deployment in found if deployment.model]
+    deployed = deployments(model, names, img_size, calibration)
+    running = [deployment.model for deployment in deployed if deployment.model]
     times = forward_times(running, next(batches_of_one(paths, img_size)))
     gaps = differences(running, batches_of_one(paths, img_size))
     scores = mean_aps(running, model, img_size, args) if args.data_config else [None] * len(running)
     measures = zip(times, gaps, scores, strict=True)
-    rows = [row(deployment, *(next(measures) if deployment.model else (None, None, None))) for deployment in found]
+    rows = [row(deployment, *(next(measures) if deployment.model else (None, None, None))) for deployment in deployed]
     print(check_table(rows))
     print(
-        f"{len(paths)} images of {img_size} pixels, {torch.get_num_threads()} thread(s). Differences to PyTorch "
-        f"where a score is at least {LEAST_SCORE}: of scores, and of boxes relative to their pixels."
+        f"{len(paths)} images of {img_size} pixels, {torch.get_num_threads()} thread(s). The difference to PyTorch is "
+        f"the largest of any score, and of any box relative to its pixels, among boxes that score at least {MIN_SCORE}."
     )
     if args.json:
         write_json(args.json, rows)
@@ -172,11 +180,11 @@ def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namesp
 
 @torch.inference_mode()
 def differences(models: list[nn.Module], batches: Iterable[Tensor]) -> list[float | None]:
-    """The largest difference of each model to the first over all images; None where no image has a box."""
+    """The largest difference of each model to the first over all images; None if no image has a box."""
     gaps = []
     for images in batches:
         outputs = [model(images) for model in models]
-        gaps.append([prediction_difference(outputs[0], output, LEAST_SCORE) for output in outputs])
+        gaps.append([prediction_difference(outputs[0], output, MIN_SCORE) for output in outputs])
     # Python's max may lose a NaN.
     return [
         float(torch.tensor(known).max()) if (known := [gap for gap in of_model if gap is not None]) else None
@@ -187,17 +195,14 @@ def differences(models: list[nn.Module], batches: Iterable[Tensor]) -> list[floa
 def mean_aps(models: list[nn.Module], model: Darknet, img_size: int, args: argparse.Namespace) -> list[float]:
     """mAP@0.5 of each model on the validation images of --data_config."""
     data = read_data_config(args.data_config)
-    check_classes(model, data)
-    checked = check_data(data, "valid", args.skip_bad)
-    dataset = DetectionDataset(checked.images, checked.labels, img_size)
-    batches = loader(dataset, args.batch_size, args.n_cpu)
+    batches, _ = validation_batches(model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad)
     return [evaluate(model, batches, data.names)[0].mAP for model in models]
 
 
 def row(deployment: Deployment, forward: Timing | None, gap: float | None, score: float | None) -> dict[str, Any]:
-    """One row of the table, with its values as they are."""
-    about = {name: getattr(deployment, name) for name in ("runtime", "format", "size_bytes", "problem")}
-    return about | {"forward_ms": forward and forward.median, "largest_difference": gap, "mAP": score}
+    """One row of the table, as plain values."""
+    description = {name: getattr(deployment, name) for name in ("runtime", "format", "size_bytes", "problem")}
+    return description | {"forward_ms": forward and forward.median, "largest_difference": gap, "mAP": score}
 
 
 def check_table(rows: list[dict[str, Any]]) -> str:

@@ -1,9 +1,9 @@
-"""Darknet: a network from a cfg, for training and for detection.
+"""Darknet: the network of a cfg as a PyTorch module, for training and detection.
 
-The layers compute what AlexeyAB's Darknet computes, where that differs from PyTorch's habits too (maxpool pads with
-minus infinity, a shortcut adds the channels that both have, BatchNorm's epsilon is 1e-5). Parameters are named
-``module_list.{i}.conv_{i}.weight``, ``module_list.{i}.batch_norm_{i}.weight``, ... with ``i`` the layer number, so
-that the checkpoints of the older YOLOv3 ports load.
+The layers compute what AlexeyAB's Darknet computes, also where PyTorch users would expect otherwise: maxpool pads with
+minus infinity, a shortcut adds the channels that both inputs have, BatchNorm's epsilon is 1e-5. Parameters are named
+``module_list.{i}.conv_{i}.weight``, ``module_list.{i}.batch_norm_{i}.weight``, ..., where ``i`` is the layer number, so
+that checkpoints of older YOLOv3 ports load.
 """
 
 import math
@@ -32,12 +32,12 @@ ACTIVATIONS = {
     "swish": nn.SiLU,
 }
 
-# A new network takes this share of its predictions for objects.
+# Initial objectness of a new network, see Darknet._start_heads.
 PRIOR = 0.01
 
 
 def convolution(layer: layers.Convolution) -> nn.Sequential:
-    """Convolution, BatchNorm where the cfg has it, activation where it is not linear."""
+    """The convolution, then BatchNorm if the cfg asks for it, then the activation unless it is linear."""
     i = layer.index
     parts: list[tuple[str, nn.Module]] = [
         (
@@ -59,19 +59,19 @@ def convolution(layer: layers.Convolution) -> nn.Sequential:
     if layer.activation != "linear":
         activation = ACTIVATIONS[layer.activation]()
         if hasattr(activation, "inplace"):
-            activation.inplace = True  # nothing else reads what the BatchNorm gives
+            activation.inplace = True  # nothing else reads the activation's input
         parts.append((f"{layer.activation}_{i}", activation))
     return nn.Sequential(OrderedDict(parts))
 
 
 class MaxPool(nn.Module):
-    """Darknet's maxpool: ``padding`` pixels of minus infinity in all, the smaller half in front."""
+    """Darknet's maxpool: pads minus infinity, ``padding`` pixels per axis in all, the smaller half left and above."""
 
     def __init__(self, layer: layers.MaxPool):
         super().__init__()
-        front = layer.padding // 2
-        behind = layer.padding - front
-        self.pad = (front, behind, front, behind)
+        before = layer.padding // 2
+        after = layer.padding - before
+        self.pad = (before, after, before, after)
         self.pool = nn.MaxPool2d(layer.size, layer.stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class MaxPool(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour upsampling by a whole number, then a factor on the values."""
+    """Nearest-neighbour upsampling by an integer factor, then multiplication by ``scale``."""
 
     def __init__(self, layer: layers.Upsample):
         super().__init__()
@@ -93,7 +93,7 @@ class Upsample(nn.Module):
 
 
 class Route(nn.Module):
-    """Concatenates its sources, or one slice of each."""
+    """Concatenates the channels of its sources, or one slice of each."""
 
     def __init__(self, layer: layers.Route):
         super().__init__()
@@ -107,7 +107,7 @@ class Route(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """Adds its sources to the first over the channels that both have, then activates."""
+    """Adds the other sources to the first, over the channels that both have; then the activation."""
 
     def __init__(self, layer: layers.Shortcut):
         super().__init__()
@@ -116,25 +116,25 @@ class Shortcut(nn.Module):
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         """(B, C, H, W) and others (B, C_k, H, W), to (B, C, H, W)."""
         for other in others:
-            spare = x.shape[1] - other.shape[1]
-            x = x + (other if spare == 0 else F.pad(other, (0, 0, 0, 0, 0, spare)))  # a negative pad cuts
+            missing = x.shape[1] - other.shape[1]
+            x = x + (other if missing == 0 else F.pad(other, (0, 0, 0, 0, 0, missing)))  # a negative pad cuts channels
         return self.activation(x)
 
 
 class Gate(nn.Module):
-    """[scale_channels] and [sam]: a gate times what it gates, then the activation."""
+    """[scale_channels] and [sam]: the gate times the gated feature map, then the activation."""
 
     def __init__(self, layer: layers.ScaleChannels | layers.Sam):
         super().__init__()
         self.activation = ACTIVATIONS[layer.activation]()
 
     def forward(self, gate: Tensor, gated: Tensor) -> Tensor:
-        """(B, C, 1, 1) or (B, C, H, W) and (B, C, H, W), to (B, C, H, W)."""
+        """Gate (B, C, 1, 1) or (B, C, H, W) and gated (B, C, H, W), to (B, C, H, W)."""
         return self.activation(gate * gated)
 
 
 class Reorg3d(nn.Module):
-    """Space to depth, the offset within a cell counting before the channel."""
+    """Space to depth: output channel ``k`` is input channel ``k % C`` at offset ``k // C`` within each cell."""
 
     def __init__(self, stride: int):
         super().__init__()
@@ -149,7 +149,7 @@ class Reorg3d(nn.Module):
 
 
 class Reorg(nn.Module):
-    """YOLOv2's reorg: Darknet reads the (C, H, W) input as if it were (C / s^2, H * s, W * s), and so do we."""
+    """YOLOv2's reorg. As Darknet does, it reads the (C, H, W) input as if its shape were (C / s^2, H * s, W * s)."""
 
     def __init__(self, layer: layers.Reorg):
         super().__init__()
@@ -165,7 +165,7 @@ class Reorg(nn.Module):
 
 
 class Yolo(nn.Module):
-    """A detection head: gives the raw output a shape, and decodes it to boxes."""
+    """A detection head: reshapes its input to raw outputs, and decodes them to boxes and scores."""
 
     def __init__(self, layer: layers.Yolo):
         super().__init__()
@@ -173,19 +173,19 @@ class Yolo(nn.Module):
         self.register_buffer("anchors", torch.tensor(layer.anchors), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, A * (5 + C), H, W) to (B, A, H, W, 5 + C), still raw."""
+        """(B, A * (5 + C), H, W) to raw outputs (B, A, H, W, 5 + C)."""
         b, _, h, w = x.shape
         return x.view(b, len(self.anchors), 5 + self.classes, h, w).permute(0, 1, 3, 4, 2)
 
     def boxes(self, raw: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """Box centres relative to their cell, in cells, and box sizes in input pixels.
+        """Box centres (..., 2) relative to their cell's corner, in cells, and box sizes (..., 2) in input pixels.
 
-        YOLOv3 (arXiv 1804.02767), section 2.1: sigmoid(x), anchor * exp(w). ``scale_x_y`` widens the reach of the
-        centre around the cell's middle (YOLOv4, arXiv 2004.10934, section 3.4); with ``new_coords`` the convolution
-        before has applied the sigmoid and the size is anchor * (2 w)^2 (Scaled-YOLOv4, arXiv 2011.08036).
+        YOLOv3 (arXiv 1804.02767), section 2.1: sigmoid(x), anchor * exp(w). ``scale_x_y`` widens the range of the
+        centre around the cell's middle (YOLOv4, arXiv 2004.10934, section 3.4). With ``new_coords`` the convolution
+        before the head has applied the sigmoid, and the size is anchor * (2 w)^2 (Scaled-YOLOv4, arXiv 2011.08036).
 
         Args:
-            raw: (..., 5 + C), entries of what :meth:`forward` gives.
+            raw: (..., 5 + C), entries of the raw outputs.
             anchors: (..., 2), the anchor (width, height) of each entry, in input pixels.
         """
         xy, wh = raw[..., 0:2], raw[..., 2:4]
@@ -196,11 +196,11 @@ class Yolo(nn.Module):
         return centre, size * anchors
 
     def logits(self, raw: Tensor) -> Tensor:
-        """Logits (..., 1 + C) of objectness and classes; ``new_coords`` has their sigmoid in ``raw``."""
+        """Logits (..., 1 + C) of objectness and classes; with ``new_coords`` the raw outputs are their sigmoids."""
         return torch.logit(raw[..., 4:], eps=1e-6) if self.new_coords else raw[..., 4:]
 
     def decode(self, raw: Tensor, img_height: int, img_width: int) -> Tensor:
-        """Predictions (B, A * H * W, 5 + C): cx, cy, w, h in input pixels, objectness, class scores in [0, 1]."""
+        """Predictions (B, A * H * W, 5 + C): cx, cy, w, h in input pixels; objectness and class scores in [0, 1]."""
         b, a, h, w, attributes = raw.shape
         raw = raw.float()
         column = torch.arange(w, device=raw.device, dtype=raw.dtype).view(1, 1, 1, w)
@@ -232,24 +232,24 @@ MODULES = {
 
 
 class Darknet(nn.Module):
-    """A Darknet network as a module.
+    """The network of a cfg.
 
     Args:
-        cfg: the path of a cfg file, or a list of blocks (see :mod:`utils.darknet.cfg`).
+        cfg: the path of a cfg file, or the list of its sections (see :mod:`utils.darknet.cfg`).
 
     Attributes:
         spec: what the cfg says, see :class:`utils.darknet.spec.NetworkSpec`.
-        module_list: one module a layer, by Darknet's layer numbers.
+        module_list: one module per layer, by Darknet's layer numbers.
 
     Raises:
-        InputError: the cfg does not parse, or asks for what is not supported.
+        InputError: the cfg does not parse, or uses something that is not supported.
     """
 
     def __init__(self, cfg: str | Path | list[dict[str, str]]):
         super().__init__()
         self.spec = parse_network(cfg if isinstance(cfg, list) else read_cfg(cfg))
         self.module_list = nn.ModuleList(MODULES[type(layer)](layer) for layer in self.spec.layers)
-        # The outputs that a later layer than the next one reads; the others are let go at once.
+        # Outputs that a later layer than the next one reads; memory of the others is freed at once.
         self._kept = {source for layer in self.spec.layers for source in layer.sources if source != layer.index - 1}
         self._start_heads()
 
@@ -265,7 +265,7 @@ class Darknet(nn.Module):
 
     @property
     def batch_norms(self) -> dict[int, nn.BatchNorm2d]:
-        """The BatchNorm of each convolution that has one, by layer number."""
+        """The BatchNorms of the convolutions that have one, by layer number."""
         return {layer.index: self.batch_norm(layer.index) for layer in self.spec.convolutions if layer.batch_normalize}
 
     def conv(self, index: int) -> nn.Conv2d:
@@ -277,7 +277,7 @@ class Darknet(nn.Module):
         return self.module_list[index].get_submodule(f"batch_norm_{index}")
 
     def raw_outputs(self, images: Tensor) -> list[Tensor]:
-        """The raw output of each detection head, (B, A, H, W, 5 + C), for images (B, 3, S, S) in [0, 1]."""
+        """The raw outputs (B, A, H, W, 5 + C) of each detection head for images (B, 3, S, S) in [0, 1]."""
         outputs: dict[int, Tensor] = {IMAGE: images}
         raw = []
         x = images
@@ -293,8 +293,8 @@ class Darknet(nn.Module):
         """Images (B, 3, S, S) in [0, 1], S a multiple of the network's stride.
 
         Returns:
-            In eval mode the predictions (B, P, 5 + C): cx, cy, w, h in input pixels, objectness, class scores.
-            While training the raw outputs of the heads, for :class:`utils.detection.loss.YoloLoss`.
+            In eval mode the predictions (B, P, 5 + C): cx, cy, w, h in input pixels; objectness and class scores.
+            In training mode the raw outputs of the heads, for :class:`utils.detection.loss.YoloLoss`.
         """
         raw = self.raw_outputs(images)
         if self.training:
@@ -305,15 +305,15 @@ class Darknet(nn.Module):
         )
 
     def load_darknet_weights(self, path: str | Path) -> None:
-        """Load a Darknet ``.weights`` file, every byte of it; see :mod:`utils.darknet.weights`."""
+        """Load a Darknet ``.weights`` file, which must fit exactly; see :mod:`utils.darknet.weights`."""
         load_darknet_weights(self, path)
 
     def save_darknet_weights(self, path: str | Path, seen: int = 0) -> None:
-        """Save as a Darknet ``.weights`` file of version 0.2.5, after ``seen`` training images."""
+        """Save as a Darknet ``.weights`` file of version 0.2.5; ``seen`` is the number of training images so far."""
         save_darknet_weights(self, path, seen)
 
     def _start_heads(self) -> None:
-        """Start where few boxes hold an object (focal loss, arXiv 1708.02002, section 3.3): a stable first epoch."""
+        """Set the initial objectness to PRIOR, for a stable first epoch (focal loss, arXiv 1708.02002, section 3.3)."""
         for head in self.spec.heads:
             source = self.spec.layers[head.sources[0]]
             if not isinstance(source, layers.Convolution) or source.batch_normalize or head.new_coords:

@@ -8,7 +8,6 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from models import Darknet
-from test import evaluate
 from utils import distributed
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg
@@ -19,6 +18,7 @@ from utils.data.datasets import DetectionDataset
 from utils.data.image_cache import budget
 from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from utils.detection.evaluate import evaluate
 from utils.detection.options import add_precision_option, add_skip_bad_option, check_classes, network_size
 from utils.devices import computes_bf16, default_precision, describe_device, pick_device
 from utils.errors import InputError

@@ -261,7 +261,7 @@ def draw_run(rows: Sequence[Row], run_id: str, known: Sequence[DataSet], count: 
 def detector(data: DataSet, model_def: str, weights: str) -> Detector:
     """The network of a run, ready to detect."""
     thresholds = CONFIDENCE, 0.5
-    model, _ = load_model(model_def, weights, thresholds)
+    model, _ = load_model(weights, model_def, thresholds)
     return Detector(model.to(pick_device()).eval(), data.img_size, *thresholds)
 
 

@@ -1,14 +1,13 @@
 """Shows that pruning lost nothing: the detections of two networks on real images, compared box by box.
 
-Where the pruned gammas were exactly 0, the pruned network must give the same boxes as the sparse one.
+Where the gammas that died were exactly 0, the pruned network must find the same boxes as the sparse one.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-if not __package__:  # run as `python studies/lossless.py`: the repository root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from terminaltables import AsciiTable
@@ -31,17 +30,13 @@ from utils.devices import device_of, pick_device, without_tf32
 def get_args_parser() -> argparse.ArgumentParser:
     """The options of lossless.py."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--weights_path", default="checkpoints/yolov3_ckpt.pth", help="the sparse network's weights")
-    parser.add_argument("--model_def", help="the sparse network's cfg; default: the cfg in its checkpoint")
-    parser.add_argument(
-        "--pruned_weights", default="checkpoints/prune_yolov3_ckpt.pth", help="the pruned network's weights"
-    )
-    parser.add_argument("--pruned_def", help="the pruned network's cfg; default: the cfg in its checkpoint")
+    parser.add_argument("--model_def", help="the sparse network's cfg; default: the cfg in its weights file")
+    parser.add_argument("--weights_path", default="checkpoints/yolov3_ckpt.pth", help="its weights")
+    parser.add_argument("--pruned_def", help="the pruned network's cfg; default: the cfg in its weights file")
+    parser.add_argument("--pruned_weights", default="checkpoints/prune_yolov3_ckpt.pth", help="its weights")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
-    parser.add_argument(
-        "--img_size", type=number(int, 32), help="side of the input in pixels; default: the checkpoint's"
-    )
+    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
     return parser
 
 
@@ -53,16 +48,16 @@ def main(args: argparse.Namespace) -> None:
     img_size = network_size(sparse, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
     batches, _ = validation_batches(sparse, data, img_size, batch_size=8, n_cpu=0)
-    detections = {
+    found = {
         name: detect(model.to(device).eval(), batches, args.conf_thres, args.nms_thres, name)
         for name, model in (("sparse", sparse), ("pruned", pruned))
     }
-    maps = {name: mean_ap(of_network, batches, data.names) for name, of_network in detections.items()}
-    pairs = list(zip(detections["sparse"], detections["pruned"], strict=True))
+    maps = {name: mean_ap(detections, batches, data.names) for name, detections in found.items()}
+    pairs = list(zip(found["sparse"], found["pruned"], strict=True))
     same = sum(len(first) == len(second) for first, second in pairs)
     boxes, scores = zip(*(differences(first, second) for first, second in pairs), strict=True)
     rows = [["", "sparse", "pruned"]]
-    rows.append([f"detections of score >= {args.conf_thres:g}", *(sum(map(len, side)) for side in detections.values())])
+    rows.append([f"detections of score >= {args.conf_thres:g}", *(sum(map(len, side)) for side in found.values())])
     rows.append(["mAP@0.5", *(f"{value:.7f}" for value in maps.values())])
     print(AsciiTable(rows).table)
     print(f"images with the same number of detections: {same} of {len(pairs)}")
@@ -73,17 +68,17 @@ def main(args: argparse.Namespace) -> None:
 def detect(model: Darknet, batches: DataLoader, conf_thres: float, nms_thres: float, name: str) -> list[Tensor]:
     """Detections (D, 6) of each image, in pixels of the square."""
     device = device_of(model)
-    detections = []
+    found = []
     for images, _ in tqdm(batches, name, leave=False, unit="batch"):
         with without_tf32():
             predictions = model(to_device(images, device))
-        detections += non_max_suppression(predictions, conf_thres, nms_thres)
-    return [of_image.cpu() for of_image in detections]
+        found += non_max_suppression(predictions, conf_thres, nms_thres)
+    return [detections.cpu() for detections in found]
 
 
-def mean_ap(detections: list[Tensor], batches: DataLoader, names: list[str]) -> float:
+def mean_ap(found: list[Tensor], batches: DataLoader, names: list[str]) -> float:
     """mAP@0.5 of the detections of each image."""
-    metrics, remaining = DetectionMetrics(names), iter(detections)
+    metrics, remaining = DetectionMetrics(names), iter(found)
     for images, targets in batches:
         for image in range(len(images)):
             metrics.add(next(remaining), boxes_of_image(targets, image, images.shape[-1]))

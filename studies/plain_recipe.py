@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models import Darknet, Yolo
-from test import evaluate
 from utils.boxes import size_iou
 from utils.cli import ArgumentParser, number, run
 from utils.data.augmentations import letterbox
@@ -30,7 +29,8 @@ from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
 from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import load_state, save_checkpoint
-from utils.detection.options import add_precision_option, check_classes, network_size
+from utils.detection.evaluate import evaluate, validation_batches
+from utils.detection.options import add_precision_option, network_size
 from utils.devices import autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
 from utils.training.run_log import RunLog
@@ -120,16 +120,14 @@ def main(args: argparse.Namespace) -> None:
     model = Darknet(args.model_def)
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
-    check_classes(model, data)
     device = pick_device()
     args.precision = args.precision or default_precision(device)
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
-    checked = {split: check_data(data, split) for split in ("train", "valid")}
+    checked = {"train": check_data(data, "train")}
+    valid_batches, checked["valid"] = validation_batches(model, data, args.img_size, args.batch_size, args.n_cpu)
     print(summary(checked))
     train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, flip, args.seed)
-    valid = DetectionDataset(checked["valid"].images, checked["valid"].labels, args.img_size)
     batches = loader(train, args.batch_size, args.n_cpu, EpochSampler(len(train), args.seed))
-    valid_batches = loader(valid, args.batch_size, args.n_cpu)
 
     start, best = 0, 0.0
     if checkpoint:

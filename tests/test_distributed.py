@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import test
 import train
 from models import Darknet
 from tests.networks import uneven
@@ -16,6 +15,7 @@ from utils import distributed
 from utils.data.data_config import read_data_config
 from utils.data.loader import loader
 from utils.detection.checkpoints import load_state, read_checkpoint, save_checkpoint
+from utils.detection.evaluate import evaluate
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +68,7 @@ def test_two_processes_take_the_steps_of_one_that_accumulates_their_halves(proje
     load_state(model, two["model"], "two")
     data = read_data_config("config/oxfordhand.data")
     batches = loader(dataset_of(data.images("valid"), 1, 64), 2, 0)
-    metrics, _ = test.evaluate(model, batches, data.names)
+    metrics, _ = evaluate(model, batches, data.names)
     assert metrics.images == 5
     assert two["best_map"] == pytest.approx(metrics.mAP, abs=1e-6)
 

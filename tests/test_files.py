@@ -136,7 +136,7 @@ except InputError as error:
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     wanted = f"{path}: cannot be written: File too large"
-    assert ended.stdout.strip() == wanted + ("; the one that was there before is as it was" if old else "")
+    assert ended.stdout.strip() == wanted + ("; the file that was there before is unchanged" if old else "")
     assert names(tmp_path) == (["a.pth"] if old else [])
     assert not old or path.read_bytes() == b"old"
 

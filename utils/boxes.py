@@ -1,7 +1,7 @@
-"""Boxes: formats, letterboxing, and non-maximum suppression.
+"""Boxes: formats, letterboxing, and non-maximum suppression (NMS).
 
-Two formats: ``xywh`` is centre x, centre y, width, height; ``xyxy`` is left, top, right, bottom. IoU is
-``torchvision.ops.box_iou`` everywhere.
+Two formats: ``xywh`` is centre x, centre y, width, height; ``xyxy`` is left, top, right, bottom. IoU is always
+``torchvision.ops.box_iou``.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert, box_iou, nms
 
-# Candidates an image that enter NMS, and detections that leave it; the best by score. A box is dropped for the sake of
-# better ones only, so where MAX_DETECTIONS of the best MAX_CANDIDATES stay, the cap on candidates changes nothing.
+# At most so many candidates per image enter NMS, and so many detections per image leave it; the best by score. Only
+# better boxes suppress a box, so the limit on candidates has no effect if MAX_DETECTIONS of them stay.
 MAX_CANDIDATES = 8192
 MAX_DETECTIONS = 300
-BEST_FIRST = 400  # candidates: where MAX_DETECTIONS of so many stay, the others need no look
-WILD = 1e5  # pixels; NMS on a GPU takes boxes that reach farther for boxes that reach so far
+BEST_FIRST = 400  # candidates tried first; if MAX_DETECTIONS of them stay, the others are not needed
+FARTHEST = 1e5  # pixels; NMS on a GPU clips coordinates to this
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image lies in the square that the network sees: pixel (x, y) goes to (left + x * scale_x, top + ...)."""
+    """An image in the network's square input: pixel (x, y) is at (left + x * scale_x, top + y * scale_y) there."""
 
     scale_x: float
     scale_y: float
@@ -30,13 +30,13 @@ class Letterbox:
 
     @classmethod
     def fit(cls, width: int, height: int, size: int) -> "Letterbox":
-        """The largest image of the same aspect in the middle of a ``size`` x ``size`` square, on whole pixels."""
+        """An image in the middle of a ``size`` x ``size`` square, as large as fits, rounded to whole pixels."""
         scale = size / max(width, height)
         new_width, new_height = max(round(width * scale), 1), max(round(height * scale), 1)
         return cls(new_width / width, new_height / height, (size - new_width) // 2, (size - new_height) // 2)
 
     def to_image(self, xyxy: Tensor, width: int, height: int) -> Tensor:
-        """Boxes (D, 4) xyxy in pixels of the square, to pixels of the ``width`` x ``height`` image, clipped to it."""
+        """Boxes (D, 4) xyxy from pixels of the square to pixels of the ``width`` x ``height`` image, clipped to it."""
         offset = xyxy.new_tensor([self.left, self.top, self.left, self.top])
         scale = xyxy.new_tensor([self.scale_x, self.scale_y, self.scale_x, self.scale_y])
         limit = xyxy.new_tensor([width, height, width, height])
@@ -44,33 +44,39 @@ class Letterbox:
 
 
 def size_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of box sizes (N, 2) and (M, 2) laid on one centre, (N, M)."""
+    """IoU (N, M) of box sizes (N, 2) and (M, 2) with a common centre."""
     return box_iou(*(box_convert(F.pad(size, (2, 0)), "cxcywh", "xyxy") for size in (first, second)))
 
 
 def boxes_of_image(targets: Tensor, image: int, img_size: int) -> Tensor:
-    """The boxes (G, 5) class, x1, y1, x2, y2 in pixels of one image, from the targets (N, 6) of a batch."""
-    own = targets[targets[:, 0] == image, 1:]
-    return torch.cat([own[:, :1], box_convert(own[:, 1:] * img_size, "cxcywh", "xyxy")], dim=1)
+    """The ground-truth boxes of one image of a batch, (G, 5): class, x1, y1, x2, y2 in pixels of the square.
+
+    Args:
+        targets: of the batch, (N, 6): image in the batch, class, cx, cy, w, h in [0, 1].
+        image: the image's place in the batch.
+        img_size: the side of the square, in pixels.
+    """
+    of_image = targets[targets[:, 0] == image, 1:]
+    return torch.cat([of_image[:, :1], box_convert(of_image[:, 1:] * img_size, "cxcywh", "xyxy")], dim=1)
 
 
 def to_detections(output: Tensor | list[Tensor], conf_thres: float, nms_thres: float) -> list[Tensor]:
-    """What a network gives as detections, (D, 6) for each image.
+    """The detections (D, 6) of each image, from the output of a network.
 
     Args:
-        output: predictions (B, P, 5 + C), or detections already, from a graph with non-maximum suppression in it.
+        output: predictions (B, P, 5 + C), or already detections, from a graph with non-maximum suppression in it.
         conf_thres, nms_thres: see :func:`non_max_suppression`.
     """
     return output if isinstance(output, list) else non_max_suppression(output, conf_thres, nms_thres)
 
 
 def non_max_suppression(predictions: Tensor, conf_thres: float, nms_thres: float) -> list[Tensor]:
-    """Detections of a batch: a score for every class of every box, as in Darknet, and NMS a class.
+    """The detections of a batch. As in Darknet each box has a score per class, and NMS is done per class.
 
     Args:
         predictions: (B, P, 5 + C) cx, cy, w, h in pixels, objectness, class scores.
-        conf_thres: the least objectness * class score of a detection.
-        nms_thres: IoU above which the lower score of two boxes of one class is dropped.
+        conf_thres: the minimum score, objectness * class score, of a detection.
+        nms_thres: IoU above which the lower-scoring of two boxes of one class is dropped.
 
     Returns:
         For each image (D, 6): x1, y1, x2, y2 in pixels, score, class; by falling score, at most MAX_DETECTIONS.
@@ -82,15 +88,16 @@ def non_max_suppression(predictions: Tensor, conf_thres: float, nms_thres: float
     image, order = (group[keep] // (attributes - 5)).sort(stable=True)
     keep = keep[order]
     label = group[keep] % (attributes - 5)
-    found = torch.cat([xyxy[keep], score[keep, None], label[:, None].to(xyxy.dtype)], dim=1)
-    return [own[:MAX_DETECTIONS] for own in found.split(image.bincount(minlength=images).tolist())]
+    detections = torch.cat([xyxy[keep], score[keep, None], label[:, None].to(xyxy.dtype)], dim=1)
+    counts = image.bincount(minlength=images).tolist()
+    return [of_image[:MAX_DETECTIONS] for of_image in detections.split(counts)]
 
 
 def _candidates(predictions: Tensor, conf_thres: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What enters NMS: boxes (N, 4) xyxy, their scores, and their groups, image * C + class, in rising order."""
+    """The candidates of NMS: boxes (N, 4) xyxy, scores (N,), and groups (N,), image * C + class, in rising order."""
     images, boxes, attributes = predictions.shape
     classes = attributes - 5
-    # The whole batch in one table; index_select is several times as fast as indexing.
+    # The whole batch at once; index_select is several times as fast as indexing.
     rows = predictions.reshape(images * boxes, attributes)
     passing = (rows[:, 4] >= conf_thres).nonzero().squeeze(1)
     rows = rows.index_select(0, passing)
@@ -110,16 +117,16 @@ def _candidates(predictions: Tensor, conf_thres: float) -> tuple[Tensor, Tensor,
 
 
 def _best(score: Tensor, counts: list[int]) -> Tensor:
-    """Where the MAX_CANDIDATES best scores of each image are, in rising order; images lie behind each other."""
+    """The indices of the MAX_CANDIDATES best scores of each image, in rising order; images follow each other."""
     offset, best = 0, []
-    for own in score.split(counts):
-        best.append(offset + own.topk(min(len(own), MAX_CANDIDATES)).indices.sort().values)
-        offset += len(own)
+    for of_image in score.split(counts):
+        best.append(offset + of_image.topk(min(len(of_image), MAX_CANDIDATES)).indices.sort().values)
+        offset += len(of_image)
     return torch.cat(best)
 
 
 def _suppress_by_group(xyxy: Tensor, score: Tensor, group: Tensor, nms_thres: float) -> Tensor:
-    """The boxes that NMS within each group keeps, by falling score; groups lie behind each other."""
+    """The indices of the boxes that NMS within each group keeps, by falling score; groups follow each other."""
     counts = group.bincount().tolist()
     offset, keep = 0, [group[:0]]
     for boxes, scores in zip(xyxy.split(counts), score.split(counts), strict=True):
@@ -131,9 +138,10 @@ def _suppress_by_group(xyxy: Tensor, score: Tensor, group: Tensor, nms_thres: fl
 
 
 def _suppress(boxes: Tensor, scores: Tensor, nms_thres: float) -> Tensor:
-    """The boxes of one group that NMS keeps, by falling score, or just the first of them, at least MAX_DETECTIONS.
+    """The indices of the boxes of one group that NMS keeps, by falling score; it may stop after MAX_DETECTIONS of them.
 
-    Where little is dropped, as early in training, the time of NMS grows with the square of its candidates.
+    The time of NMS grows with the square of its candidates where few are dropped, as early in training. So the best
+    BEST_FIRST are tried first.
     """
     if len(boxes) <= BEST_FIRST:
         return nms(boxes, scores, nms_thres)
@@ -141,15 +149,15 @@ def _suppress(boxes: Tensor, scores: Tensor, nms_thres: float) -> Tensor:
     boxes, scores = boxes.index_select(0, order), scores.index_select(0, order)
     keep = nms(boxes[:BEST_FIRST], scores[:BEST_FIRST], nms_thres)
     if len(keep) < MAX_DETECTIONS:
-        left = torch.cat([keep, torch.arange(BEST_FIRST, len(order), device=keep.device)])
-        keep = left[nms(boxes.index_select(0, left), scores.index_select(0, left), nms_thres)]
+        remaining = torch.cat([keep, torch.arange(BEST_FIRST, len(order), device=keep.device)])
+        keep = remaining[nms(boxes.index_select(0, remaining), scores.index_select(0, remaining), nms_thres)]
     return order[keep]
 
 
 def _suppress_at_once(xyxy: Tensor, score: Tensor, group: Tensor, nms_thres: float) -> Tensor:
-    """The same in one call, for a GPU, where calls cost more than their work.
+    """The same as :func:`_suppress_by_group` in one call, for a GPU, where a call costs more than its work.
 
-    torchvision tells groups apart by shifting each by the largest coordinate, which costs float32 its digits, and one
-    wild box everybody's place.
+    torchvision separates groups by shifting each by a multiple of the largest coordinate. Float64 and clipped
+    coordinates keep the precision of the boxes in spite of that.
     """
-    return batched_nms(xyxy.double().clamp(-WILD, WILD), score.double(), group, nms_thres)
+    return batched_nms(xyxy.double().clamp(-FARTHEST, FARTHEST), score.double(), group, nms_thres)

@@ -1,4 +1,4 @@
-"""What every program's command line shares: help with defaults, one-line errors, exit status 2."""
+"""What all programs' command lines share: help with defaults, errors of one line, exit status 2."""
 
 import argparse
 import math
@@ -23,24 +23,24 @@ class Options(argparse.Namespace):
     """Parsed options.
 
     Attributes:
-        given: the names of those that the command line gave; the others have their defaults.
+        given: the names of the options on the command line; the others have their defaults.
     """
 
-    __slots__ = ("given",)  # so that it is not among vars(), which are the options alone
+    __slots__ = ("given",)  # keeps it out of vars(), which holds the options only
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with ``--debug``, defaults in the help, and errors of one line instead of a page of usage."""
+    """argparse with ``--debug``, defaults in the help, and errors of one line instead of the usage."""
 
     def __init__(self, description: str | None, **options):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Options:
-        """Parse ``args``, by default the program's."""
+        """Parse ``args``, by default those of the program."""
         words = sys.argv[1:] if args is None else list(args)
         parsed = super().parse_args(words, namespace or Options())
-        # argparse sets a default only where there is no value yet: what is still unset was not given.
+        # argparse sets a default only where there is no value yet, so an option that is still unset was not given.
         unset = object()
         again = super().parse_args(words, argparse.Namespace(**dict.fromkeys(vars(parsed), unset)))
         parsed.given = {name for name, value in vars(again).items() if value is not unset}
@@ -72,7 +72,8 @@ def number(kind: type, low: float | None = None, high: float | None = None, *, a
 def run(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
     """Parse the command line and run ``main``.
 
-    An :class:`InputError` or a failing file becomes one line and status 2, a request to stop one line and its status.
+    An :class:`InputError` or OSError is printed as one line, with exit status 2; a request to stop as one line, with
+    the status of its signal.
     """
     args = parser.parse_args()
     try:
@@ -91,7 +92,7 @@ def run(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], No
 
 
 def _fail(program: str, error: Exception) -> int:
-    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-    what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    print(f"{program}: error: {where}{what}", file=sys.stderr)
+    place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    print(f"{program}: error: {place}{reason}", file=sys.stderr)
     return EXIT_BAD_INPUT

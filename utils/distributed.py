@@ -1,8 +1,7 @@
-"""Several processes that train one network together: one a GPU under NCCL, or on CPUs under gloo, started by torchrun.
+"""Several processes that torchrun started to train one network: one per GPU under NCCL, or on CPUs under gloo.
 
-Without torchrun there is one process, and every function here gives at once what it would give among several. What is
-said to the others goes through the CPU and gloo, so that no GPU waits for it; gradients and statistics go from GPU to
-GPU.
+Without torchrun there is one process, and every function here works as with one of several. Python objects and numbers
+are exchanged on the CPU through gloo, so that no GPU waits for them; gradients and statistics go from GPU to GPU.
 """
 
 import contextlib
@@ -22,14 +21,15 @@ from utils.errors import InputError
 from utils.signals import Stopped
 
 T = TypeVar("T")
-# An error that all processes meet is told by the first, before torchrun ends the others.
+# Where all processes raise the same error, the others wait so long before they end, so that the main one can report it
+# before torchrun kills it.
 PATIENCE_SECONDS = 2.0
-# What gloo says where another process has ended; that process, or torchrun for it, tells why.
+# gloo's messages where another process has ended; that process, or torchrun, reports the reason.
 LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
 
 def world() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -39,7 +39,7 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this is the main process, which alone writes files and prints."""
     return rank() == 0
 
 
@@ -47,8 +47,8 @@ def is_main() -> bool:
 def processes() -> Iterator[None]:
     """Within the block this process works with the others that torchrun started; only the main one prints.
 
-    An exception leaves the block at once: torchrun ends the other processes when one of them fails. What more than one
-    of them would say, only the main one does.
+    An exception leaves the block at once, and torchrun ends the other processes. An error that several processes meet
+    is reported by the main one only.
 
     Raises:
         InputError: more processes on this machine than it has GPUs.
@@ -74,23 +74,25 @@ def processes() -> Iterator[None]:
         if not LOST.search(str(error)):
             raise
         raise SystemExit(EXIT_BAD_INPUT) from error
-    total([0])  # nobody leaves before all are done
-    gc.collect()  # a distributed model is a cycle of references, and must not outlive the group
+    total([0])  # wait until all processes are done
+    gc.collect()  # a distributed model is a reference cycle, and must be freed before the process group
     dist.destroy_process_group()
 
 
 def join() -> None:
-    """Meet the other processes; where there are GPUs, take the one of this process's number on its machine."""
+    """Form a group with the other processes; where there are GPUs, use the one with this process's local rank."""
     if torch.cuda.is_available():
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
-            raise InputError(f"torchrun: process {local + 1} on this machine, which has {gpus} GPUs: --nproc_per_node")
+            raise InputError(
+                f"torchrun: process {local + 1} on this machine, which has {gpus} GPUs: lower --nproc_per_node"
+            )
         torch.cuda.set_device(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def from_main(function: Callable[[], T]) -> T:
-    """What ``function`` gives in the main process, which alone calls it, for all; its InputError ends all."""
+    """The result of ``function`` in all processes, though only the main one calls it; its InputError ends all."""
     if world() == 1:
         return function()
     answer: list = [None, None]
@@ -104,12 +106,12 @@ def from_main(function: Callable[[], T]) -> T:
     if error:
         raise error
     if not answer[0]:
-        raise SystemExit(EXIT_BAD_INPUT)  # the main process says why
+        raise SystemExit(EXIT_BAD_INPUT)  # the main process reports the error
     return answer[1]
 
 
 def gather(value: T) -> list[T]:
-    """The ``value`` of every process, in their order."""
+    """The ``value`` of every process, by rank."""
     values = [value] * world()
     if world() > 1:
         dist.all_gather_object(values, value)
@@ -117,7 +119,7 @@ def gather(value: T) -> list[T]:
 
 
 def total(values: Sequence[float]) -> list[float]:
-    """The sums of ``values`` over the processes, as many numbers in each."""
+    """The sum of each of ``values`` over the processes."""
     if world() == 1:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
@@ -126,17 +128,17 @@ def total(values: Sequence[float]) -> list[float]:
 
 
 def largest(number: int) -> int:
-    """The largest ``number`` of all processes."""
+    """The maximum of ``number`` over the processes."""
     if world() == 1:
         return number
-    found = torch.tensor(number)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    maximum = torch.tensor(number)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 @torch.no_grad()
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Set floating-point tensors, in place, to their means over the processes."""
+    """Replace floating-point tensors, in place, by their means over the processes."""
     tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
     if world() == 1 or not tensors:
         return
@@ -148,5 +150,5 @@ def average_(tensors: Iterable[Tensor]) -> None:
 
 
 def share(count: int, rank: int, world: int) -> range:
-    """The consecutive part of ``count`` things that process ``rank`` of ``world`` takes; all parts make the whole."""
+    """The consecutive part of ``range(count)`` for process ``rank`` of ``world``; the parts together are the whole."""
     return range(count * rank // world, count * (rank + 1) // world)

@@ -1,4 +1,4 @@
-"""Boxes and labels drawn onto images."""
+"""Boxes and class names drawn on images."""
 
 import colorsys
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """A colour of its own for each class: hues a golden angle apart."""
+    """The RGB colour of a class; hues of successive classes differ by the golden angle."""
     red, green, blue = colorsys.hsv_to_rgb((0.42 + 0.381966 * label) % 1, 0.75, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_detections(image: Image.Image, detections: Tensor, names: Sequence[str]) -> Image.Image:
-    """A copy of ``image`` with detections (D, 6) x1, y1, x2, y2 in its pixels, score, class, the best on top."""
+    """A copy of ``image`` with detections (D, 6): x1, y1, x2, y2 in its pixels, score, class. The best is on top."""
     drawn = image.copy()
     draw = ImageDraw.Draw(drawn)
     size = max(min(image.size) / 28, 11)
@@ -35,7 +35,7 @@ def _tag(
     colour: tuple[int, int, int],
     image: tuple[int, int],
 ) -> None:
-    """A label above the box, or inside it where the image ends."""
+    """Draw a label above the box, or inside the box where there is no room above."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = min(max(corner[0], 0), max(image[0] - width, 0))

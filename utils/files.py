@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of one."""
+"""Files written atomically, so that a reader sees the old or the new content; text files read; free file names."""
 
 import csv
 import errno
@@ -16,23 +16,25 @@ from typing import Any, BinaryIO
 from utils.errors import InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-ABANDONED_AFTER = 60  # seconds without a write, of a temporary file whose process is gone
+ABANDONED_AFTER = 60  # seconds without a write after which the temporary file of a dead process may be removed
 
 
 @contextmanager
 def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the place of ``path`` only after it was written whole.
+    """Open a binary file that replaces ``path`` only when it is complete.
 
-    The bytes go to a temporary file beside ``path``, are synced to the disk, and are renamed over ``path`` when the
-    block ends. An exception inside the block leaves ``path`` as it was. Missing folders are made.
+    The bytes go to a temporary file beside ``path``. When the block ends, that is synced to the disk and renamed to
+    ``path``. An exception inside the block leaves ``path`` unchanged. Missing folders are created.
 
     Raises:
-        InputError: the disk is full; what stood there is as it was. Or ``path`` is a folder.
+        InputError: ``path`` is a folder, or the disk is full; then ``path`` is unchanged.
     """
     path = Path(path)
     refuse_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")  # keeps the suffix, which tells the format
+    temporary = path.with_name(
+        f".{os.getpid()}.tmp.{path.name}"
+    )  # the suffix stays last: writers choose the format by it
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -40,26 +42,28 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch.save raises an error of its own
+        cause = (
+            error if isinstance(error, OSError) else error.__context__
+        )  # torch.save raises another error in its place
         if not isinstance(cause, OSError) or cause.errno not in FULL:
             raise
-        old = "; the one that was there before is as it was" if path.exists() else ""
-        raise InputError(f"{path}: cannot be written: {cause.strerror}{old}") from error
+        unchanged = "; the file that was there before is unchanged" if path.exists() else ""
+        raise InputError(f"{path}: cannot be written: {cause.strerror}{unchanged}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def refuse_folder(path: Path) -> None:
-    """Raise an InputError where a file is to be written and a folder stands."""
+    """Raise an InputError if ``path``, where a file is to be written, is a folder."""
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, so no file can be written there: add a name")
+        raise InputError(f"{path}: is a folder: give the name of a file to write")
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed processes left in ``folder``."""
     for path in folder.glob(".*.tmp.*"):
         writer = re.match(r"\.(\d+)\.tmp\.", path.name)
-        # On a disk that machines share a number says little, but a live writer writes.
+        # On a shared disk the process may run on another machine; but a file that is being written is recent.
         if writer and not _is_running(int(writer[1])) and path.stat().st_mtime < time.time() - ABANDONED_AFTER:
             path.unlink(missing_ok=True)
 
@@ -76,7 +80,7 @@ def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a text file.
 
     Raises:
-        InputError: the file is missing or is not text; the message says ``what`` it should be.
+        InputError: the file is missing, not text or not readable; the message says ``what`` it should be.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -89,7 +93,7 @@ def read_lines(path: str | Path, what: str) -> list[str]:
 
 
 def read_names(path: str | Path, what: str = "file of class names") -> list[str]:
-    """The names in a text file, one a line; ``what`` is what it should be.
+    """The names in a text file, one per line; ``what`` the file should be is for messages.
 
     Raises:
         InputError: as :func:`read_lines`.
@@ -97,16 +101,21 @@ def read_names(path: str | Path, what: str = "file of class names") -> list[str]
     return [line.strip() for line in read_lines(path, what) if line.strip()]
 
 
-def keep_old(path: str | Path) -> Path | None:
-    """Give an existing file a second name, ``{stem}-1``, ``-2``, ..., before it is replaced; return that name.
+def numbered_names(name: str) -> Iterator[str]:
+    """``{name}-1``, ``{name}-2``, ...: the names for what was called ``name`` before; use the first free one."""
+    return (f"{name}-{number}" for number in itertools.count(1))
 
-    Where the file system has no links the file is renamed instead.
+
+def keep_old(path: str | Path) -> Path | None:
+    """Give an existing file the first free of the :func:`numbered_names` as a second name; return its path.
+
+    The file can then be replaced without being lost. On a file system without links it is renamed instead.
     """
     path = Path(path)
     if not path.exists():
         return None
-    for number in itertools.count(1):
-        free = path.with_stem(f"{path.stem}-{number}")
+    for stem in numbered_names(path.stem):
+        free = path.with_stem(stem)
         try:
             os.link(path, free)
         except FileExistsError:
@@ -130,7 +139,7 @@ def write_json(path: str | Path, content: object) -> None:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to ``path`` as CSV, atomically; the columns are all that any row has, in the order they come up."""
+    """Write rows to ``path`` as CSV, atomically; the columns are the keys of all rows, in order of first appearance."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(column for row in rows for column in row)), lineterminator="\n")
     writer.writeheader()

@@ -1,11 +1,11 @@
-"""Packages that only some users need."""
+"""Packages that only some features need."""
 
 import importlib
 from types import ModuleType
 
 from utils.errors import InputError
 
-# What pip calls a package where it is not the name of its module.
+# What to install with pip, where its name differs from that of the module.
 DISTRIBUTIONS = {"cv2": "opencv-python-headless<5"}
 
 
@@ -13,7 +13,7 @@ def optional(name: str) -> ModuleType:
     """Import an optional module by its full name, such as ``onnxruntime.quantization``.
 
     Raises:
-        InputError: it is not installed, and the message says how to install it; or it cannot be imported.
+        InputError: it is not installed (the message says how to install it), or cannot be imported.
     """
     package = name.split(".")[0]
     try:
@@ -21,5 +21,5 @@ def optional(name: str) -> ModuleType:
     except ModuleNotFoundError:
         distribution = DISTRIBUTIONS.get(package, package)
         raise InputError(f"{package} is not installed: pip install '{distribution}'") from None
-    except ImportError as error:  # a library of the system that it needs is not there
+    except ImportError as error:  # a system library that it needs is missing
         raise InputError(f"{package} cannot be imported: {' '.join(str(error).split())}") from error

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a program that is asked to stop ends at a point of its own choice."""
+"""Ctrl-C and SIGTERM: a program that is asked to stop does so at a point of its own choice."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
-    """The program was asked to stop, and did; the message is for the user.
+    """The program was asked to stop, and stops; the message is for the user.
 
     Attributes:
-        status: the exit status as a shell gives it: 128 and the signal's number, 130 for Ctrl-C, 143 for SIGTERM.
+        status: the exit status that shells use: 128 plus the signal's number, so 130 for Ctrl-C and 143 for SIGTERM.
     """
 
     def __init__(self, message: str, received: signal.Signals):
@@ -23,15 +23,15 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM is only noted, and the second does what it always did.
+    """A context in which the first SIGINT or SIGTERM is only recorded; the second has its usual effect.
 
-    Outside of the main thread signals cannot be caught; there the context does nothing.
+    Signals can be handled in the main thread only; in other threads the context does nothing.
 
     Args:
-        notice: what to say when it comes; empty: nothing.
+        notice: the text to print when a signal arrives; nothing is printed if it is empty.
 
     Attributes:
-        received: the signal that came; None while none did.
+        received: the signal that arrived; None before.
     """
 
     def __init__(self, notice: str):
@@ -53,10 +53,12 @@ class StopRequest:
         self.__exit__()
         self.received = signal.Signals(number)
         if self.notice:
-            os.write(2, f"\n{self.received.name}: {self.notice}\n".encode())  # print may be what was interrupted
+            os.write(
+                2, f"\n{self.received.name}: {self.notice}\n".encode()
+            )  # print may have been interrupted, and is not reentrant
 
     def agree(self, largest: Callable[[int], int]) -> None:
-        """Take over a signal that another process got; ``largest`` gives the largest of the processes' numbers."""
+        """Take over a signal that another process received; ``largest`` gives a number's maximum over processes."""
         if number := largest(self.received or 0):
             self.received = signal.Signals(number)
 
@@ -66,12 +68,12 @@ class StopRequest:
             raise Stopped(f"stopped by {self.received.name}", self.received)
 
     def watch(self, batches: Collection) -> "Watched":
-        """The same batches, before each of which the request is looked at."""
+        """The same batches; before each of them :meth:`check` is called."""
         return Watched(batches, self)
 
 
 class Watched:
-    """Batches that end in :class:`Stopped` where the program was asked to stop."""
+    """Batches whose iteration raises :class:`Stopped` once the program was asked to stop."""
 
     def __init__(self, batches: Collection, request: StopRequest):
         self._batches = batches

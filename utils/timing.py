@@ -1,4 +1,4 @@
-"""How long steps take, measured in turns."""
+"""The time that pieces of code take, measured in turns."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Stopwatch:
-    """Adds up seconds of blocks of code; on a GPU it waits for the work that was queued."""
+    """Adds up the seconds of the blocks that it is a context of; it waits for the queued work of a GPU."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -33,7 +33,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one step: the median of all rounds, and the quartiles, between which half of them lie."""
+    """The milliseconds of one step: the median over all rounds, and the quartiles ``low`` and ``high``."""
 
     median: float
     low: float
@@ -46,24 +46,24 @@ class Timing:
 def time_in_turns(
     steps: Sequence[Callable[[], object]], device: torch.device, rounds: int = 10, warm_up: int = 2
 ) -> list[Timing]:
-    """How long each step takes, run in turns so that all meet the same machine.
+    """The time that each step takes. The steps run in turns, so that a busy machine slows all of them down alike.
 
     Args:
-        steps: what to measure.
-        device: where they compute; a GPU is waited for.
-        rounds: how often each step is measured.
-        warm_up: rounds before those, which do not count.
+        steps: the functions to measure.
+        device: the device that they compute on.
+        rounds: the number of measurements of each step.
+        warm_up: the number of rounds before, which do not count.
     """
     times: list[list[float]] = [[] for _ in steps]
     for _ in range(warm_up + rounds):
-        for step, own in zip(steps, times, strict=True):
+        for step, milliseconds in zip(steps, times, strict=True):
             with Stopwatch(device) as watch:
                 step()
-            own.append(1000 * watch.seconds)
-    return [Timing(*np.percentile(own[warm_up:], (50, 25, 75)).tolist()) for own in times]
+            milliseconds.append(1000 * watch.seconds)
+    return [Timing(*np.percentile(milliseconds[warm_up:], (50, 25, 75)).tolist()) for milliseconds in times]
 
 
 @torch.inference_mode()
 def forward_times(models: Sequence[nn.Module], images: Tensor, rounds: int = 10) -> list[Timing]:
-    """How long a forward pass of each model takes, on images (B, 3, S, S) in [0, 1]."""
+    """The time of a forward pass of each model on images (B, 3, S, S) in [0, 1], taken in turns."""
     return time_in_turns([partial(model, images) for model in models], images.device, rounds)

@@ -1,4 +1,4 @@
-"""The processes that read images: what they do about signals, and what is said when one of them ends."""
+"""DataLoader workers, the processes that read images: how they handle signals, and the errors when one of them dies."""
 
 import errno
 import os
@@ -13,18 +13,18 @@ CAUSES = {
     "Killed": "most likely by the system, whose memory was full: lower --n_cpu or --batch_size",
     "Bus error": "the shared memory is full: enlarge /dev/shm (docker run --shm-size), or lower --n_cpu; 0 needs none",
 }
-# On a CPU workers compete with the network, whose threads wait for the slowest of them: the network goes first, and the
-# batches that are read ahead take the time that it leaves.
+# On a CPU the workers compete with the network's threads, which wait for the slowest of them. So the network gets
+# priority, and the workers read ahead in the time that it leaves.
 NICENESS = 10
-UNKNOWN = "run it with --n_cpu 0 to see where"
+UNKNOWN = "run the program with --n_cpu 0 to see the cause"
 
 
 def start_worker(worker: int) -> None:
-    """What a worker process does first: it leaves signals to its parent, and the processor to the network.
+    """Initialise a worker process: it leaves signals to its parent, and lowers its priority.
 
-    What a terminal or ``timeout`` sends to all of a program's processes is the parent's alone: workers leave its
-    process group. They do not ignore the signals, since the parent ends them by SIGTERM; they end without it too, some
-    seconds after the parent is gone.
+    A terminal or ``timeout`` signals all processes of a group, but only the parent should react, so workers leave its
+    group. They do not ignore signals, since the parent ends them by SIGTERM. Without a parent they end by themselves
+    within seconds.
     """
     os.setpgid(0, 0)
     os.nice(NICENESS)
@@ -32,10 +32,10 @@ def start_worker(worker: int) -> None:
 
 
 def end_worker(error: Exception, batch: object) -> None:
-    """End this worker, since it cannot hand over a batch; its parent would wait for it for ever.
+    """End this worker, since it cannot send a batch to its parent, which would wait for ever.
 
-    The thread that hands over is Python's own, and its hook for errors the only place to notice them. A worker whose
-    shared memory is full ends as the system would have ended it, had it noticed when the memory was touched.
+    Python's own thread sends the batches; this hook of it is the only place where errors can be noticed. Where the
+    shared memory is full the worker ends by SIGBUS, as the system ends a process that touches such memory.
     """
     full = "shared memory" in str(error) and os.strerror(errno.ENOSPC) in str(error)
     if full:
@@ -46,17 +46,17 @@ def end_worker(error: Exception, batch: object) -> None:
 
 
 def explain(error: Exception) -> InputError | None:
-    """What to say about an error that a worker caused, in one line; None for an error that none did.
+    """An InputError of one line for an error that a worker caused; None for any other error.
 
-    The death of a worker comes as a signal, so that PyTorch raises it wherever the program happens to be.
+    PyTorch notices the death of a worker by a signal, and raises its error wherever the program happens to be.
     """
     text = str(error)
-    if isinstance(error, InputError) and "\nOriginal Traceback" in text:  # a worker's, with its traceback as text
+    if isinstance(error, InputError) and "\nOriginal Traceback" in text:  # a worker's error, with its traceback as text
         return InputError(text.rstrip().splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: "))
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        # Where the program was waiting for the worker, the signal is the cause of PyTorch's error.
-        found = re.search(r"killed by signal: (.*?)\. ?", f"{text} {error.__cause__}")
-        how = f"was killed ({found[1]})" if found else "ended"
-        cause = CAUSES.get(found[1], UNKNOWN) if found else UNKNOWN
-        return InputError(f"a process that reads images {how}: {cause}. The checkpoints are as they were")
+        # If the program was waiting for the worker, the signal is named in the cause of PyTorch's error.
+        signalled = re.search(r"killed by signal: (.*?)\. ?", f"{text} {error.__cause__}")
+        end = f"was killed ({signalled[1]})" if signalled else "ended"
+        cause = CAUSES.get(signalled[1], UNKNOWN) if signalled else UNKNOWN
+        return InputError(f"a DataLoader worker {end}: {cause}. Checkpoints are unchanged")
     return None

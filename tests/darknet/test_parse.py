@@ -374,11 +374,11 @@ def test_a_wrong_net_section_is_named(net, what):
 
 
 def test_a_network_without_heads_is_refused():
-    assert "there is no [yolo] layer" in refused(CONV, head="")
+    assert "the cfg has no [yolo] layer" in refused(CONV, head="")
 
 
 def test_a_list_of_blocks_without_net_is_refused():
-    with pytest.raises(InputError, match=r"begins with \[net\]"):
+    with pytest.raises(InputError, match=r"the first section of a cfg must be \[net\]"):
         parse_network([{"type": "convolutional", "filters": "4", "size": "1"}])
 
 

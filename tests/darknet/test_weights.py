@@ -134,8 +134,8 @@ def test_a_network_of_another_precision_is_written_in_float32(tmp_path, dtype):
         (13, "too short: layer 0 needs 14 values, 13 are left"),
         (15, "too short: layer 2 needs 18 values, 1 are left"),
         (COUNT - 1, "too short: layer 2 needs 18 values, 17 are left"),
-        (COUNT + 1, "too long: 1 values are left behind layer 2"),
-        (2 * COUNT, "too long: 32 values are left behind layer 2"),
+        (COUNT + 1, "too long: 1 values are left after layer 2"),
+        (2 * COUNT, "too long: 32 values are left after layer 2"),
     ],
 )
 def test_a_file_of_another_length_names_the_layer_and_changes_nothing(tmp_path, count, message, partial):

@@ -1,5 +1,6 @@
 import io
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -11,13 +12,13 @@ from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import randomize
 from utils.darknet.cfg import format_cfg, parse_cfg
-from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from utils.detection.checkpoints import load_darknet, load_weights, read_checkpoint, save_checkpoint
 from utils.errors import InputError
 
 CFG = parse_cfg(format_cfg(create_cfg("v3-tiny", 1, 64, width=0.25)))
 
 
-def spec(seed=0, cfg=CFG):
+def network(seed=0, cfg=CFG):
     torch.manual_seed(seed)
     return randomize(Darknet(cfg), seed=seed)
 
@@ -32,7 +33,7 @@ def same(before, after):
 
 def refused(path, model=None):
     """The message of the error; the model stays as it was."""
-    model = model or spec()
+    model = model or network()
     before = state(model)
     with pytest.raises(InputError) as error:
         load_weights(model, path)
@@ -47,17 +48,17 @@ def refused(path, model=None):
 def saved(tmp_path):
     """The path of a checkpoint of ``network(seed=1)``."""
     path = tmp_path / "a.pth"
-    save_checkpoint(path, spec(seed=1), epoch=7, names=["hand"], best_map=0.5, options={"s": 0.01, "sparse": True})
+    save_checkpoint(path, network(seed=1), epoch=7, names=["hand"], best_map=0.5, options={"s": 0.01, "sparse": True})
     return path
 
 
 def test_a_checkpoint_gives_back_weights_and_description(saved):
-    model = spec(seed=2)
-    about = load_weights(model, saved)
-    assert same(state(spec(seed=1)), state(model))
-    assert about.pop("revision")
-    assert parse_cfg(about.pop("cfg")) == CFG
-    assert about == {"epoch": 7, "names": ["hand"], "best_map": 0.5, "options": {"s": 0.01, "sparse": True}}
+    model = network(seed=2)
+    metadata = load_weights(model, saved)
+    assert same(state(network(seed=1)), state(model))
+    assert metadata.pop("revision")
+    assert parse_cfg(metadata.pop("cfg")) == CFG
+    assert metadata == {"epoch": 7, "names": ["hand"], "best_map": 0.5, "options": {"s": 0.01, "sparse": True}}
 
 
 def test_a_checkpoint_describes_the_network_to_build(saved):
@@ -65,7 +66,76 @@ def test_a_checkpoint_describes_the_network_to_build(saved):
     model = Darknet(parse_cfg(checkpoint["cfg"])).eval()
     load_weights(model, saved)
     images = torch.rand(1, 3, 64, 64)
-    assert torch.equal(model(images), spec(seed=1)(images))
+    assert torch.equal(model(images), network(seed=1)(images))
+
+
+CFG_FILE = "small.cfg"
+
+
+def write_cfg(folder, blocks=CFG):
+    path = folder / CFG_FILE
+    path.write_text(format_cfg(blocks))
+    return str(path)
+
+
+def changed(index, **options):
+    """The cfg with other options in the section of layer ``index``."""
+    blocks = [block.copy() for block in CFG]
+    blocks[1 + index] |= options
+    return blocks
+
+
+def test_a_checkpoint_is_enough_to_build_its_network(saved):
+    model, metadata = load_darknet(str(saved), None)
+    assert same(state(network(seed=1)), state(model))
+    assert model.spec.blocks == CFG
+    assert metadata["epoch"] == 7
+    assert "model" not in metadata
+
+
+@pytest.mark.parametrize("blocks", [CFG, changed(-1, batch="64", learning_rate="1"), changed(0, dont_update="1")])
+def test_the_cfg_of_the_command_line_may_differ_in_what_changes_nothing(saved, tmp_path, blocks):
+    model, _ = load_darknet(str(saved), write_cfg(tmp_path, blocks))
+    assert same(state(network(seed=1)), state(model))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (changed(-1, width="96"), r":1: \[net\]: width=96, but width=64 in the weights file"),
+        (
+            changed(2, activation="mish"),
+            r":\d+: layer 2 \[convolutional\]: activation=mish, but activation=leaky .*",
+        ),
+        (changed(2, groups="2"), r":\d+: layer 2 \[convolutional\]: groups=2, but no groups in the weights file"),
+        ([*CFG[:2], {"type": "empty"}, *CFG[3:]], r":\d+: layer 1 \[empty\]: \[maxpool\] in the weights file"),
+        (CFG[:-1], r": only .*a\.pth has a layer 23 \[yolo\]"),
+        ([*CFG, {"type": "route", "layers": "0"}], r": only .*small\.cfg has a layer 24 \[route\]"),
+    ],
+)
+def test_the_first_difference_to_the_cfg_of_the_command_line_is_named(saved, tmp_path, blocks, message):
+    cfg = write_cfg(tmp_path, blocks)
+    prefix = re.escape(f"{saved}: belongs to another cfg than --model_def {cfg}")
+    with pytest.raises(InputError, match=f"^{prefix}{message}$"):
+        load_darknet(str(saved), cfg)
+
+
+def test_weights_without_a_cfg_need_one(tmp_path):
+    source, cfg = network(seed=1), write_cfg(tmp_path)
+    source.save_darknet_weights(tmp_path / "a.weights")
+    torch.save(source.state_dict(), tmp_path / "a.pth")
+    for name in ("a.weights", "a.pth"):
+        with pytest.raises(InputError, match=rf"^.*{name}: .*no cfg.*--model_def$"):
+            load_darknet(str(tmp_path / name), None)
+        model, _ = load_darknet(str(tmp_path / name), cfg)
+        assert torch.equal(model.conv(22).weight, source.conv(22).weight)
+
+
+@pytest.mark.parametrize(("cfg", "message"), [(7, "is not text"), ("[net", "cfg in .*a.pth:1: .*section header")])
+def test_a_checkpoint_with_a_bad_cfg_is_refused(tmp_path, cfg, message):
+    torch.save({"model": state(network()), "cfg": cfg}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=message):
+        load_darknet(str(tmp_path / "a.pth"), None)
 
 
 def test_a_checkpoint_holds_nothing_that_pytorch_deems_unsafe(saved):
@@ -101,19 +171,19 @@ def _nested(state):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 def test_state_dicts_of_other_programs_load(tmp_path, change, zipped):
     path = tmp_path / "a.pth"
-    source = state(spec(seed=1))
+    source = state(network(seed=1))
     torch.save(change(source), path, _use_new_zipfile_serialization=zipped)
-    model = spec(seed=2)
+    model = network(seed=2)
     load_weights(model, path)
     assert same(source, state(model))
 
 
 def test_half_precision_weights_load_into_a_network_of_full_precision(tmp_path):
-    torch.save(spec(seed=1).half().state_dict(), tmp_path / "a.pth")
-    model = spec(seed=2)
+    torch.save(network(seed=1).half().state_dict(), tmp_path / "a.pth")
+    model = network(seed=2)
     load_weights(model, tmp_path / "a.pth")
     assert model.conv(0).weight.dtype == torch.float32
-    assert torch.equal(model.conv(0).weight, spec(seed=1).conv(0).weight.half().float())
+    assert torch.equal(model.conv(0).weight, network(seed=1).conv(0).weight.half().float())
 
 
 @pytest.mark.parametrize(
@@ -133,7 +203,7 @@ def test_half_precision_weights_load_into_a_network_of_full_precision(tmp_path):
     ],
 )
 def test_the_first_tensor_that_differs_is_named(tmp_path, name, edit, message):
-    content = state(spec(seed=1))
+    content = state(network(seed=1))
     edit(content)
     torch.save(content, tmp_path / "a.pth")
     error = refused(tmp_path / "a.pth")
@@ -142,9 +212,9 @@ def test_the_first_tensor_that_differs_is_named(tmp_path, name, edit, message):
 
 
 def test_a_checkpoint_of_another_cfg_is_refused(saved):
-    error = refused(saved, spec(cfg=create_cfg("v3-tiny", 2, 64, width=0.25)))
+    error = refused(saved, network(cfg=create_cfg("v3-tiny", 2, 64, width=0.25)))
     assert "belongs to another cfg: module_list.15.conv_15.weight has shape (18, " in error
-    assert "belongs to another cfg" in refused(saved, spec(cfg=create_cfg("v3", 1, 64, width=0.05)))
+    assert "belongs to another cfg" in refused(saved, network(cfg=create_cfg("v3", 1, 64, width=0.05)))
 
 
 class Code:
@@ -160,7 +230,7 @@ class Code:
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 def test_code_in_a_checkpoint_does_not_run(tmp_path, zipped):
     path, proof = tmp_path / "a.pth", tmp_path / "ran"
-    torch.save({"model": state(spec()), "names": Code(proof)}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({"model": state(network()), "names": Code(proof)}, path, _use_new_zipfile_serialization=zipped)
     assert "not a checkpoint that can be read safely" in refused(path)
     assert not proof.exists()
     torch.load(path, weights_only=False)  # so the file does hold code
@@ -178,7 +248,7 @@ def test_code_in_a_bare_pickle_does_not_run(tmp_path):
 @pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_file_is_refused(tmp_path, share, zipped):
     buffer = io.BytesIO()
-    torch.save(state(spec()), buffer, _use_new_zipfile_serialization=zipped)
+    torch.save(state(network()), buffer, _use_new_zipfile_serialization=zipped)
     path = tmp_path / "a.pth"
     path.write_bytes(buffer.getvalue()[: int(share * buffer.tell())])
     refused(path)
@@ -229,14 +299,14 @@ def test_a_folder_is_no_checkpoint(tmp_path):
 
 
 def test_darknet_files_load_by_their_name(tmp_path):
-    source, model = spec(seed=1), spec(seed=2)
+    source, model = network(seed=1), network(seed=2)
     source.save_darknet_weights(tmp_path / "a.weights")
     assert load_weights(model, tmp_path / "a.weights") == {"filled": 13}
     assert torch.equal(model.conv(22).weight, source.conv(22).weight)
 
 
 def test_a_darknet_backbone_is_for_those_who_ask(tmp_path):
-    source, model = spec(seed=1), spec(seed=2)
+    source, model = network(seed=1), network(seed=2)
     source.save_darknet_weights(tmp_path / "a.weights")
     first = 4 * 8 + 8 * 3 * 9  # the first convolution of the network
     content = (tmp_path / "a.weights").read_bytes()[: 20 + 4 * first]
@@ -250,7 +320,7 @@ def test_a_darknet_backbone_is_for_those_who_ask(tmp_path):
 def test_a_failing_save_leaves_the_old_checkpoint(saved):
     before = saved.read_bytes()
     with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
-        save_checkpoint(saved, spec(seed=2), callback=lambda: None)
+        save_checkpoint(saved, network(seed=2), callback=lambda: None)
     assert saved.read_bytes() == before
     assert [file.name for file in saved.parent.iterdir()] == ["a.pth"]
 
@@ -258,7 +328,7 @@ def test_a_failing_save_leaves_the_old_checkpoint(saved):
 @pytest.mark.parametrize("buffers", [True, False], ids=["PyTorch-YOLOv3", "YOLOv3-model-pruning"])
 def test_state_dicts_of_the_older_repositories_load(tmp_path, buffers):
     """Names as their create_modules() gives them; newer versions of PyTorch-YOLOv3 also keep the cfg's anchors."""
-    source = spec(seed=1)
+    source = network(seed=1)
     foreign = OrderedDict(source.state_dict())
     if buffers:
         for head in source.spec.heads:
@@ -266,6 +336,6 @@ def test_state_dicts_of_the_older_repositories_load(tmp_path, buffers):
             foreign[f"module_list.{head.index}.yolo_{head.index}.anchors"] = anchors
             foreign[f"module_list.{head.index}.yolo_{head.index}.anchor_grid"] = anchors.view(1, -1, 1, 1, 2)
     torch.save(foreign, tmp_path / "yolov3_ckpt_99.pth")
-    model = spec(seed=2)
+    model = network(seed=2)
     load_weights(model, tmp_path / "yolov3_ckpt_99.pth")
     assert same(state(source), state(model))

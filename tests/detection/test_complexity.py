@@ -80,6 +80,7 @@ def test_parameters_are_kernels_biases_gammas_and_betas():
     first, depthwise = 8 * 3 * 3**2 + 2 * 8, 8 * 3**2 + 2 * 8
     grouped, head = 12 * 2 * 5**2 + 12, 6 * 12 + 6
     assert count_parameters(Darknet(SMALL)) == first + depthwise + grouped + head
+    assert parse_network(SMALL).parameters == first + depthwise + grouped + head
 
 
 def test_the_size_of_a_state_dict_is_that_of_its_file(tmp_path):

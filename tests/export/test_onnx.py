@@ -49,8 +49,8 @@ def test_the_graph_has_no_batch_norm_and_says_what_it_is(exported):
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     assert [value.name for value in (*proto.graph.input, *proto.graph.output)] == ["images", "predictions"]
     read = OnnxModel(proto.SerializeToString())
-    assert read.about == {"names": NAMES, "img_size": SIZE}
-    assert read.blocks == parse_cfg(format_cfg(model.blocks))
+    assert read.metadata == {"names": NAMES, "img_size": SIZE}
+    assert read.spec.blocks == parse_cfg(format_cfg(model.blocks))
 
 
 @pytest.mark.parametrize("layer", [0, 10, 15, 22], ids=["first", "middle", "a head", "the other head"])
@@ -88,7 +88,7 @@ def test_suppression_in_the_graph_keeps_the_same_boxes(exported, conf_thres, nms
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
             counts.append(len(ours))
     assert min(counts) == max(counts) == 0 if conf_thres == 0.99 else min(counts) > 3
-    assert inside.about["names"] == NAMES
+    assert inside.metadata["names"] == NAMES
 
 
 def test_a_file_of_another_program_is_refused_in_one_line(tmp_path):
@@ -123,6 +123,6 @@ def test_the_difference_counts_scores_and_boxes_each_in_its_own_unit():
     assert prediction_difference(wanted, wanted) == 0
     assert prediction_difference(wanted, moved) == pytest.approx(0.01)
     assert prediction_difference(wanted, scored) == pytest.approx(0.05)
-    assert prediction_difference(wanted, weak, least_score=0.25) == 0
-    assert prediction_difference(wanted, weak, least_score=0.5) is None
+    assert prediction_difference(wanted, weak, min_score=0.25) == 0
+    assert prediction_difference(wanted, weak, min_score=0.5) is None
     assert np.isnan(prediction_difference(wanted, wanted * np.nan))

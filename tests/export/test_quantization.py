@@ -59,7 +59,7 @@ def test_boxes_stay_where_they_are(graphs):
 def test_the_file_says_what_it_is_and_takes_suppression(graphs):
     _, proto, quantised = graphs
     whole = OnnxModel(add_suppression(quantised, 0.3, 0.4).SerializeToString())
-    assert whole.about == OnnxModel(proto.SerializeToString()).about
+    assert whole.metadata == OnnxModel(proto.SerializeToString()).metadata
     assert all(found.shape[1] == 6 for found in whole(torch.rand(2, 3, SIZE, SIZE)))
 
 

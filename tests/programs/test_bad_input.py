@@ -111,9 +111,21 @@ def test_a_truncated_image_is_named_before_the_first_step(project):
 @pytest.mark.parametrize("program", ["test", "test_prune", "detect"])
 def test_a_checkpoint_of_another_cfg_is_refused(project, program):
     Path(CFG).write_text(format_cfg(create_cfg("v3-tiny", 1, 64, width=0.5)))
-    message = refused(program, "--model_def", CFG, *(["--image_folder", "data/images"] if program == "detect" else []))
+    folder = ["--image_folder", "data/images"] if program == "detect" else []
+    message = refused(program, "--model_def", CFG, *folder)
     assert "yolov3_ckpt.pth: belongs to another cfg" in message
-    assert "module_list.2.conv_2.weight" in message
+    assert f"--model_def {CFG}:33: layer 2 [convolutional]: filters=16, but filters=8 in the weights" in message
+
+
+@pytest.mark.parametrize("program", ["test", "detect"])
+def test_a_checkpoint_needs_no_cfg_and_weights_without_one_are_refused(project, program, capsys):
+    Path(CFG).unlink()
+    run = PROGRAMS[program]
+    options = ["--n_cpu", "0", *(["--image_folder", "data/images"] if program == "detect" else [])]
+    run.main(run.get_args_parser().parse_args(options))
+    assert "images" in capsys.readouterr().out
+    message = refused(program, "--weights_path", "checkpoints/yolov3.weights")
+    assert message.startswith("checkpoints/yolov3.weights: a Darknet weights file holds no cfg")
 
 
 @pytest.mark.parametrize("program", ["train", "test", "test_prune"])
@@ -121,7 +133,7 @@ def test_a_weights_file_one_float_short_names_the_layer(project, program):
     weights = Path("checkpoints/yolov3.weights")
     weights.write_bytes(weights.read_bytes()[:-4])
     option = "-pre" if program == "train" else "--weights_path"
-    message = refused(program, option, str(weights), "--model_def", CFG)
+    message = refused(program, "--model_def", CFG, option, str(weights))
     assert "yolov3.weights: too short: layer 22" in message
 
 

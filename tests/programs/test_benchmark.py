@@ -28,10 +28,10 @@ def test_the_scenes_have_what_the_rows_say():
     assert all(len(found) == 10 and bool((found[1:, 4] <= found[:-1, 4]).all()) for found, _ in images)
 
 
-def test_a_settled_network_passes_about_as_many_candidates_as_asked():
+def test_a_calibrated_network_passes_about_as_many_candidates_as_asked():
     model = Darknet("config/yolov3-small-hand.cfg")
     images = torch.rand(2, 3, 96, 96)
-    ready = benchmark.settled(model, images, passing=50)
+    ready = benchmark.calibrated(model, images, passing=50)
     with torch.no_grad():
         predictions = ready(images)
     passing = (predictions[..., 4] * predictions[..., 5] >= benchmark.CONF_THRES).sum() / 2

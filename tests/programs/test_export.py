@@ -39,13 +39,13 @@ def run(program, *words):
 
 
 def detections(weights):
-    words = ["--image_folder", "data/images", "--model_def", CFG, "--weights_path", weights, "--json", "found.json"]
+    words = ["--image_folder", "data/images", "--weights_path", weights, "--json", "found.json"]
     run(detect, *words, "--conf_thres", "0.3", "--nms_thres", "0.6", "--n_cpu", "0")
     return [result["detections"] for result in json.loads(Path("found.json").read_text())]
 
 
 def mean_ap(weights):
-    run(test, "--model_def", CFG, "--weights_path", weights, *DATA, "--json", "test.json")
+    run(test, "--weights_path", weights, *DATA, "--json", "test.json")
     return json.loads(Path("test.json").read_text())
 
 
@@ -62,9 +62,10 @@ def test_darknet_weights_and_back_keep_every_bit(project):
     run(export, "--to", "weights")
     weights = Path("checkpoints/prune_yolov3_ckpt.weights")
     assert struct.unpack("<3i", weights.read_bytes()[:12]) == (0, 2, 5)
-    run(
-        export, "--to", "pth", "--weights_path", str(weights), "--output", "back.pth", "--class_path", "data/hand.names"
-    )
+    words = ["--to", "pth", "--weights_path", str(weights), "--output", "back.pth", "--class_path", "data/hand.names"]
+    with pytest.raises(InputError, match="holds no cfg: give the network's with --model_def"):
+        run(export, *words)
+    run(export, *words, "--model_def", CFG)
     back = read_checkpoint("back.pth")
     assert back["names"] == ["hand"]
     for name, tensor in project.state_dict().items():
@@ -187,3 +188,12 @@ def test_the_cfg_in_a_file_is_that_of_the_network(project):
     whole, fused = read_cfg(CFG), read_cfg("a.cfg")
     changed = {key for old, new in zip(whole, fused, strict=True) for key in old if old[key] != new[key]}
     assert changed == {"batch_normalize"}
+
+
+def test_an_onnx_file_of_another_cfg_is_refused(project):
+    run(export, "--to", "onnx", "--output", "a.onnx")
+    words = ["--weights_path", "a.onnx", *DATA]
+    run(test, *words, "--model_def", CFG)
+    Path(CFG).write_text(Path(CFG).read_text().replace("activation=leaky", "activation=mish", 1))
+    with pytest.raises(InputError, match=r"^a\.onnx: belongs to another cfg than --model_def .*: layer 0 .*=leaky"):
+        run(test, *words, "--model_def", CFG)

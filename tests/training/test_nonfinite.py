@@ -115,7 +115,9 @@ def test_a_full_gpu_says_what_to_change_wherever_it_happens(project, monkeypatch
     save_checkpoint("checkpoints/yolov3_ckpt.pth", Darknet("config/yolov3-hand.cfg"))
     monkeypatch.setattr(Darknet, "raw_outputs", full)
     advice = "the GPU's memory is too small: try --batch_size 1"
-    with pytest.raises(InputError, match=f"{advice} --accumulate 6, which takes the same steps, or a lower --img_size"):
+    with pytest.raises(
+        InputError, match=f"{advice} --accumulate 6, which keeps the images per step, or a lower --img_size"
+    ):
         run("--epochs", "1", "--accumulate", "3")
     for program, words in ((test, []), (detect, ["--image_folder", "data/images"])):
         with pytest.raises(InputError, match=f"{advice}, or a lower --img_size than 64"):
@@ -128,7 +130,7 @@ def test_one_image_that_is_too_large_is_not_halved():
 
 def test_a_smaller_batch_is_that_of_all_processes():
     assert smaller_batch(8, 416, 1, processes=4).startswith(
-        "try --batch_size 16 --accumulate 2, which takes the same steps"
+        "try --batch_size 16 --accumulate 2, which keeps the images per step"
     )
 
 
@@ -190,8 +192,8 @@ def return_what_cannot_be_sent():
 @pytest.mark.parametrize(
     ("end", "message"),
     [
-        (kill, r"a process that reads images was killed \(Killed\): .*memory was full: lower --n_cpu"),
-        (leave, r"a process that reads images ended: run it with --n_cpu 0"),
+        (kill, r"a DataLoader worker was killed \(Killed\): .*memory was full: lower --n_cpu"),
+        (leave, r"a DataLoader worker ended: run the program with --n_cpu 0"),
         (refuse, r"^a\.png: cannot be read as an image$"),
         (fill_shared_memory, r"was killed \(Bus error\): the shared memory is full: .*--shm-size"),
         (return_what_cannot_be_sent, r"ended: run it with --n_cpu 0"),

@@ -1,7 +1,7 @@
 """Darknet cfg text: sections of ``key=value`` lines, read and written as Darknet does.
 
-A block is one section as a dict of strings; ``block["type"]`` is the section's name. The list of blocks begins with
-``[net]``, and the block behind it is layer 0. What the keys mean is the business of :mod:`utils.darknet.parse`.
+A section is a dict of strings, whose ``"type"`` is the section's name. The list of sections (``blocks``) begins with
+``[net]``, and the section after it is layer 0. :mod:`utils.darknet.parse` interprets the keys.
 """
 
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 
-# Darknet knows these sections under two names; we keep one.
+# Darknet accepts two names for each of these sections; we use the second.
 SECTION_ALIASES = {
     "network": "net",
     "conv": "convolutional",
@@ -20,7 +20,7 @@ SECTION_ALIASES = {
 
 
 class Block(dict):
-    """One section: a dict of strings that remembers the file and line it came from, for messages."""
+    """One section: a dict of strings, with the file and line of its header for messages."""
 
     def __init__(self, *args, source: str = "cfg", line: int | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -28,12 +28,12 @@ class Block(dict):
         self.line = line
 
     def copy(self) -> "Block":
-        """A block of its own with the same origin."""
+        """A copy with the same file and line."""
         return Block(self, source=self.source, line=self.line)
 
 
 def read_cfg(path: str | Path) -> list[Block]:
-    """Read a cfg file into blocks, ``[net]`` first.
+    """Read the sections of a cfg file, ``[net]`` first.
 
     Raises:
         InputError: the file is missing, is not text, or does not parse; the message names file and line.
@@ -48,9 +48,14 @@ def read_cfg(path: str | Path) -> list[Block]:
 
 
 def parse_cfg(text: str, source: str = "cfg") -> list[Block]:
-    """Parse cfg text into blocks, ``[net]`` first.
+    """Parse cfg text into sections, ``[net]`` first.
 
-    As in Darknet, white space counts nowhere, the first of duplicate keys counts, and ``#`` and ``;`` begin a comment.
+    As in Darknet, white space is ignored everywhere, the first of duplicate keys counts, and ``#`` or ``;`` starts a
+    comment.
+
+    Args:
+        text: the cfg.
+        source: the file's name, for messages.
 
     Raises:
         InputError: a line that is neither a section nor ``key=value``, or a cfg that does not begin with ``[net]``.
@@ -73,7 +78,7 @@ def parse_cfg(text: str, source: str = "cfg") -> list[Block]:
         if not blocks:
             raise InputError(f"{where}: {raw.strip()!r} stands before the first [section]")
         if key == "type":
-            raise InputError(f"{where}: Darknet knows no option named type")
+            raise InputError(f"{where}: Darknet has no option named type")
         blocks[-1].setdefault(key, value)
     if not blocks or blocks[0]["type"] != "net":
         raise InputError(f"{source}: a cfg begins with [net], this one with {_first_section(blocks)}")
@@ -81,7 +86,7 @@ def parse_cfg(text: str, source: str = "cfg") -> list[Block]:
 
 
 def format_cfg(blocks: list[dict[str, str]]) -> str:
-    """The text of ``blocks`` that Darknet reads: ``[type]``, then one ``key=value`` at a line's start."""
+    """The text of a cfg with these sections, as Darknet reads it."""
     return "\n".join(
         f"[{block['type']}]\n" + "".join(f"{key}={value}\n" for key, value in block.items() if key != "type")
         for block in blocks

@@ -1,7 +1,6 @@
-"""The keys of Darknet's cfgs that :mod:`utils.darknet.parse` does not interpret, by section ("any": every section)."""
+"""The cfg keys that :mod:`utils.darknet.parse` does not interpret, by section; "any" stands for every section."""
 
-# They concern Darknet's own training, its speed, or how it draws results; thresh is read by OpenCV alone. They stay in
-# the cfg and change nothing here.
+# Keys of Darknet's own training, speed and drawing, and OpenCV's thresh. They stay in the cfg and have no effect here.
 TRAINING_ONLY = {
     section: set(names.split())
     for section, names in {
@@ -25,7 +24,7 @@ TRAINING_ONLY = {
     }.items()
 }
 
-# They change what a layer computes and are not built: only their neutral value is accepted.
+# Keys that change what a layer computes and that we do not support: only their neutral value is accepted.
 NOT_BUILT = {
     "any": {"dontload": 0, "dontloadscales": 0},
     "convolutional": {
@@ -50,3 +49,8 @@ NOT_BUILT = {
     "scale_channels": {"scale_wh": 0},
     "yolo": {"embedding_layer": 999999, "contrastive": 0},
 }
+
+
+def training_only(section: str) -> set[str]:
+    """The keys of ``section`` that have no effect here."""
+    return TRAINING_ONLY["any"] | TRAINING_ONLY.get(section, set())

@@ -1,8 +1,8 @@
-"""The layers of a network: what each reads, what it does, and the shape it gives.
+"""The layers of a network: the sources that each reads, its options, and the shape of its output.
 
-:func:`utils.darknet.spec.parse_network` makes them from a cfg. The network, the coupling of channels, the pruning and
-the counting of MACs all read these, so an option of a cfg is interpreted in one place. Layer numbers are Darknet's:
-the block behind ``[net]`` is layer 0, and source ``IMAGE`` (-1) is the image.
+:func:`utils.darknet.spec.parse_network` makes them from a cfg. The model, the coupling of channels, the pruning and the
+counting of MACs all use these layers, so that each key of a cfg is interpreted in one place only. Layer numbers are
+Darknet's: the section after ``[net]`` is layer 0. ``IMAGE`` (-1) is the input image as a source.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,14 @@ IMAGE = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What every layer has: its number, the layers it reads (absolute numbers), and the shape of its output."""
+    """What every layer has.
+
+    Attributes:
+        index: its number.
+        where: file, line and section, for messages.
+        sources: the numbers of the layers that it reads.
+        channels, height, width: the shape of its output for one image.
+    """
 
     index: int
     where: str
@@ -24,7 +31,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Convolution(Layer):
-    """A convolution with BatchNorm or bias; ``channels`` is Darknet's ``filters``, ``stride`` is (y, x)."""
+    """A convolution with BatchNorm or bias; ``channels`` are Darknet's ``filters``, ``stride`` is (y, x)."""
 
     inputs: int
     size: int
@@ -37,23 +44,23 @@ class Convolution(Layer):
 
     @property
     def depthwise(self) -> bool:
-        """One filter for each input channel, so that outputs and inputs correspond one to one."""
+        """Whether it has one filter per input channel, so that output channel k depends on input channel k alone."""
         return self.groups == self.inputs == self.channels and self.groups > 1
 
     @property
     def parameters(self) -> int:
-        """The numbers of the kernel."""
+        """The number of weights in its kernel."""
         return self.channels * (self.inputs // self.groups) * self.size**2
 
     @property
     def macs(self) -> int:
-        """Multiply-adds for one image, one multiply-add counted as one."""
+        """MACs (multiply-accumulate operations) for one image."""
         return self.height * self.width * self.parameters
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPool(Layer):
-    """Maximum over windows; ``padding`` pixels of minus infinity in all, the larger half behind."""
+    """Maximum over windows. ``padding`` pixels of minus infinity per axis in all, the larger half right and below."""
 
     size: int
     stride: tuple[int, int]
@@ -62,12 +69,12 @@ class MaxPool(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class AvgPool(Layer):
-    """The mean of each channel over the whole image."""
+    """The mean of each channel over the whole feature map."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upsample(Layer):
-    """Nearest neighbour upsampling, the values multiplied by ``scale``."""
+    """Nearest-neighbour upsampling by ``stride``, then multiplication by ``scale``."""
 
     stride: int
     scale: float
@@ -75,7 +82,7 @@ class Upsample(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Route(Layer):
-    """Concatenation of the sources, of each the slice ``group_id`` of ``groups``."""
+    """Concatenation of the sources' channels; of each source only slice ``group_id`` of ``groups`` equal ones."""
 
     groups: int
     group_id: int
@@ -83,49 +90,49 @@ class Route(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Shortcut(Layer):
-    """The first source, plus the others over the channels that both have; then the activation."""
+    """The first source plus the others, over the channels that both have; then the activation."""
 
     activation: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleChannels(Layer):
-    """Source 1 times source 0, a gate with one value a channel (squeeze and excitation)."""
+    """Source 1 times source 0, a gate with one value per channel (squeeze and excitation); then the activation."""
 
     activation: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sam(Layer):
-    """Source 1 times source 0 element by element (spatial attention)."""
+    """Source 1 times source 0, element by element (spatial attention); then the activation."""
 
     activation: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activation(Layer):
-    """An activation that stands alone."""
+    """An activation in a section of its own."""
 
     activation: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout(Layer):
-    """Dropout while training, the identity otherwise."""
+    """Dropout in training mode, the identity in eval mode."""
 
     probability: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reorg(Layer):
-    """YOLOv2's space to depth as Darknet first had it, which mixes positions into channels."""
+    """YOLOv2's space to depth, see :class:`models.Reorg`."""
 
     stride: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reorg3d(Layer):
-    """Space to depth: output channel ``k`` is input channel ``k % C`` at offset ``k // C`` of each cell."""
+    """Space to depth: output channel ``k`` is input channel ``k % C`` at offset ``k // C`` within each cell."""
 
     stride: int
 
@@ -137,7 +144,7 @@ class Empty(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Yolo(Layer):
-    """A detection head: reads A * (5 + classes) channels; ``anchors`` are (width, height) in input pixels."""
+    """A detection head. It reads A * (5 + classes) channels; its A ``anchors`` are (width, height) in input pixels."""
 
     anchors: tuple[tuple[float, float], ...]
     classes: int

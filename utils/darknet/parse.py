@@ -1,13 +1,13 @@
-"""From a section of a cfg to a layer: Darknet's options and defaults, absolute sources, and shapes that are checked.
+"""From a section of a cfg to a layer: keys and their defaults, absolute sources, and checked output shapes.
 
-Darknet's arithmetic is AlexeyAB's (github.com/AlexeyAB/darknet, src/parser.c and the layer files).
+Keys, defaults and shapes are those of AlexeyAB's Darknet (github.com/AlexeyAB/darknet, src/parser.c and src/*_layer.c).
 """
 
 import math
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from utils.darknet.cfg_keys import NOT_BUILT, TRAINING_ONLY
+from utils.darknet.cfg_keys import NOT_BUILT, training_only
 from utils.darknet.layers import (
     Activation,
     AvgPool,
@@ -29,14 +29,13 @@ from utils.errors import InputError
 
 LARGEST_FILTERS = 65_536
 LARGEST_SIDE = 16_384
-# More is a mistake that would take all memory: 8 GiB for the output of a layer.
-LARGEST_OUTPUT = 2**31
+LARGEST_OUTPUT = 2**31  # values in the output of a layer, 8 GiB; a cfg that asks for more is a mistake
 
 ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "logistic", "tanh", "elu", "mish", "swish")
 
 
 class Options:
-    """Typed access to the options of one block, which notices the options that nobody asked for."""
+    """Typed access to the keys of one section, which remembers the keys that were read."""
 
     def __init__(self, block: dict[str, str], where: str):
         self.where = where
@@ -60,7 +59,7 @@ class Options:
             self.fail(f"{key}={self._block[key]} is not {kind}")
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number; ``default=None`` means that the cfg must give it."""
+        """A finite number; with ``default=None`` the key is required, here and below."""
         value = self._get(key, default, float, "a number")
         return value if math.isfinite(value) else self.fail(f"{key}={value} is not a finite number")
 
@@ -70,11 +69,11 @@ class Options:
         return value if low <= value <= high else self.fail(f"{key}={value} must be from {low} to {high}")
 
     def flag(self, key: str) -> bool:
-        """0 is false, as is a missing key; any other integer is true."""
+        """Whether an integer is not 0; a missing key counts as 0."""
         return self._get(key, 0, int, "0 or 1") != 0
 
     def numbers(self, key: str, kind: type = int, default: tuple | None = None) -> tuple:
-        """A list separated by commas; a trailing comma is allowed, as in Darknet."""
+        """A list of numbers of ``kind`` separated by commas; a trailing comma is allowed, as in Darknet."""
         return self._get(
             key, default, lambda text: tuple(kind(n) for n in text.rstrip(",").split(",")), "a list of numbers"
         )
@@ -84,23 +83,23 @@ class Options:
         return self._get(key, default, str, "a name")
 
     def activation(self, default: str) -> str:
-        """The name of an activation that is built."""
+        """The name of a supported activation."""
         name = self.text("activation", default)
         return name if name in ACTIVATIONS else self.fail(f"activation={name} is not one of {', '.join(ACTIVATIONS)}")
 
     def refuse_unknown(self) -> None:
-        """Refuse what changes the result and is not built, and what is not known at all."""
+        """Refuse keys that nothing read: those of NOT_BUILT unless they are neutral, and unknown ones."""
         for key, neutral in (NOT_BUILT["any"] | NOT_BUILT.get(self.section, {})).items():
             if self._get(key, neutral, float, "a number") != neutral:
                 self.fail(f"{key}={self._block[key]} changes what the layer computes and is not supported")
-        self._known |= TRAINING_ONLY["any"] | TRAINING_ONLY.get(self.section, set())
+        self._known |= training_only(self.section)
         for key in self._block:
             if key not in self._known:
                 self.fail(f"option {key}={self._block[key]} is not known for this layer")
 
 
 def place(block: dict[str, str], index: int | None = None) -> str:
-    """Where a block stands, for messages: ``file:line: layer 3 [route]``."""
+    """Where a section stands, for messages: ``file:line: layer 3 [route]``."""
     source, line = getattr(block, "source", "cfg"), getattr(block, "line", None)
     position = source if line is None else f"{source}:{line}"
     return f"{position}: " + (f"[{block['type']}]" if index is None else f"layer {index} [{block['type']}]")
@@ -127,13 +126,13 @@ def parse_layer(options: Options, context: "Context") -> Layer:
 
 
 class Context:
-    """What a builder sees of the network so far: the previous layer, and other layers by relative number.
+    """The network up to a layer, as the parser of that layer sees it.
 
     Args:
-        index: the number of the layer to build.
-        options: of its section, for messages.
+        index: the number of the layer to parse.
+        options: the keys of its section, for messages.
         layers: the layers before it.
-        image: what layer 0 reads.
+        image: the input image, which layer 0 reads.
     """
 
     def __init__(self, index: int, options: Options, layers: list[Layer], image: Layer):
@@ -148,7 +147,7 @@ class Context:
         return self._readable(self._layers[-1] if self._layers else self.image)
 
     def layer(self, number: int) -> Layer:
-        """The layer that ``from=`` or ``layers=`` means: relative to this one where negative."""
+        """The layer that ``from=`` or ``layers=`` names; a negative ``number`` is relative to this layer."""
         absolute = number + self.index if number < 0 else number
         if not 0 <= absolute < self.index:
             self._options.fail(
@@ -157,13 +156,13 @@ class Context:
         return self._readable(self._layers[absolute])
 
     def shape(self, sources: Sequence[Layer], channels: int, height: int, width: int) -> dict:
-        """The fields that every layer has."""
+        """The fields of :class:`utils.darknet.layers.Layer`."""
         numbers = tuple(source.index for source in sources)
         size = {"channels": channels, "height": height, "width": width}
         return {"index": self.index, "where": self._options.where, "sources": numbers, **size}
 
     def like(self, source: Layer, *others: Layer) -> dict:
-        """The fields of a layer whose output has the shape of ``source``."""
+        """The same for a layer whose output has the shape of ``source``, its first source."""
         return self.shape((source, *others), source.channels, source.height, source.width)
 
     def _readable(self, layer: Layer) -> Layer:

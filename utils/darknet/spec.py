@@ -1,4 +1,4 @@
-"""What a whole cfg says: its sections, its layers, and the shapes at any input size."""
+"""What a cfg says: its sections, its layers, and their output shapes at any input size."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from utils.darknet.layers import IMAGE, AvgPool, Convolution, Empty, Layer, Yolo
 from utils.darknet.parse import Context, Options, parse_layer, place
 from utils.errors import InputError
 
-LARGEST_KERNELS = 2**30  # numbers in all kernels; more, 4 GiB, is a mistake that would take all memory
+LARGEST_KERNELS = 2**30  # weights in all kernels, 4 GiB; a cfg that asks for more is a mistake
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a cfg asks for.
+    """What a cfg says, at one input size.
 
     Attributes:
         blocks: the cfg's sections, ``[net]`` first.
-        height, width: the input size in pixels that the shapes of the layers hold for.
-        layers: the layers in order, by Darknet's numbers.
+        height, width: the input size in pixels that the layers' output shapes are for.
+        layers: the layers in order; their indices are Darknet's layer numbers.
     """
 
     blocks: Sequence[Block]
@@ -29,14 +29,14 @@ class NetworkSpec:
     _at: dict[int, "NetworkSpec"] = field(default_factory=dict, repr=False, compare=False)
 
     def section(self, index: int) -> Block:
-        """The section of the cfg that layer ``index`` comes from."""
+        """The cfg section of layer ``index``."""
         return self.blocks[1 + index]
 
     def at(self, img_size: int) -> "NetworkSpec":
-        """The same network for images of ``img_size`` x ``img_size`` pixels.
+        """The same network for inputs of ``img_size`` x ``img_size`` pixels; each size is parsed once.
 
         Raises:
-            InputError: nothing is left of such an image in some layer, or its sources do not fit.
+            InputError: a layer's output would be empty at this size, or a layer's sources differ in size.
         """
         if (img_size, img_size) == (self.height, self.width):
             return self
@@ -55,14 +55,19 @@ class NetworkSpec:
         return [layer for layer in self.layers if isinstance(layer, Yolo)]
 
     @property
+    def parameters(self) -> int:
+        """Kernels, biases, gammas and betas; running statistics are not parameters."""
+        return sum(layer.parameters + layer.channels * (1 + layer.batch_normalize) for layer in self.convolutions)
+
+    @property
     def macs(self) -> int:
-        """Multiply-adds of the convolutions for one image, one multiply-add counted as one."""
+        """MACs (multiply-accumulate operations) of the convolutions for one image."""
         return sum(layer.macs for layer in self.convolutions)
 
     @property
     def stride(self) -> int:
-        """Input pixels a cell of the coarsest map; images are multiples of it."""
-        pooled: set[int] = set()  # to one value a channel, by layers that take every size
+        """Input pixels per cell of the coarsest feature map; the input's sides must be multiples of it."""
+        pooled: set[int] = set()  # layers behind global average pooling, which say nothing about the stride
         strides = [1]
         for layer in self.layers:
             if isinstance(layer, AvgPool) or all(source in pooled for source in layer.sources):
@@ -73,7 +78,7 @@ class NetworkSpec:
 
     @property
     def consumers(self) -> dict[int, list[Layer]]:
-        """For each layer number (and ``IMAGE``) the layers that read it."""
+        """For each layer number (and ``IMAGE``) the layers that read its output."""
         readers: dict[int, list[Layer]] = {index: [] for index in range(IMAGE, len(self.layers))}
         for layer in self.layers:
             for source in dict.fromkeys(layer.sources):
@@ -82,21 +87,21 @@ class NetworkSpec:
 
 
 def parse_network(blocks: Sequence[Block], img_size: int | None = None) -> NetworkSpec:
-    """Read a cfg's sections at its own input size, or at ``img_size`` x ``img_size`` pixels.
+    """Parse a cfg's sections at its own input size, or at ``img_size`` x ``img_size`` pixels.
 
     Raises:
-        InputError: a section that :func:`utils.darknet.parse.parse_layer` refuses, kernels that would take all memory,
-            or no ``[yolo]`` layer; the message names file, line and layer.
+        InputError: a section that :func:`utils.darknet.parse.parse_layer` refuses, kernels with more than
+            LARGEST_KERNELS weights, or no ``[yolo]`` layer; the message names file, line and layer.
     """
     if not blocks or blocks[0].get("type") != "net":
-        raise InputError("a list of blocks begins with [net]")
+        raise InputError("the first section of a cfg must be [net]")
     net = Options(blocks[0], place(blocks[0]))
     height, width = net.integer("height", low=1), net.integer("width", low=1)
     if img_size:
         height = width = img_size
     channels = net.integer("channels", 3)
     if channels != 3:
-        net.fail(f"channels={channels}: images are RGB, so 3 is the only number of channels")
+        net.fail(f"channels={channels}: images are RGB, so channels must be 3")
     net.refuse_unknown()
     image = Empty(index=IMAGE, where=net.where, sources=(), channels=channels, height=height, width=width)
 
@@ -106,9 +111,9 @@ def parse_network(blocks: Sequence[Block], img_size: int | None = None) -> Netwo
         options = Options(block, place(block, index))
         layer = parse_layer(options, Context(index, options, layers, image))
         if isinstance(layer, Convolution) and (kernels := kernels + layer.parameters) > LARGEST_KERNELS:
-            options.fail(f"the kernels up to here would be {kernels:.2g} numbers")
+            options.fail(f"the kernels up to here would have {kernels:.2g} weights, more than {LARGEST_KERNELS:.2g}")
         layers.append(layer)
     spec = NetworkSpec(blocks, height, width, tuple(layers))
     if not spec.heads:
-        raise InputError(f"{net.where}: there is no [yolo] layer, so this network detects nothing")
+        raise InputError(f"{net.where}: the cfg has no [yolo] layer, so the network cannot detect anything")
     return spec

@@ -1,8 +1,8 @@
 """Darknet's ``.weights`` files, read and written exactly as Darknet does.
 
-A file is three int32 (major, minor, revision), the number of images seen (uint64 from version 0.2 on, uint32 before),
-then float32 values, convolution by convolution: BN bias, BN weight, running mean, running variance, then the kernel;
-without BN the bias, then the kernel.
+A file holds three int32 (major, minor, revision), the number of training images seen (uint64 from version 0.2 on,
+uint32 before), and then float32 values, convolution by convolution: with BatchNorm its bias, weight, running mean and
+running variance, otherwise the convolution's bias; then the kernel.
 """
 
 import os
@@ -24,7 +24,7 @@ VERSION = (0, 2, 5)
 
 
 class Convolutional(Protocol):
-    """What this file asks of a network; :class:`models.Darknet` has it."""
+    """A network whose weights Darknet can store: :class:`models.Darknet`, which imports this file."""
 
     spec: NetworkSpec
 
@@ -64,13 +64,13 @@ def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool =
     Args:
         model: the network.
         path: the file.
-        partial: accept a backbone file (``darknet53.conv.74``), which ends behind a convolution of the network.
+        partial: accept a backbone file (``darknet53.conv.74``), which holds only the first convolutions.
 
     Returns:
-        How many convolutions were filled.
+        The number of convolutions whose weights were loaded.
 
     Raises:
-        InputError: the file is missing, is no weights file, or does not fit; the message names the first layer that
+        InputError: the file is missing, is not a weights file, or does not fit; the message names the first layer that
             does not.
     """
     try:
@@ -79,7 +79,7 @@ def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool =
         raise InputError(f"{path}: there is no such weights file") from None
     header = _header_size(content[:20], path)
     if (len(content) - header) % 4:
-        raise InputError(f"{path}: {len(content)} bytes are not a header of {header} and whole float32 values")
+        raise InputError(f"{path}: {len(content)} bytes are not a header of {header} bytes and whole float32 values")
     values = torch.from_numpy(np.frombuffer(content, "<f4", offset=header).astype(np.float32))
 
     position, plan = 0, []
@@ -95,7 +95,7 @@ def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool =
         plan.append((position, tensors))
         position += need
     if position < len(values):
-        raise InputError(f"{path}: too long: {len(values) - position} values are left behind layer {index}, the last")
+        raise InputError(f"{path}: too long: {len(values) - position} values are left after layer {index}, the last")
 
     with torch.no_grad():
         for start, tensors in plan:
@@ -120,6 +120,6 @@ def write_darknet_weights(model: Convolutional, file: BinaryIO, seen: int = 0) -
 
 
 def is_darknet_weights(path: str | Path) -> bool:
-    """Whether the name is that of a Darknet file: ``x.weights``, or a backbone such as ``darknet53.conv.74``."""
+    """Whether a file is Darknet's, by its name: ``x.weights``, or a backbone such as ``darknet53.conv.74``."""
     name = os.path.basename(path)
     return name.endswith(".weights") or re.search(r"\.conv\.\d+$", name) is not None

@@ -66,7 +66,11 @@ def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def loader(
-    dataset: Dataset, batch_size: int, n_cpu: int, sampler: Sampler | None = None, collate_fn: Callable = collate
+    dataset: Dataset,
+    batch_size: int,
+    n_cpu: int,
+    sampler: Sampler | Sequence[int] | None = None,
+    collate_fn: Callable = collate,
 ) -> DataLoader:
     """Load batches of ``dataset`` in ``n_cpu`` worker processes, into pinned memory where there is a GPU.
 

@@ -2,15 +2,17 @@
 
 A checkpoint is a dict of plain values and tensors, so that ``torch.load(..., weights_only=True)`` reads it:
 
-- ``model``: the state dict to detect with (the averaged weights), ``cfg``: the cfg's text, ``names``, ``img_size``,
-  ``epoch`` (epochs done), ``step`` (optimizer steps done), ``best_map``, ``options``, ``strategy``, ``revision``;
-- in ``_last`` files also ``training``: what :meth:`utils.training.trainer.Training.state` gives.
+- ``model``: the state dict of the network to use (with averaged weights); ``cfg``: the text of its cfg;
+- the metadata: ``names`` (class names), ``img_size`` (pixels), ``epoch`` (epochs done), ``step`` (optimizer steps
+  done), ``best_map``, ``options``, ``strategy``, ``revision`` (of the code);
+- in ``_last`` files also ``training``: the state to resume from, of :class:`utils.training.trainer.Trainer`.
 """
 
 import re
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,33 +20,38 @@ import torch
 from torch import Tensor
 
 from models import Darknet
-from utils.darknet.cfg import format_cfg, parse_cfg
+from utils.darknet.cfg import Block, format_cfg, parse_cfg
+from utils.darknet.cfg_keys import training_only
+from utils.darknet.parse import place
 from utils.darknet.weights import is_darknet_weights, load_darknet_weights
 from utils.errors import InputError
 from utils.files import atomic_writer
 
+# What newer versions of PyTorch-YOLOv3 keep of the cfg in their state dicts.
+STORED_ANCHORS = re.compile(r"\.yolo_\d+\.anchor(s|_grid)$")
 
-def save_checkpoint(path: str | Path, model: Darknet, **about: Any) -> None:
-    """Write a checkpoint of ``model`` atomically, with the entries ``about`` beside its weights and cfg."""
+
+def save_checkpoint(path: str | Path, model: Darknet, **metadata: Any) -> None:
+    """Write a checkpoint atomically: the weights and the cfg of ``model``, and the ``metadata``."""
     with atomic_writer(path) as file:
-        write_checkpoint(file, model, **about)
+        write_checkpoint(file, model, **metadata)
 
 
-def write_checkpoint(file: BinaryIO, model: Darknet, **about: Any) -> None:
+def write_checkpoint(file: BinaryIO, model: Darknet, **metadata: Any) -> None:
     """Write a checkpoint to an open binary file; see :func:`save_checkpoint`."""
     weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}  # so that any machine reads them
-    content = {"model": weights, "cfg": format_cfg(model.blocks), "revision": git_revision(), **about}
+    content = {"model": weights, "cfg": format_cfg(model.spec.blocks), "revision": git_revision(), **metadata}
     torch.save(content, file)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint, or a plain state dict as a checkpoint without description; nothing in the file is executed.
+    """Read a checkpoint, or a plain state dict as ``{"model": state dict}``; no code in the file is executed.
 
     Raises:
         InputError: the file is missing, damaged, or not a checkpoint.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # about the pickle protocols of files that are none of ours
+        with warnings.catch_warnings(action="ignore"):  # about the pickle protocols of other programs' files
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such weights file") from None
@@ -71,34 +78,70 @@ def load_darknet(weights_path: str, model_def: str | None) -> tuple[Darknet, dic
 
     Args:
         weights_path: a checkpoint, which holds its cfg; or a plain state dict or Darknet ``.weights`` file.
-        model_def: the path of the network's cfg; None for the cfg in the checkpoint.
+        model_def: the path of the network's cfg; None for the cfg in the checkpoint. Given, the two must agree.
 
     Returns:
-        The network in training mode, and the checkpoint's metadata; see :func:`load_weights`.
+        The network in training mode, and the checkpoint's metadata; for a Darknet file
+        ``{"filled": number of convolutions}``.
 
     Raises:
         InputError: a file cannot be read, the weights belong to another cfg, or there is no cfg.
     """
+    if is_darknet_weights(weights_path):
+        if model_def is None:
+            raise InputError(
+                f"{weights_path}: a Darknet weights file holds no cfg: give the network's with --model_def"
+            )
+        model = Darknet(model_def)
+        return model, {"filled": load_darknet_weights(model, weights_path)}
+    checkpoint = read_checkpoint(weights_path)
+    stored = _stored_cfg(checkpoint, weights_path)
     if model_def is not None:
         model = Darknet(model_def)
-        return model, load_weights(model, weights_path)
-    if is_darknet_weights(weights_path):
-        raise InputError(f"{weights_path}: a Darknet weights file holds no cfg: give the network's with --model_def")
-    checkpoint = read_checkpoint(weights_path)
-    if "cfg" not in checkpoint:
+        if stored is not None:
+            check_same_cfg(model.spec.blocks, model_def, stored, weights_path)
+    elif stored is not None:
+        model = Darknet(stored)
+    else:
         raise InputError(f"{weights_path}: holds no cfg, as checkpoints do: give the network's with --model_def")
-    model = Darknet(parse_cfg(checkpoint["cfg"], f"cfg in {weights_path}"))
     load_state(model, checkpoint.pop("model"), weights_path)
     return model, checkpoint
+
+
+def _stored_cfg(checkpoint: Mapping[str, Any], path: str) -> list[Block] | None:
+    """The sections of the cfg in a checkpoint; None for a plain state dict, which has no cfg."""
+    text = checkpoint.get("cfg")
+    if not isinstance(text, str | None):
+        raise InputError(f"{path}: its cfg is not text, so it is not a checkpoint of this project")
+    return None if text is None else parse_cfg(text, f"cfg in {path}")
+
+
+def check_same_cfg(given: Sequence[Block], model_def: str, stored: Sequence[Block], weights_path: str) -> None:
+    """Raise an InputError that names the first difference between the cfg ``given`` and that ``stored`` with weights.
+
+    Keys that concern only Darknet's own training may differ, since they change nothing here.
+    """
+    mismatch = f"{weights_path}: belongs to another cfg than --model_def"
+    for index, (block, other) in enumerate(zip_longest(given, stored), start=-1):
+        if block is None or other is None:
+            longer = weights_path if block is None else model_def
+            raise InputError(f"{mismatch} {model_def}: only {longer} has a layer {index} [{(block or other)['type']}]")
+        where = place(block, None if index < 0 else index)
+        if block["type"] != other["type"]:
+            raise InputError(f"{mismatch} {where}: [{other['type']}] in the weights file")
+        for key in dict.fromkeys((*block, *other)):
+            if block.get(key) != other.get(key) and key not in training_only(block["type"]):
+                here, there = (f"{key}={side[key]}" if key in side else f"no {key}" for side in (block, other))
+                raise InputError(f"{mismatch} {where}: {here}, but {there} in the weights file")
 
 
 def load_weights(model: Darknet, path: str | Path, partial: bool = False) -> dict[str, Any]:
     """Load weights of any kind into ``model``: a checkpoint, a plain state dict, or a Darknet file.
 
     Args:
-        model: the network, changed only if the file fits.
+        model: the network; it is changed only if the file fits.
         path: the file; ``x.weights`` and ``x.conv.N`` are Darknet's.
-        partial: accept a Darknet backbone file that fills only the first layers.
+        partial: accept a Darknet backbone file, which fills only the first layers.
 
     Returns:
         The checkpoint without its weights; for a Darknet file ``{"filled": number of convolutions}``.
@@ -116,14 +159,20 @@ def load_weights(model: Darknet, path: str | Path, partial: bool = False) -> dic
 def load_state(model: Darknet, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Load a state dict of exactly this network.
 
+    Other ports' state dicts are accepted, too: without the batch counts of BatchNorm, with the ``module.`` that
+    DataParallel puts before every name, and with the cfg's anchors.
+
+    Args:
+        model: the network; it is changed only if the state dict fits.
+        state: the state dict.
+        path: the file that it comes from, for messages.
+
     Raises:
-        InputError: a tensor is missing, has another shape, or is not of this network.
+        InputError: a tensor is missing, has another shape, or is not one of this network's.
     """
-    own = model.state_dict()
-    # Other ports keep no count of batches, or what DataParallel puts before every name, or the cfg's anchors.
-    anchors = re.compile(r"\.yolo_\d+\.anchor(s|_grid)$")
-    state = {name.removeprefix("module."): value for name, value in state.items() if not anchors.search(name)}
-    for name, tensor in own.items():
+    expected = model.state_dict()
+    state = {name.removeprefix("module."): value for name, value in state.items() if not STORED_ANCHORS.search(name)}
+    for name, tensor in expected.items():
         if name not in state:
             if name.endswith("num_batches_tracked"):
                 state[name] = tensor
@@ -134,13 +183,13 @@ def load_state(model: Darknet, state: Mapping[str, Tensor], path: str | Path) ->
                 f"{path}: belongs to another cfg: {name} has shape {tuple(state[name].shape)} there, "
                 f"{tuple(tensor.shape)} in the cfg"
             )
-    if spare := state.keys() - own.keys():
-        raise InputError(f"{path}: belongs to another cfg, which also has {min(spare)}")
+    if surplus := state.keys() - expected.keys():
+        raise InputError(f"{path}: belongs to another cfg, which also has {min(surplus)}")
     model.load_state_dict(state)
 
 
 def git_revision() -> str:
-    """The commit of this checkout, or "unknown" outside of one."""
+    """The commit of this checkout, or "unknown" outside of a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""From images to boxes in their own pixels, by a network of any format."""
+"""Detection: a network of any format loaded, and images turned into boxes in their own pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,35 +10,47 @@ from torch import Tensor, nn
 
 from models import Darknet
 from utils.boxes import Letterbox, to_detections
+from utils.darknet.cfg import read_cfg
+from utils.darknet.spec import parse_network
 from utils.data.images import to_device
-from utils.detection.checkpoints import load_weights
+from utils.detection.checkpoints import check_same_cfg, load_darknet
 from utils.detection.runtimes import OnnxModel
 from utils.devices import device_of, memory_advice, smaller_batch
 
 
 def load_model(
-    model_def: str, weights_path: str, thresholds: tuple[float, float]
+    weights_path: str, model_def: str | None, thresholds: tuple[float, float]
 ) -> tuple[Darknet | OnnxModel, dict[str, Any]]:
-    """A network and what its file says about it.
+    """A network, and the metadata of its file.
 
     Args:
-        model_def: its cfg; an ``.onnx`` file has it inside.
-        weights_path: an ``.onnx`` file that export.py wrote, or weights of any kind (:func:`load_weights`).
-        thresholds: least score and NMS IoU, for an ``.onnx`` file with non-maximum suppression in its graph.
+        weights_path: an ``.onnx`` file that export.py wrote, or a file that
+            :func:`utils.detection.checkpoints.load_darknet` reads.
+        model_def: the path of the network's cfg; None for the cfg in the weights file. Given, the two must agree.
+        thresholds: the minimum score and the IoU of non-maximum suppression, for an ``.onnx`` file with the latter in
+            its graph.
 
     Raises:
-        InputError: a file that is missing or does not fit.
+        InputError: a file is missing, damaged, or does not fit, or there is no cfg.
     """
-    if weights_path.endswith(".onnx"):
-        model = OnnxModel(weights_path, thresholds)
-        return model, model.about
-    model = Darknet(model_def)
-    return model, load_weights(model, weights_path)
+    if not weights_path.endswith(".onnx"):
+        return load_darknet(weights_path, model_def)
+    model = OnnxModel(weights_path, thresholds)
+    if model_def is not None:
+        check_same_cfg(parse_network(read_cfg(model_def)).blocks, model_def, model.spec.blocks, weights_path)
+    return model, model.metadata
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A network that is ready (``for_inference``), the side of its input, the least score, and the IoU of NMS."""
+    """Detects objects on images.
+
+    Attributes:
+        model: the network, made ready by :func:`utils.detection.inference.for_inference`.
+        img_size: the side S of its input, in pixels.
+        conf_thres: the minimum score of a detection.
+        nms_thres: the IoU of non-maximum suppression.
+    """
 
     model: nn.Module
     img_size: int
@@ -47,16 +59,16 @@ class Detector:
 
     @torch.inference_mode()
     def __call__(self, squares: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Tensor]:
-        """For each image detections (D, 6) on the CPU: x1, y1, x2, y2 in its pixels, score, class.
+        """The detections (D, 6) of each image, on the CPU: x1, y1, x2, y2 in its own pixels, score, class.
 
         Args:
             squares: each image letterboxed, (3, S, S) uint8.
-            images: the same images as they are.
+            images: the same images in their own size.
         """
         with memory_advice(smaller_batch(len(squares), self.img_size)):
             output = self.model(to_device(torch.stack(list(squares)), device_of(self.model)))
-            found = [boxes.cpu() for boxes in to_detections(output, self.conf_thres, self.nms_thres)]
-        for boxes, image in zip(found, images, strict=True):
-            place = Letterbox.fit(image.width, image.height, self.img_size)
-            boxes[:, :4] = place.to_image(boxes[:, :4], image.width, image.height)
-        return found
+            detections = [boxes.cpu() for boxes in to_detections(output, self.conf_thres, self.nms_thres)]
+        for boxes, image in zip(detections, images, strict=True):
+            fitted = Letterbox.fit(image.width, image.height, self.img_size)
+            boxes[:, :4] = fitted.to_image(boxes[:, :4], image.width, image.height)
+        return detections

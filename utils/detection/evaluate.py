@@ -1,9 +1,10 @@
-"""From validation images to mAP: the batches of a data set, and the evaluation."""
+"""From validation images to mAP: the batches of a data set, the evaluation, and its table."""
 
 import time
 from dataclasses import dataclass
 
 import torch
+from terminaltables import AsciiTable
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -12,35 +13,54 @@ from models import Darknet
 from utils import distributed
 from utils.boxes import boxes_of_image, to_detections
 from utils.data.check import CheckedData, check_data
-from utils.data.datasets import DataConfig, DetectionDataset, loader
+from utils.data.data_config import DataConfig
+from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
+from utils.data.loader import loader
 from utils.detection.inference import for_inference
 from utils.detection.metrics import DetectionMetrics, Metrics
 from utils.detection.options import check_classes
+from utils.detection.runtimes import OnnxModel
 from utils.devices import device_of, memory_advice, smaller_batch
 from utils.timing import Stopwatch
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """Where the time of an evaluation went, in seconds."""
+
+    forward: float
+    nms: float
+    total: float
+
+
 def validation_batches(
-    model: Darknet, data: DataConfig, img_size: int, batch_size: int, n_cpu: int, skip_bad: bool = False
+    model: Darknet | OnnxModel, data: DataConfig, img_size: int, batch_size: int, n_cpu: int, skip_bad: bool = False
 ) -> tuple[DataLoader, CheckedData]:
-    """The validation images of a data set in batches, after the data and the classes are checked.
+    """The validation images of a data set in batches, for :func:`evaluate`, after the data and the classes are checked.
+
+    Among several processes each gets its share of the images. The batches' ``dataset`` holds all of them.
+
+    Args:
+        model: the network to evaluate, for its number of classes.
+        data: the data set.
+        img_size: the side S in pixels of the square to which images are letterboxed.
+        batch_size: images per batch of this process.
+        n_cpu: worker processes that read images.
+        skip_bad: leave out images that are missing, unreadable or wrongly labelled.
+
+    Returns:
+        The batches, images (B, 3, S, S) uint8 and targets (N, 6); and the checked data, whose counts
+        :func:`utils.data.check.summary` shows.
 
     Raises:
         InputError: the network has another number of classes than the data set, or the data are bad.
     """
     check_classes(model, data)
     checked = check_data(data, "valid", skip_bad)
-    return loader(DetectionDataset(checked.images, checked.labels, img_size), batch_size, n_cpu), checked
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Where the time of an evaluation went."""
-
-    forward: float
-    nms: float
-    total: float
+    dataset = DetectionDataset(checked.images, checked.labels, img_size)
+    local = distributed.share(len(dataset), distributed.rank(), distributed.world())
+    return loader(dataset, batch_size, n_cpu, sampler=local), checked
 
 
 @torch.inference_mode()
@@ -52,23 +72,23 @@ def evaluate(
     conf_thres: float = 0.001,
     nms_thres: float = 0.5,
 ) -> tuple[Metrics, Seconds]:
-    """Detect on every image of ``batches`` and compare with its boxes.
+    """Detect on every image of ``batches`` and compare the detections with the ground-truth boxes.
 
-    Among several processes each takes images of its own, and the metrics are those of all.
+    Among several processes each evaluates its share of the images; the metrics are those of all images.
 
     Args:
-        model: the network, a Darknet, which is left as it is, or one of :mod:`utils.detection.runtimes`. A Darknet is
-            measured as it detects fastest, see :class:`utils.detection.inference.Inference`.
-        batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.datasets.collate` makes
+        model: the network, a Darknet, which is not changed, or one of :mod:`utils.detection.runtimes`. A Darknet is
+            evaluated in its fastest form, see :class:`utils.detection.inference.Inference`.
+        batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.loader.collate` makes
             them.
         names: class names.
-        iou_thres: the IoU from which on a detection counts as right.
+        iou_thres: the IoU with a ground-truth box from which on a detection counts as correct.
         conf_thres: detections below this score are left out.
         nms_thres: the IoU of non-maximum suppression.
     """
     model, device = for_inference(model), device_of(model)
     forward, nms = Stopwatch(device), Stopwatch(device)
-    gathered = DetectionMetrics(names, iou_thres)
+    local = DetectionMetrics(names, iou_thres)
     start = time.perf_counter()
     for images, targets in tqdm(batches, "evaluating", leave=False, unit="batch", disable=not distributed.is_main()):
         with memory_advice(smaller_batch(len(images), images.shape[-1], processes=distributed.world())):
@@ -77,9 +97,20 @@ def evaluate(
                 output = model(images)
             with nms:
                 detections = to_detections(output, conf_thres, nms_thres)
-        for image, found in enumerate(detections):
-            gathered.add(found.cpu(), boxes_of_image(targets, image, images.shape[-1]))
-    everything = DetectionMetrics(names, iou_thres)
-    everything.join(distributed.gather(gathered))
-    metrics = everything.compute()
+        for image, of_image in enumerate(detections):
+            local.add(of_image.cpu(), boxes_of_image(targets, image, images.shape[-1]))
+    total = DetectionMetrics(names, iou_thres)
+    total.join(distributed.gather(local))
+    metrics = total.compute()
     return metrics, Seconds(forward.seconds, nms.seconds, time.perf_counter() - start)
+
+
+def metrics_table(metrics: Metrics, iou_thres: float = 0.5) -> str:
+    """The metrics as a table for the terminal."""
+    rows = [["Metric", "Value"], [f"mAP@{iou_thres:g}", f"{metrics.mAP:.4f}"]]
+    rows.append(["mAP@0.5:0.95", f"{metrics.mAP_50_95:.4f}"])
+    rows += [[name.capitalize(), f"{getattr(metrics, name):.4f}"] for name in ("precision", "recall", "f1")]
+    rows.append(["at confidence", f"{metrics.confidence:.4f}"])
+    if len(metrics.per_class) > 1:
+        rows += [[f"AP {name}", "no box" if ap is None else f"{ap:.4f}"] for name, ap in metrics.per_class.items()]
+    return AsciiTable(rows).table

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions before it, which computes the same in fewer steps."""
+"""BatchNorm folded into the convolution before it, so that the network computes the same in fewer operations."""
 
 import copy
 
@@ -11,9 +11,9 @@ from utils.darknet.spec import parse_network
 
 @torch.no_grad()
 def fuse(model: Darknet) -> Darknet:
-    """The network without BatchNorm that computes what ``model`` computes in eval mode; its blocks are a cfg, too.
+    """A network without BatchNorm that computes what ``model`` computes in eval mode, with a spec of its own.
 
-    ``model`` is left alone, and nothing random is drawn.
+    ``model`` is not changed, and no random number is drawn.
     """
     fused = copy.deepcopy(model).eval()
     for index, norm in fused.batch_norms.items():
@@ -22,6 +22,6 @@ def fuse(model: Darknet) -> Darknet:
         delattr(layer, f"batch_norm_{index}")
         section = fused.spec.section(index)
         section["batch_normalize"] = "0"
-        section.pop("cbn", None)  # which means BatchNorm, too
-    fused.spec = parse_network(fused.blocks)
+        section.pop("cbn", None)  # cross-iteration BatchNorm, which implies batch_normalize
+    fused.spec = parse_network(fused.spec.blocks)
     return fused

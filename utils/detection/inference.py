@@ -1,4 +1,4 @@
-"""A network made ready to detect: the same predictions in less time."""
+"""A network made ready for inference: nearly the same predictions in less time."""
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ from utils.errors import InputError
 
 
 class Inference(nn.Module):
-    """A copy of a Darknet without BatchNorm, in channels_last, and on a GPU in float16; to the same call.
+    """A copy of a Darknet with BatchNorm folded in, in channels_last, on a GPU in float16; it is called like a Darknet.
 
-    Boxes and scores are decoded in float32 whatever the convolutions compute in.
+    Boxes and scores are decoded in float32 whatever type the convolutions have.
 
     Args:
-        model: the network, which is left alone.
-        compiled: let torch.compile fuse what is left, which takes minutes on a large network.
-        dtype: what to compute in; float16 on a GPU and float32 on a CPU if not given.
+        model: the network, which is not changed.
+        compiled: run torch.compile on it, which takes minutes for a large network.
+        dtype: the type of the convolutions; by default float16 on a GPU and float32 on a CPU.
     """
 
     def __init__(self, model: Darknet, compiled: bool = False, dtype: torch.dtype | None = None):
@@ -26,7 +26,7 @@ class Inference(nn.Module):
         self.compiled = compiled
         self.dtype = dtype or (torch.float16 if device_of(model).type == "cuda" else torch.float32)
         self.model = fuse(model).requires_grad_(False).to(memory_format=torch.channels_last)
-        for layer in self.model.spec.convolutions:  # not the anchors, which boxes are decoded with
+        for layer in self.model.spec.convolutions:  # the anchors stay in float32, to decode boxes
             self.model.conv(layer.index).to(self.dtype)
         if compiled:
             self.model.compile()
@@ -35,18 +35,18 @@ class Inference(nn.Module):
         """Images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C).
 
         Raises:
-            InputError: torch.compile does not work here; it says so at the first pass.
+            InputError: torch.compile does not work here, which shows at the first forward pass.
         """
         try:
             return self.model(images.to(self.dtype, memory_format=torch.channels_last))
         except RuntimeError as error:
             if not self.compiled or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise InputError(f"--compile: {str(error).splitlines()[0]}: leave it out") from error
+            raise InputError(f"--compile: torch.compile does not work here: {str(error).splitlines()[0]}") from error
 
 
 def for_inference(model: nn.Module, compiled: bool = False) -> nn.Module:
-    """A Darknet as :class:`Inference`; a network of another runtime, or one that is ready already, as it is.
+    """A Darknet as :class:`Inference`; a network of another runtime, or an :class:`Inference`, is returned as it is.
 
     Raises:
         InputError: ``compiled`` for a network that PyTorch does not run.

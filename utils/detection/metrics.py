@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-# COCO's ten thresholds, for mAP@0.5:0.95.
+# COCO's ten IoU thresholds, for mAP@0.5:0.95.
 COCO_IOU = np.linspace(0.5, 0.95, 10)
 # The attributes of Metrics that logs and studies keep.
 QUALITY = ("mAP", "mAP_50_95", "precision", "recall", "f1")
@@ -16,15 +16,15 @@ QUALITY = ("mAP", "mAP_50_95", "precision", "recall", "f1")
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a detector reached on a data set; classes without a ground-truth box are left out of means.
+    """The metrics of a detector on a data set; means leave out classes without a ground-truth box.
 
     Attributes:
         mAP: mean average precision at ``iou_thres``.
-        mAP_50_95: mean over the IoU thresholds 0.5, 0.55, ... 0.95.
-        precision, recall, f1: at the confidence with the best F1, means over classes.
-        confidence: that confidence.
+        mAP_50_95: mAP, averaged over the IoU thresholds 0.5, 0.55, ... 0.95.
+        precision, recall, f1: means over the classes, at the score threshold with the best mean F1.
+        confidence: that score threshold.
         per_class: average precision of each class at ``iou_thres``, by name; None for a class without a box.
-        images, boxes: how many images and ground-truth boxes there were.
+        images, boxes: the number of images and of ground-truth boxes.
     """
 
     mAP: float
@@ -38,13 +38,13 @@ class Metrics:
     boxes: int
 
     def quality(self) -> dict[str, float]:
-        """The numbers of QUALITY by name, for a log."""
+        """The attributes named in QUALITY, for a log."""
         return {name: getattr(self, name) for name in QUALITY}
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Detections and boxes of one class that overlap: their numbers and IoU, arrays (K,)."""
+    """Detections and ground-truth boxes of one class that overlap: their indices and their IoU, arrays (K,)."""
 
     detection: np.ndarray
     box: np.ndarray
@@ -52,7 +52,7 @@ class Pairs:
 
 
 def _pairs(detections: Tensor, truth: Tensor) -> Pairs:
-    """What may be matched in one image, in any order."""
+    """The pairs of one image that may be matched, in any order."""
     iou = box_iou(detections[:, :4], truth[:, 1:])
     iou = torch.where(detections[:, 5:6] == truth[:, 0], iou, 0).cpu().numpy()
     detection, box = iou.nonzero()
@@ -60,61 +60,62 @@ def _pairs(detections: Tensor, truth: Tensor) -> Pairs:
 
 
 def _assign(pairs: Pairs, thresholds: np.ndarray, detections: int, boxes: int) -> np.ndarray:
-    """Which detections get a box at each IoU threshold: (D, T) bool; lower numbers choose first."""
+    """Whether each detection is matched to a box at each IoU threshold: (D, T) bool; lower indices choose first."""
     order = np.lexsort((pairs.box, -pairs.iou, pairs.detection))
     order = order[pairs.iou[order] >= thresholds.min()]
     detection, box, iou = pairs.detection[order], pairs.box[order], pairs.iou[order]
-    right = np.zeros((detections, len(thresholds)), bool)
+    correct = np.zeros((detections, len(thresholds)), bool)
     for column, threshold in enumerate(thresholds):
         enough = iou >= threshold
-        right[_matched(detection[enough], box[enough], boxes), column] = True
-    return right
+        correct[_matched(detection[enough], box[enough], boxes), column] = True
+    return correct
 
 
 def _matched(detection: np.ndarray, box: np.ndarray, boxes: int) -> np.ndarray:
-    """The detections that get a box, from pairs (K,) by detection, then by preference.
+    """The detections that are matched to a box, from pairs (K,) sorted by detection, then by preference.
 
-    Choosing one after another gives the stable matching of detections that prefer some boxes, and boxes that all prefer
-    the earlier detection. So all can ask at once: each for the best box that has not refused it, and each box keeps
-    the earliest that ever asked (Gale and Shapley, 1962), in a few rounds instead of a step a detection.
+    If detections choose boxes one after another, the result is the stable matching between detections with their
+    preferences, and boxes that all prefer the earlier detection. So all detections can propose at once, each to the
+    best box that has not refused it, while each box keeps the earliest detection that ever proposed (Gale and Shapley,
+    1962). That takes a few rounds instead of a step per detection.
     """
-    asking, wish, count = np.unique(detection, return_index=True, return_counts=True)
-    last = wish + count
-    keeper = np.full(boxes, len(asking))
-    hopeful = np.arange(len(asking))
-    while len(hopeful):
-        np.minimum.at(keeper, box[wish[hopeful]], hopeful)
-        hopeful = np.flatnonzero(wish < last)
-        hopeful = hopeful[keeper[box[wish[hopeful]]] != hopeful]
-        wish[hopeful] += 1
-        hopeful = hopeful[wish[hopeful] < last[hopeful]]
-    return asking[wish < last]
+    proposers, choice, count = np.unique(detection, return_index=True, return_counts=True)
+    end = choice + count  # reached by a proposer that every box has refused
+    partner = np.full(boxes, len(proposers))  # of each box; at first nobody
+    active = np.arange(len(proposers))
+    while len(active):
+        np.minimum.at(partner, box[choice[active]], active)
+        active = np.flatnonzero(choice < end)
+        active = active[partner[box[choice[active]]] != active]
+        choice[active] += 1
+        active = active[choice[active] < end[active]]
+    return proposers[choice < end]
 
 
-def average_precision(right: np.ndarray, truths: int) -> np.ndarray:
+def average_precision(correct: np.ndarray, boxes: int) -> np.ndarray:
     """Area under the interpolated precision-recall curve, at all points (Pascal VOC since 2010).
 
     Args:
-        right: (D, T) bool, whether each detection, by falling score, is right.
-        truths: the number of ground-truth boxes, at least 1.
+        correct: (D, T) bool, whether each detection, by falling score, is correct at each of T IoU thresholds.
+        boxes: the number of ground-truth boxes, at least 1.
 
     Returns:
         (T,) average precision.
     """
-    found = np.zeros(right.shape[1])
-    for column, hits in enumerate(map(np.flatnonzero, right.T)):  # precision rises at hits only
+    ap = np.zeros(correct.shape[1])
+    for column, hits in enumerate(map(np.flatnonzero, correct.T)):  # precision rises at hits only
         precision = np.arange(1, len(hits) + 1) / (hits + 1)
-        found[column] = np.maximum.accumulate(precision[::-1]).sum() / truths
-    return found
+        ap[column] = np.maximum.accumulate(precision[::-1]).sum() / boxes
+    return ap
 
 
 @dataclass
 class DetectionMetrics:
-    """Gathers detections image by image and computes :class:`Metrics`.
+    """Collects detections image by image and computes :class:`Metrics`.
 
     Args:
         names: class names.
-        iou_thres: the IoU from which on a detection counts as right.
+        iou_thres: the IoU with a ground-truth box from which on a detection counts as correct.
     """
 
     names: list[str]
@@ -125,7 +126,12 @@ class DetectionMetrics:
     _truth: list[np.ndarray] = field(default_factory=list)
 
     def add(self, detections: Tensor, truth: Tensor) -> None:
-        """Add one image: detections (D, 6) by falling score, truth (G, 5) class, x1, y1, x2, y2, same pixels."""
+        """Add one image.
+
+        Args:
+            detections: (D, 6), by falling score: x1, y1, x2, y2, score, class.
+            truth: (G, 5), ground-truth boxes in the same pixels: class, x1, y1, x2, y2.
+        """
         self._pairs.append(_pairs(detections, truth))
         self._scores.append(detections[:, 4].cpu().numpy())
         self._labels.append(detections[:, 5].cpu().numpy())
@@ -134,21 +140,21 @@ class DetectionMetrics:
     def join(self, others: Iterable["DetectionMetrics"]) -> None:
         """Add the images of ``others``."""
         for other in others:
-            for name, gathered in vars(self).items():
+            for name, collected in vars(self).items():
                 if name.startswith("_"):
-                    gathered.extend(getattr(other, name))
+                    collected.extend(getattr(other, name))
 
     def compute(self) -> Metrics:
-        """The metrics of all images so far."""
+        """The metrics over all images added so far."""
         scores, labels, truth = map(_joined, (self._scores, self._labels, self._truth))
         order = np.argsort(-scores, kind="stable")
-        scores, labels, right = scores[order], labels[order], self.matches()[order]
+        scores, labels, correct = scores[order], labels[order], self.matches()[order]
 
         counts = {c: int((truth == c).sum()) for c in range(len(self.names))}
         present = [c for c, count in counts.items() if count]
-        ap = {c: average_precision(right[labels == c], counts[c]) for c in present}
+        ap = {c: average_precision(correct[labels == c], counts[c]) for c in present}
         mean = np.mean(list(ap.values()), axis=0) if ap else np.zeros(len(COCO_IOU) + 1)
-        curves = [_f1_curve(scores, labels == c, right[:, -1], counts[c]) for c in present]
+        curves = [_f1_curve(scores, labels == c, correct[:, -1], counts[c]) for c in present]
         best = _best_f1(scores, np.mean(curves, axis=0) if curves and len(scores) else np.zeros((3, 0)))
         return Metrics(
             mAP=float(mean[-1]),
@@ -160,19 +166,19 @@ class DetectionMetrics:
         )
 
     def matches(self) -> np.ndarray:
-        """Which detections are right, in the order in which they were added.
+        """Whether each detection is correct, in the order in which they were added.
 
-        Detections choose in the order of their scores; each takes the box of its class with the highest IoU that is at
-        least the threshold and that no other has taken, as in COCO's evaluation.
+        As in COCO's evaluation, detections choose in the order of their scores: each is matched to the box of its class
+        that has the highest IoU with it, at least the threshold, and is not matched yet.
 
         Returns:
             (D, 11) bool, at the IoU thresholds of COCO_IOU, then at ``iou_thres``.
         """
         detections, boxes = (np.cumsum([0, *map(len, lists)]) for lists in (self._scores, self._truth))
         pairs = Pairs(
-            _joined([own.detection + offset for own, offset in zip(self._pairs, detections, strict=False)]).astype(int),
-            _joined([own.box + offset for own, offset in zip(self._pairs, boxes, strict=False)]).astype(int),
-            _joined([own.iou for own in self._pairs]),
+            _joined([image.detection + n for image, n in zip(self._pairs, detections, strict=False)]).astype(int),
+            _joined([image.box + n for image, n in zip(self._pairs, boxes, strict=False)]).astype(int),
+            _joined([image.iou for image in self._pairs]),
         )
         return _assign(pairs, np.append(COCO_IOU, self.iou_thres), detections[-1], boxes[-1])
 
@@ -181,13 +187,13 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0)
 
 
-def _f1_curve(scores: np.ndarray, of_class: np.ndarray, right: np.ndarray, truths: int) -> np.ndarray:
-    """(3, D) precision, recall and F1 of one class when detections down to each one's score are kept."""
-    hits = (right & of_class).cumsum()
+def _f1_curve(scores: np.ndarray, of_class: np.ndarray, correct: np.ndarray, boxes: int) -> np.ndarray:
+    """Precision, recall and F1 of one class, (3, D), if each detection in turn is the last that is kept."""
+    hits = (correct & of_class).cumsum()
     kept = of_class.cumsum()
     precision = np.divide(hits, kept, out=np.zeros(len(scores)), where=kept > 0)
-    recall = hits / truths
-    return np.stack([precision, recall, 2 * hits / (kept + truths)])
+    recall = hits / boxes
+    return np.stack([precision, recall, 2 * hits / (kept + boxes)])
 
 
 def _best_f1(scores: np.ndarray, curve: np.ndarray) -> dict[str, float]:

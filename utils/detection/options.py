@@ -1,24 +1,45 @@
-"""Options that several programs share, and what must agree between them."""
+"""Options that several programs share, and checks that model and data agree."""
 
 import argparse
 
 from models import Darknet
 from utils.cli import number
 from utils.data.data_config import DataConfig
+from utils.detection.runtimes import OnnxModel
 from utils.devices import PRECISIONS
 from utils.errors import InputError
 from utils.files import read_names
 
 
+def add_model_options(parser: argparse.ArgumentParser, weights_path: str, onnx: bool = True) -> None:
+    """Add ``--weights_path``, ``--model_def`` and ``--img_size``; ``onnx``: the program reads ``.onnx`` files, too."""
+    files = "a checkpoint" + (", or an .onnx file that export.py wrote" if onnx else "")
+    parser.add_argument(
+        "--weights_path",
+        default=weights_path,
+        help=f"{files}; a Darknet .weights file or a plain state dict needs --model_def",
+    )
+    parser.add_argument("--model_def", help="the network's cfg; default: the cfg in the weights file")
+    parser.add_argument(
+        "--img_size", type=number(int, 32), help="side of the input in pixels; default: the size in the weights file"
+    )
+
+
+def add_loading_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """Add ``--batch_size`` and ``--n_cpu``."""
+    parser.add_argument("--batch_size", type=number(int, 1), default=batch_size, help="images per batch")
+    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
+
+
 def add_threshold_options(parser: argparse.ArgumentParser, conf_thres: float, nms_thres: float) -> None:
     """Add ``--conf_thres`` and ``--nms_thres``."""
     unit = number(float, 0, 1)
-    parser.add_argument("--conf_thres", type=unit, default=conf_thres, help="the least score of a detection")
+    parser.add_argument("--conf_thres", type=unit, default=conf_thres, help="minimum score of a detection")
     parser.add_argument(
         "--nms_thres",
         type=unit,
         default=nms_thres,
-        help="IoU above which the weaker of two boxes of a class is dropped",
+        help="IoU above which the lower-scoring of two boxes of one class is dropped",
     )
 
 
@@ -27,7 +48,7 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="torch.compile: minutes at the start, then faster passes; needs a compiler",
+        help="run torch.compile, which needs a C++ compiler and minutes at the start; forward passes are then faster",
     )
 
 
@@ -43,11 +64,11 @@ def add_precision_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
 
 
-def network_size(model: Darknet, img_size: int | None) -> int:
-    """The side in pixels of the square to feed: ``img_size`` or the cfg's own.
+def network_size(model: Darknet | OnnxModel, img_size: int | None) -> int:
+    """The side in pixels of the square input: ``img_size``, or the cfg's where that is None.
 
     Raises:
-        InputError: it is not a multiple of the network's coarsest stride, or the cfg's own size is no square.
+        InputError: it is not a multiple of the network's coarsest stride, or the cfg's input is not square.
     """
     spec = model.spec
     if img_size is None:
@@ -64,8 +85,8 @@ def network_size(model: Darknet, img_size: int | None) -> int:
     return img_size
 
 
-def check_classes(model: Darknet, data: DataConfig) -> None:
-    """Refuse a network whose heads have another number of classes than the data set."""
+def check_classes(model: Darknet | OnnxModel, data: DataConfig) -> None:
+    """Raise an InputError where the network's heads have another number of classes than the data set."""
     for head in model.spec.heads:
         if head.classes != data.classes:
             raise InputError(
@@ -74,14 +95,14 @@ def check_classes(model: Darknet, data: DataConfig) -> None:
             )
 
 
-def class_names(class_path: str | None, stored: list[str] | None, model: Darknet) -> list[str]:
-    """The names of the classes: from a file, else from the checkpoint, else their numbers.
+def class_names(class_path: str | None, stored: list[str] | None, model: Darknet | OnnxModel) -> list[str]:
+    """The names of the classes: from the file ``class_path``, else those ``stored`` with the weights, else numbers.
 
     Raises:
-        InputError: the file names another number of classes than the network has.
+        InputError: there are more or fewer names than the network has classes.
     """
     classes = model.spec.heads[0].classes
     names = read_names(class_path) if class_path else stored or [str(number) for number in range(classes)]
     if len(names) != classes:
-        raise InputError(f"{class_path or 'the checkpoint'}: {len(names)} class names for {classes} classes")
+        raise InputError(f"{class_path or 'the weights file'}: {len(names)} class names for {classes} classes")
     return names

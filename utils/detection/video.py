@@ -1,4 +1,4 @@
-"""Frames of a video file or a camera, and an annotated video, by OpenCV."""
+"""Frames read from a video file or a camera, and frames written to a video file, by OpenCV."""
 
 import contextlib
 import itertools
@@ -17,20 +17,20 @@ from utils.errors import InputError
 from utils.files import atomic_writer
 from utils.optional import optional
 
-AHEAD = 8  # frames of a file that are decoded before the network asks for them
+AHEAD = 8  # frames of a file that are decoded before they are needed
 Frame = tuple[int, Image.Image]
-USUAL_FPS = 25.0  # where a camera does not say
+USUAL_FPS = 25.0  # for a source that does not tell its rate
 
 
 class Video:
     """The frames of a video file, or of a camera by its number.
 
-    A thread reads, so that the network does not wait for the decoder: ahead of it from a file, which gives every
-    frame; from a camera always the newest, so that a slow network skips frames instead of falling behind.
+    A thread reads, so that the network does not wait for the decoder. It reads every frame of a file, some frames
+    ahead; of a camera it keeps only the newest frame, so that a slow network skips frames instead of falling behind.
 
     Attributes:
         live: whether it is a camera.
-        fps: frames a second.
+        fps: frames per second.
         size: (width, height) in pixels.
 
     Raises:
@@ -41,7 +41,9 @@ class Video:
         self.live = source.isdecimal()
         self._cv2 = optional("cv2")
         if not self.live and not Path(source).is_file():
-            raise InputError(f"--video {source}: there is no such file; a camera is a number, the first is 0")
+            raise InputError(
+                f"--video {source}: there is no such file; a camera is given by its number, the first by 0"
+            )
         self._capture = self._cv2.VideoCapture(int(source) if self.live else source)
         fps = self._capture.get(self._cv2.CAP_PROP_FPS)
         self.fps = fps if 1 <= fps <= 1000 else USUAL_FPS
@@ -51,30 +53,30 @@ class Video:
             raise InputError(f"--video {source}: " + ("no such camera" if self.live else "cannot be read as a video"))
 
     def __iter__(self) -> Iterator[Frame]:
-        """Frames as RGB images, with their numbers; those of a camera follow the clock."""
+        """Pairs of a frame's number and its RGB image; the numbers of a camera's frames follow the clock."""
         return newest(self._frames()) if self.live else ahead(self._frames())
 
     def _frames(self) -> Iterator[Frame]:
         start = time.perf_counter()
         for count in itertools.count():
-            there, frame = self._capture.read()
-            if not there:
+            is_read, frame = self._capture.read()
+            if not is_read:
                 return
             number = round((time.perf_counter() - start) * self.fps) if self.live else count
             yield number, Image.fromarray(self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB))
 
 
 def ahead(items: Iterator[Frame]) -> Iterator[Frame]:
-    """The same items, of which a thread makes AHEAD before they are asked for."""
+    """The same items; a thread computes the next AHEAD of them in advance."""
     with ThreadPoolExecutor(1) as pool:
-        coming = deque(pool.submit(next, items, None) for _ in range(AHEAD))
-        while (item := coming.popleft().result()) is not None:
-            coming.append(pool.submit(next, items, None))
+        pending = deque(pool.submit(next, items, None) for _ in range(AHEAD))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, items, None))
             yield item
 
 
 def newest(items: Iterator[Frame]) -> Iterator[Frame]:
-    """The newest of ``items`` each time one is asked for; a thread drops those that came in between."""
+    """At each step the newest of ``items``; a thread reads them and drops those in between."""
     slot: queue.Queue = queue.Queue(1)
     stopped = threading.Event()
 
@@ -87,9 +89,9 @@ def newest(items: Iterator[Frame]) -> Iterator[Frame]:
                 with contextlib.suppress(queue.Empty):
                     slot.get_nowait()
                 slot.put(item)
-        except Exception as error:  # for the reader, who would wait for ever
+        except Exception as error:  # passed on to the consumer, which would wait for ever otherwise
             end = error
-        slot.put(end)  # it waits until the last item was taken
+        slot.put(end)  # waits until the last item is taken
 
     threading.Thread(target=fill, daemon=True).start()
     try:
@@ -103,10 +105,10 @@ def newest(items: Iterator[Frame]) -> Iterator[Frame]:
 
 @contextlib.contextmanager
 def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Callable[[int, Image.Image], None]]:
-    """A function that writes an image of ``size`` (width, height) as frame ``number`` of a new video.
+    """Within the block, a function that writes an image of ``size`` (width, height) as frame ``number`` of a new video.
 
-    Where numbers were skipped the image stands for them too, so that the video keeps its time. The file is put in
-    place when it is whole.
+    Where numbers were skipped, the image fills those frames too, so that the video keeps its speed. The file appears
+    under its name when it is complete.
 
     Raises:
         InputError: the installed OpenCV cannot write MPEG-4.

@@ -1,4 +1,4 @@
-"""One network in every runtime that is installed, to be compared."""
+"""One network in all installed runtimes, for a comparison."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Deployment:
-    """A network in a runtime, or the reason why it is not there.
+    """A network in a runtime, or the reason why it cannot run there.
 
     Attributes:
-        runtime, format: what runs which kind of file.
-        size_bytes: of the file.
-        model: takes images (B, 3, S, S) in [0, 1], gives predictions (B, P, 5 + C).
-        problem: one line, such as what to install; then there is no model.
+        runtime, format: the runtime, and the kind of file that it reads.
+        size_bytes: the size of the file.
+        model: from images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C); None if there is a problem.
+        problem: one line, such as what to install; None if there is a model.
     """
 
     runtime: str
@@ -40,13 +40,13 @@ class Deployment:
 
 
 def deployments(model: Darknet, names: list[str], img_size: int, calibration: Iterable[Tensor]) -> list[Deployment]:
-    """``model``, on the CPU and in eval mode, in all runtimes, PyTorch first.
+    """A model in all runtimes, PyTorch first.
 
     Args:
-        model: the network.
-        names: of its classes.
-        img_size: the side in pixels of the images that it will be fed.
-        calibration: images (1, 3, S, S) in [0, 1] for the 8-bit network.
+        model: the network, on the CPU and in eval mode.
+        names: class names.
+        img_size: the side of its input in pixels.
+        calibration: images (1, 3, S, S) in [0, 1] to calibrate the 8-bit network on.
     """
 
     @cache
@@ -57,7 +57,7 @@ def deployments(model: Darknet, names: list[str], img_size: int, calibration: It
         return for_inference(model), state_dict_size(fuse(model))
 
     def onnx_in(runtime: Callable[[bytes], nn.Module], package: str) -> tuple[nn.Module, int]:
-        optional(package)  # named even where onnx is missing, too
+        optional(package)  # before the export, so that its absence is reported rather than onnx's
         content = proto().SerializeToString()
         return runtime(content), len(content)
 
@@ -65,8 +65,8 @@ def deployments(model: Darknet, names: list[str], img_size: int, calibration: It
         content = quantize(proto(), model.spec, calibration).SerializeToString()
         return OnnxModel(content), len(content)
 
-    def opencv(network: Darknet) -> tuple[nn.Module, int]:
-        reader = OpenCvModel(network, img_size)
+    def opencv(darknet: Darknet) -> tuple[nn.Module, int]:
+        reader = OpenCvModel(darknet, img_size)
         return reader, reader.size_bytes
 
     return [

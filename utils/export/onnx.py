@@ -1,10 +1,10 @@
-"""A network as an ONNX graph: BatchNorm folded in, any batch and image size, and on request with NMS.
+"""A network as an ONNX graph: BatchNorm folded in, any batch and image size, optionally non-maximum suppression (NMS).
 
-The graph takes ``images`` (batch, 3, height, width), float RGB in [0, 1], letterboxed, and gives one output:
+The graph's input is ``images`` (batch, 3, height, width), float RGB in [0, 1], letterboxed. Its output is one of
 
 - ``predictions`` (batch, boxes, 5 + C): cx, cy, w, h in input pixels, objectness, class scores; or with NMS
-- ``detections`` (found, 7): image in the batch, x1, y1, x2, y2 in input pixels, score, class, by falling score. Its
-  inputs ``conf_thres`` and ``nms_thres``, (1,) each, may be left out.
+- ``detections`` (D, 7): image in the batch, x1, y1, x2, y2 in input pixels, score, class, by falling score. This graph
+  has two optional inputs, ``conf_thres`` and ``nms_thres``, (1,) each.
 
 The metadata holds ``cfg`` (the text), ``names`` (a JSON list) and ``img_size`` (pixels).
 """
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 17
-# ONNX Runtime must agree with PyTorch to this share of a value, or of 1 where the value is smaller.
+# The largest difference between ONNX Runtime and PyTorch, relative to a value where that is above 1.
 TOLERANCE = 1e-4
 
-# ONNX text format (onnx/docs/Syntax.md). `pairs` are (image, class, box) of what non-maximum suppression keeps.
+# ONNX text format (onnx/docs/Syntax.md). `triples` are (image, class, box) of the boxes that NMS keeps.
 SUPPRESSION = """
 suppression (float[batch, boxes, values] predictions, float[1] conf_thres = {%(conf_thres)g},
-             float[1] nms_thres = {%(nms_thres)g}) => (float[found, 7] detections)
+             float[1] nms_thres = {%(nms_thres)g}) => (float[kept, 7] detections)
 <int64[1] at_0 = {0}, int64[1] at_1 = {1}, int64[1] at_2 = {2}, int64[1] at_4 = {4}, int64[1] at_5 = {5},
  int64[1] end = {9223372036854775807}, int64[1] most = {%(most)d}, int64[2] image_box = {0, 2}, float[1] half = {0.5}>
 {
@@ -45,12 +45,12 @@ suppression (float[batch, boxes, values] predictions, float[1] conf_thres = {%(c
     classes = Slice (predictions, at_5, end, at_2)
     products = Mul (objectness, classes)
     scores = Transpose <perm = [0, 2, 1]> (products)
-    pairs = NonMaxSuppression <center_point_box = 1> (xywh, scores, most, nms_thres, conf_thres)
+    triples = NonMaxSuppression <center_point_box = 1> (xywh, scores, most, nms_thres, conf_thres)
 
-    unsorted = GatherND (scores, pairs)
+    unsorted = GatherND (scores, triples)
     count = Shape (unsorted)
     score, order = TopK (unsorted, count)
-    sorted = Gather (pairs, order)
+    sorted = Gather (triples, order)
     places = Gather <axis = 1> (sorted, image_box)
     box = GatherND (xywh, places)
     centre = Slice (box, at_0, at_2, at_1)
@@ -69,13 +69,13 @@ suppression (float[batch, boxes, values] predictions, float[1] conf_thres = {%(c
 
 
 def export_onnx(model: Darknet, names: list[str], img_size: int, dynamic_size: bool = True) -> "ModelProto":
-    """The graph from images to predictions.
+    """The graph of a network from images to predictions.
 
     Args:
         model: the network.
-        names: of its classes.
-        img_size: the side in pixels that it is meant for; kept in the metadata.
-        dynamic_size: accept other sizes, multiples of the network's stride, as well.
+        names: class names, for the metadata.
+        img_size: the side in pixels of the images that the graph is for; in the metadata, too.
+        dynamic_size: accept images of other sizes as well, multiples of the network's stride.
 
     Raises:
         InputError: onnx is not installed.
@@ -84,8 +84,8 @@ def export_onnx(model: Darknet, names: list[str], img_size: int, dynamic_size: b
     sides = {2: "height", 3: "width"} if dynamic_size else {}
     file = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):
-        # The older exporter: it needs no further package, takes a second for YOLOv3 where the newer one takes fifteen,
-        # and names nodes by layers. It warns that it takes channel counts for constants, which they are.
+        # The older exporter: it needs no other package, takes a second for YOLOv3 where the newer one takes fifteen,
+        # and names nodes after layers. It warns that channel counts become constants, which they are.
         torch.onnx.export(
             fuse(model),
             (torch.zeros(2, 3, img_size, img_size, device=device_of(model)),),
@@ -102,35 +102,38 @@ def export_onnx(model: Darknet, names: list[str], img_size: int, dynamic_size: b
 
 
 def describe(proto: "ModelProto", metadata: dict[str, str]) -> None:
-    """Set the metadata of a graph, and check it."""
+    """Set the metadata of a graph, and check that the graph is valid."""
     onnx = optional("onnx")
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
 
 
 def add_suppression(proto: "ModelProto", conf_thres: float, nms_thres: float) -> "ModelProto":
-    """A graph that gives detections instead of predictions, by default with these thresholds.
+    """A graph with NMS after ``proto``, which gives detections; the thresholds are the defaults of its inputs.
 
-    At most MAX_DETECTIONS boxes a class stay; no candidate is left out before.
+    At most MAX_DETECTIONS boxes per class are kept. Unlike in :mod:`utils.boxes` the candidates are not limited.
     """
     onnx = optional("onnx")
     text = SUPPRESSION % {"conf_thres": conf_thres, "nms_thres": nms_thres, "most": MAX_DETECTIONS}
     suppression = onnx.helper.make_model(
         onnx.parser.parse_graph(text), opset_imports=proto.opset_import, ir_version=proto.ir_version
     )
-    whole = onnx.compose.merge_models(proto, suppression, io_map=[("predictions", "predictions")])
-    describe(whole, {entry.key: entry.value for entry in proto.metadata_props})
-    return whole
+    merged = onnx.compose.merge_models(proto, suppression, io_map=[("predictions", "predictions")])
+    describe(merged, {entry.key: entry.value for entry in proto.metadata_props})
+    return merged
 
 
 @torch.inference_mode()
 def prove(model: Darknet, proto: "ModelProto", batches: list[Tensor]) -> float:
-    """The largest relative difference of ``proto`` in ONNX Runtime to ``model``.
+    """Prove that a graph in ONNX Runtime computes what ``model`` computes.
 
     Args:
         model: the network, in eval mode.
-        proto: from images to predictions.
-        images: batches of images (B, 3, H, W) in [0, 1], of more than one size unless the graph's is fixed.
+        proto: its graph, from images to predictions.
+        batches: images (B, 3, H, W) in [0, 1], of more than one size unless the graph's is fixed.
+
+    Returns:
+        The largest difference, see :func:`utils.detection.runtimes.prediction_difference`.
 
     Raises:
         InputError: it is larger than TOLERANCE.
@@ -139,7 +142,7 @@ def prove(model: Darknet, proto: "ModelProto", batches: list[Tensor]) -> float:
     device = device_of(model)
     gaps = [prediction_difference(model(images.to(device)).cpu(), exported(images)) for images in batches]
     if None in gaps:
-        raise InputError("the network's scores are not numbers: nothing was written")
+        raise InputError("the network's scores are not finite: nothing was written")
     worst = float(torch.tensor(gaps).max())  # Python's max may lose a NaN
     if not worst <= TOLERANCE:
         raise InputError(

@@ -1,4 +1,4 @@
-"""8-bit integers instead of floats, by ONNX Runtime's static quantisation."""
+"""8-bit integers instead of floats, by ONNX Runtime's static quantization."""
 
 import collections
 import itertools
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from utils.darknet.layers import Activation, Dropout, Empty
 from utils.darknet.spec import NetworkSpec
+from utils.export.onnx import describe
 from utils.optional import optional
 
 if TYPE_CHECKING:
@@ -20,26 +21,26 @@ if TYPE_CHECKING:
 
 
 class CalibrationImages:
-    """What ONNX Runtime asks of a calibration set: one input of the graph after another, then None."""
+    """A calibration set as ONNX Runtime reads it: one input of the graph after another, then None."""
 
     def __init__(self, batches: Iterable[Tensor]):
         self._inputs: Iterator[dict[str, np.ndarray]] = ({"images": images.numpy()} for images in batches)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """Images (B, 3, S, S) in [0, 1] by the name of the input."""
+        """The next images (B, 3, S, S) in [0, 1], under the name of the graph's input."""
         return next(self._inputs, None)
 
 
 def quantize(proto: "ModelProto", spec: NetworkSpec, images: Iterable[Tensor]) -> "ModelProto":
-    """A graph whose convolutions compute in 8-bit integers; its boxes stay where the calibration images are typical.
+    """A graph whose convolutions compute in 8-bit integers.
 
-    Kernels get a scale for each output channel. The convolutions in front of the heads stay in float, and so does all
-    that decodes boxes: there one step of 256 is a visible part of a box.
+    Kernels have a scale per output channel; feature maps have one scale, from their range over the calibration images.
+    The convolutions before the heads and the decoding of boxes stay in float, where a step of 1/256 would be visible.
 
     Args:
-        proto: from images to predictions, as :func:`utils.export.onnx.export_onnx` makes it.
-        network: whose graph it is.
-        images: batches of images (B, 3, S, S) in [0, 1], such as the network will meet.
+        proto: the graph from images to predictions, as :func:`utils.export.onnx.export_onnx` makes it.
+        spec: the network's.
+        images: batches of calibration images (B, 3, S, S) in [0, 1], typical of those to detect on.
 
     Raises:
         InputError: onnx or onnxruntime is not installed.
@@ -47,8 +48,8 @@ def quantize(proto: "ModelProto", spec: NetworkSpec, images: Iterable[Tensor]) -
     onnx, quantization = optional("onnx"), optional("onnxruntime.quantization")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(proto, source)  # given a graph in memory, quantize_static changes it
-        logging.disable(logging.WARNING)  # advice to fold BatchNorm first, which we did
+        onnx.save(proto, source)  # quantize_static would change a graph in memory
+        logging.disable(logging.WARNING)  # its advice to fold BatchNorm first, which is done already
         try:
             quantization.quantize_static(
                 source,
@@ -63,15 +64,14 @@ def quantize(proto: "ModelProto", spec: NetworkSpec, images: Iterable[Tensor]) -
             )
         finally:
             logging.disable(logging.NOTSET)
-        quantised = onnx.load(target)
-    shorten_names(quantised)
-    onnx.helper.set_model_props(quantised, {entry.key: entry.value for entry in proto.metadata_props})
-    onnx.checker.check_model(quantised, full_check=True)
-    return quantised
+        quantized = onnx.load(target)
+    shorten_names(quantized)
+    describe(quantized, {entry.key: entry.value for entry in proto.metadata_props})
+    return quantized
 
 
 def head_convolutions(proto: "ModelProto", spec: NetworkSpec) -> list[str]:
-    """The names of the convolutions that the heads read; the exporter puts ``conv_{layer}`` in them."""
+    """The names of the graph's nodes for the convolutions that the heads read; they contain ``conv_{layer}``."""
     marks = []
     for head in spec.heads:
         source = spec.layers[head.sources[0]]
@@ -82,11 +82,11 @@ def head_convolutions(proto: "ModelProto", spec: NetworkSpec) -> list[str]:
 
 
 def shorten_names(proto: "ModelProto") -> None:
-    """Number the inner tensors and drop what only people read, which is a fifth of a small 8-bit file."""
+    """Number the inner tensors, and drop node names and shapes: a fifth of a small 8-bit file."""
     graph = proto.graph
     outer = {value.name: value.name for value in (*graph.input, *graph.output)}
     numbers = map(str, itertools.count())
-    names = collections.defaultdict(lambda: next(numbers), outer | {"": ""})  # "" is an input that is left out
+    names = collections.defaultdict(lambda: next(numbers), outer | {"": ""})  # "" is an omitted input
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
     for node in graph.node:

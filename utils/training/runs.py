@@ -1,12 +1,12 @@
 """The files of a training run, and what happens to those of an earlier run of the same name."""
 
-import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
+from utils.files import numbered_names
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Run:
         """Rename the files of a finished run to ``{name}-1``, ``-2``, ...; return what they are called now."""
         if not self.exists():
             return None
-        free = next(run for n in itertools.count(1) if not (run := Run(f"{self.name}-{n}", self.root)).exists())
+        free = next(run for name in numbered_names(self.name) if not (run := Run(name, self.root)).exists())
         for old, new in ((self.best, free.best), (self.last, free.last), (self.folder, free.folder)):
             if old.exists():
                 old.rename(new)
