@@ -19,7 +19,7 @@ from utils.data.image_cache import budget
 from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.detection.evaluate import evaluate
-from utils.detection.options import add_precision_option, add_skip_bad_option, check_classes, network_size
+from utils.detection.options import add_check_options, add_precision_option, check_classes, label_rules, network_size
 from utils.devices import computes_bf16, default_precision, describe_device, pick_device
 from utils.errors import InputError
 from utils.files import remove_leftovers, write_text
@@ -51,7 +51,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--pretrained_weights", "-pre", help="start from a checkpoint, state dict, Darknet .weights or backbone file"
     )
     parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="workers that read images, for each process")
-    add_skip_bad_option(parser)
+    add_check_options(parser)
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the cfg's if not given")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument(
@@ -387,7 +387,7 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
     """Batches of the training and of the validation images."""
     closing = max(1, round(WITHOUT_MOSAIC * args.epochs))
     augmentation = Augmentation(mosaic=args.mosaic, first_plain_epoch=args.epochs - closing)
-    checked = {split: check_data(data, split, args.skip_bad) for split in ("train", "valid")}
+    checked = {split: check_data(data, split, args.skip_bad, label_rules(args)) for split in ("train", "valid")}
     print(summary(checked))
     train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, augmentation, args.seed)
     valid = DetectionDataset(checked["valid"].images, checked["valid"].labels, args.img_size)

@@ -16,12 +16,14 @@ FREE_OPTIONS = {
     "data_config",
     "debug",
     "evaluation_interval",
+    "labels_with_score",
     "model_def",
     "n_cpu",
     "name",
     "overwrite",
     "resume",
     "skip_bad",
+    "strict",
 }
 
 
