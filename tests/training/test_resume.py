@@ -154,7 +154,7 @@ def test_another_cfg_or_data_set_is_no_continuation(project, monkeypatch):
     listing, cfg = project / "data/train.txt", project / "config/yolov3-hand.cfg"
     text = listing.read_text()
     listing.write_text(text.rsplit("\n", 2)[0] + "\n")
-    with pytest.raises(InputError, match=r"4 steps were an epoch .*, and are 3 now: .* number of training images"):
+    with pytest.raises(InputError, match=r"an epoch had 4 steps .*, and has 3 now: .* number of training images"):
         run("--name", "mine", "--resume")
     listing.write_text(text)
     cfg.write_text(cfg.read_text().replace("leaky", "mish", 1))

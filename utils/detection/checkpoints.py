@@ -3,8 +3,9 @@
 A checkpoint is a dict of plain values and tensors, so that ``torch.load(..., weights_only=True)`` reads it:
 
 - ``model``: the state dict to detect with (the averaged weights), ``cfg``: the cfg's text, ``names``, ``img_size``,
-  ``epoch`` (epochs done), ``step`` (optimizer steps done), ``best_map``, ``options``, ``strategy``, ``revision``;
-- in ``_last`` files also ``training``: what :meth:`utils.training.trainer.Training.state` gives.
+  ``epoch`` (epochs done), ``step`` (optimizer steps done), ``best_map``, ``options``, ``strategy``, ``revision``,
+  ``pruned`` (whether channels were cut out of the network; not in checkpoints of older versions);
+- in ``_last`` files also ``training``: what :func:`utils.training.state.training_state` gives.
 """
 
 import re

@@ -40,7 +40,7 @@ def write_pruned(compact: Darknet, out_cfg: Path, out_weights: Path, about: dict
         if is_darknet_weights(out_weights):
             write_darknet_weights(compact, weights_file)
         else:
-            write_checkpoint(weights_file, compact, **about)
+            write_checkpoint(weights_file, compact, **about, pruned=True)
         weights_file.flush()
         check_files(compact, cfg_file.name, weights_file.name)
         for path in (out_cfg, out_weights):

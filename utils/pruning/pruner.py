@@ -4,23 +4,18 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from models import Darknet
 from utils.errors import InputError
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.residuals import kept_layers, remove_blocks, silence_blocks, weakest_blocks
-from utils.pruning.selection import Choice, choose, set_scores
+from utils.pruning.selection import Choice, choose, separated, set_scores
 from utils.pruning.surgery import Pruned, prune
 
 DEFAULT_RATIO = 0.85  # of the channels, as the older tools have it
 LARGEST_RATIO = 0.9999
 # The search stops when it knows the ratio to this.
 STEP = 0.0025
-# Where gammas die of more than this share of the large ones (the 95th percentile of those that live), the model was not
-# trained sparse.
-SPARSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -100,8 +95,7 @@ class Pruner:
 
     def separated(self, choice: Choice) -> bool:
         """Whether the gammas that die are clearly smaller than the large ones: the sign of sparse training."""
-        living = self._scores[np.isfinite(self._scores) & ~choice.dead]
-        return not len(living) or choice.threshold <= SPARSE * float(np.quantile(living, 0.95))
+        return separated(self._scores, choice.dead, choice.threshold)
 
 
 def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:

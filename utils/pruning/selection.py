@@ -14,6 +14,10 @@ import numpy as np
 from utils.errors import InputError
 from utils.pruning.coupling import ChannelSet, Coupling
 
+# Gammas that die are clearly below those that live if they are at most SPARSE times the large ones, which the quantile
+# LARGE of those that live stands for: the sign of sparse training.
+SPARSE = 0.5
+LARGE = 0.95
 STRATEGIES = ("normal", "shortcut", "slim")
 
 Gammas = Mapping[int, np.ndarray]  # |gamma| of each convolution with BN, by layer number
@@ -161,3 +165,30 @@ def allowed_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
     prunable = np.isfinite(scores)
     total = sizes[prunable].sum()
     return float(sizes[prunable & (scores < limit)].sum() / total) if total else 0.0
+
+
+def separated(scores: np.ndarray, dead: np.ndarray, threshold: float) -> bool:
+    """Whether the scores that die are clearly below those that live, by SPARSE.
+
+    Args:
+        scores: (number of sets,) as :func:`set_scores` gives them.
+        dead: (number of sets,) bool.
+        threshold: the largest score among the dead.
+    """
+    living = scores[np.isfinite(scores) & ~dead]
+    return not len(living) or threshold <= SPARSE * float(np.quantile(living, LARGE))
+
+
+def sparse_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
+    """The share of the prunable channels whose scores are clearly below those of the others, by SPARSE."""
+    scores = set_scores(coupling, strategy, gammas)
+    prunable = np.isfinite(scores)
+    low = np.zeros(len(scores), bool)
+    while (others := scores[prunable & ~low]).size:
+        lower = prunable & (scores <= SPARSE * np.quantile(others, LARGE))
+        if (lower == low).all():
+            break
+        low = lower
+    sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+    total = sizes[prunable].sum()
+    return float(sizes[low].sum() / total) if total else 0.0
