@@ -67,6 +67,19 @@ def test_an_accumulated_batch_is_one_large_batch(counts, settings):
     assert any((whole.model.state_dict()[name] - value).abs().max() > 1e-3 for name, value in start.items())
 
 
+def test_targets_are_assigned_once_per_step(monkeypatch):
+    trainer, calls = make_trainer(), []
+    assign = YoloLoss.assign
+
+    def counted(self, targets, img_size):
+        calls.append(len(targets))
+        return assign(self, targets, img_size)
+
+    monkeypatch.setattr(YoloLoss, "assign", counted)
+    trainer.train_step([sample_batch((5, 0)), sample_batch((1, 0))], 0.1)
+    assert calls == [5, 1]
+
+
 def test_mixed_precision_steps_like_full_precision_with_weights_in_float32():
     start = make_trainer().model.state_dict()
     moved = {}

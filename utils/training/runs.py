@@ -1,4 +1,4 @@
-"""The files of a training run, and what happens to those of an earlier run of the same name."""
+"""The files of a training run, and how those of an earlier run of the same name are kept."""
 
 import itertools
 import shutil
@@ -18,7 +18,7 @@ class Run:
     Attributes:
         best: the checkpoint to use: of the best mAP, or with sparse training of the last epoch.
         last: the checkpoint to resume from.
-        folder: options, log, events and plots.
+        folder: with options, log, events and plots.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Run:
             return False
 
     def delete(self) -> None:
-        """Delete the files of a run that is given up."""
+        """Delete the files of the run."""
         self.last.unlink(missing_ok=True)
         self.best.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -2,8 +2,8 @@
 
 ``training`` in a checkpoint is a dict of plain values and tensors: ``model`` (the weights in training; the checkpoint's
 own ``model`` is their average), ``optimizer``, ``scaler``, ``ema_updates``, ``progress`` (of the epoch that was
-running), ``steps_per_epoch``, ``rng``, ``cuda_rng``; with sparse training also ``penalty``, and with pruning in training
-``kept_channels``. Older versions wrote the latter as ``survivors``, and wrote both in every run.
+running), ``steps_per_epoch``, ``rng``, ``cuda_rng``; with sparse training also ``penalty``, and with pruning in
+training ``kept_channels``. Older versions wrote the latter as ``survivors``, and wrote both in every run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,6 +65,9 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -
     trainer.ema.updates = state["ema_updates"]
     if trainer.penalty:
         trainer.penalty.load_state(state["penalty"])
+    if kept_channels := trainer.kept_channels:  # older versions do not write down that they cut channels
+        before = sum(layer.channels for layer in kept_channels.coupling.spec.convolutions)
+        trainer.pruned |= sum(kept_channels.counts().values()) < before
     trainer.progress.load_state(state["progress"], trainer.device)
     trainer.epoch, trainer.step = checkpoint["epoch"], checkpoint["step"]
     trainer.best_map = checkpoint["best_map"]
