@@ -10,6 +10,7 @@ import train
 from tests.scene import make_project
 from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
+from utils.training.options import complete_sparsity
 
 FAST = ["--n_cpu", "0", "--batch_size", "4"]
 
@@ -196,15 +197,15 @@ def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(proje
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--target_percent", "0.5"], "--target_percent: about sparse training: add -sr"),
-        (["--s", "0.5", "--sr_method", "subgradient"], "--s, --sr_method: about sparse training: add -sr"),
+        (["--target_percent", "0.5"], "--target_percent: only for sparse training: add -sr"),
+        (["--s", "0.5", "--sr_method", "subgradient"], "--s, --sr_method: only for sparse training: add -sr"),
         (
-            ["-pre", "a.pth", "--teacher_cfg", "a.cfg", "--teacher_weights", "checkpoints/baseline_yolov3_ckpt.pth"],
+            ["--teacher_cfg", "a.cfg", "--teacher_weights", "checkpoints/baseline_yolov3_ckpt.pth"],
             "--name",
         ),
-        (["-sr", "--s_schedule", "global", "--target_percent", "0.5"], "no use under --s_schedule global"),
-        (["-sr", "--s_schedule", "target", "--s", "0.01"], "--s has no use under --s_schedule target"),
-        (["-sr", "--prune_every", "1", "--s", "1", "--target_percent", "0.5"], "use it with constant or global"),
+        (["-sr", "--s_schedule", "constant", "--target_percent", "0.5"], "no effect under --s_schedule constant"),
+        (["-sr", "--s_schedule", "target", "--s", "0.01"], "--s has no effect under --s_schedule target"),
+        (["-sr", "--prune_every", "1", "--s", "1", "--target_percent", "0.5"], "use it with constant"),
         (["-sr", "--target_percent", "0.5", "--sr_method", "subgradient"], "use --sr_method proximal"),
     ],
 )
@@ -224,7 +225,7 @@ def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, 
 )
 def test_the_schedule_follows_from_what_is_known(options, schedule):
     args = train.get_args_parser().parse_args(["-sr", *options])
-    train.resolve_schedule(args)
+    complete_sparsity(args)
     assert args.s_schedule == schedule
 
 

@@ -17,7 +17,8 @@ from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.detection.loss import YoloLoss
 from utils.errors import InputError
 from utils.pruning.coupling import couple
-from utils.pruning.penalty import GammaHistory, GammaPenalty, gamma_sizes
+from utils.pruning.gamma_history import GammaHistory
+from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
 from utils.pruning.selection import silent_sets
 from utils.pruning.surgery import compact_blocks
@@ -74,8 +75,9 @@ def trained(base="v3", width=0.0625, steps=3, strategy="slim"):
 def take_step(model, optimizer, penalty, seed=0):
     random = torch.Generator().manual_seed(seed)
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.3, 0.4], [1, 0, 0.25, 0.6, 0.2, 0.2]])
-    loss, _ = YoloLoss(model)(model(torch.rand(2, 3, SIZE, SIZE, generator=random)), targets, SIZE)
-    loss.backward()
+    loss = YoloLoss(model)
+    value, _ = loss(model(torch.rand(2, 3, SIZE, SIZE, generator=random)), loss.assign(targets, SIZE), SIZE)
+    value.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
     optimizer.step()
     optimizer.zero_grad()

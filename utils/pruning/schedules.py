@@ -1,7 +1,6 @@
 """How strong the penalty on the gammas is during a run, and on which of them.
 
 - ``constant``: the same all the time.
-- ``global``: from half-way on DECAY of it, so that what lives recovers; the dead are held less, too.
 - ``local``: from half-way on the channels that will be kept are relieved, to DECAY of it; those that the threshold rule
   would cut at ``ratio`` go on under the full penalty.
 - ``target``: the strength is found. It is adapted so that the share ``ratio`` dies by half-way, while all are under
@@ -29,7 +28,7 @@ DEADLINE = 0.75  # of the steps: by then what is to die should be dead, so that 
 # The loss holds gammas up: about half of a penalty goes into that, so aim at twice the way.
 RESISTANCE = 2.0
 DOUBLING = 0.05  # of the steps: in so many the strength at most doubles or halves
-CONTROLS = 10  # of the strength, an epoch
+CONTROLS = 10  # of the strength, per epoch
 
 
 @dataclass(frozen=True)
@@ -71,19 +70,13 @@ def constant(penalty: GammaPenalty, plan: Plan, step: int) -> None:
     """Leave the penalty as it is."""
 
 
-def decay_global(penalty: GammaPenalty, plan: Plan, step: int) -> None:
-    """Weaken the whole penalty at half-way."""
-    if step == plan.half:
-        penalty.s *= DECAY
-
-
 def decay_local(penalty: GammaPenalty, plan: Plan, step: int) -> None:
     """Weaken the penalty at half-way where channels will be kept."""
     if step == plan.half:
         _relieve(penalty, plan.ratio, DECAY)
 
 
-def aim(penalty: GammaPenalty, plan: Plan, step: int) -> None:
+def target(penalty: GammaPenalty, plan: Plan, step: int) -> None:
     """Set the strength so that the largest gamma of the channels to cut gets to 0 in time, if it goes on falling so."""
     if step == plan.half:
         _relieve(penalty, plan.ratio, 0.0)
@@ -99,18 +92,17 @@ def aim(penalty: GammaPenalty, plan: Plan, step: int) -> None:
         return
     end = plan.half if step < plan.half else plan.deadline
     way_left = float(plan.rates[step:end].sum()) / (1 - penalty.momentum)
-    wanted = RESISTANCE * farthest / way_left if way_left else float("inf")
+    needed = RESISTANCE * farthest / way_left if way_left else float("inf")
     if step == 0:
-        penalty.s = wanted
+        penalty.s = needed
     else:
-        penalty.s = min(max(wanted, penalty.s / plan.largest_change), penalty.s * plan.largest_change)
+        penalty.s = min(max(needed, penalty.s / plan.largest_change), penalty.s * plan.largest_change)
 
 
 SCHEDULES: dict[str, Callable[[GammaPenalty, Plan, int], None]] = {
     "constant": constant,
-    "global": decay_global,
     "local": decay_local,
-    "target": aim,
+    "target": target,
 }
 
 
@@ -122,14 +114,6 @@ def check_schedule(schedule: str, method: str) -> None:
     """
     if schedule == "target" and method != "proximal":
         raise InputError(f"--target_percent without --s waits for gammas of 0: use --sr_method proximal, not {method}")
-
-
-def shares(schedule: str, steps: int) -> np.ndarray:
-    """The share of the first strength that acts in each of ``steps`` on a gamma that is to die; not for ``target``."""
-    found = np.ones(steps)
-    if schedule == "global":
-        found[round(HALF * steps) :] = DECAY
-    return found
 
 
 def _condemned(penalty: GammaPenalty, ratio: float) -> dict[int, torch.Tensor]:
