@@ -59,9 +59,8 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
-    is_trained = bool(args.pretrained_weights) and not checkpoint and load_pretrained(model, args.pretrained_weights)
-    if not checkpoint:
-        options.complete_cut(args, is_trained)
+    if args.pretrained_weights and not checkpoint and load_pretrained(model, args.pretrained_weights):
+        args.cut_epoch = 0  # a trained network can be cut at once
     batches, valid_batches = make_loaders(args, data)
     device = pick_device()
     options.complete_precision(args, device)
@@ -74,6 +73,8 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
     trainer.pruned = pruned
+    if not checkpoint:
+        trainer.check_cut()
     if trainer.penalty and not checkpoint:
         PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.gammas(), args.force)
     if args.pretrained_weights and not checkpoint:

@@ -109,7 +109,7 @@ def select_least(coupling: Coupling, importance: np.ndarray, ratio: float, layer
     """
     order = np.argsort(importance, kind="stable")[: int(np.isfinite(importance).sum())]
     if not len(order):
-        raise InputError("no channel of this network may be pruned under this --strategy")
+        raise InputError("no channel of this network may be pruned under this strategy")
     sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
     share = np.cumsum(sizes[order]) / sizes[order].sum()
     dead = np.zeros(len(importance), bool)

@@ -207,38 +207,31 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "sr_method"}
     if not args.sr and (given := sorted(sparse_only & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for sparse training: add -sr")
-    if args.target_percent and args.s_schedule == "constant":
-        raise InputError("--target_percent has no effect under --s_schedule constant: leave one of them out")
-    if "s" in args.given and args.s_schedule == "target":
-        raise InputError("--s has no effect under --s_schedule target, which finds it: leave one of them out")
-    if args.sr:
-        args.s_schedule = args.s_schedule or _default_schedule(args)
-        check_schedule(args.s_schedule, args.sr_method)
+    if not args.sr:
+        args.strategy, args.cut_epoch = args.strategy or "normal", 0
+        return
+    args.s_schedule = args.s_schedule or _default_schedule(args)
     cuts = args.s_schedule == CUT
     if cuts and (penalty := sorted({"s", "sr_method", "prune_every"} & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in penalty)}: for a penalty, which --s_schedule cut has not")
     if args.target_macs is not None and not cuts:
         raise InputError("--target_macs needs --s_schedule cut; with a penalty, give it to test_prune.py")
-    if args.target_macs is not None and args.target_percent is not None:
+    if args.target_percent and args.target_macs is not None:
         raise InputError("--target_macs and --target_percent: give one of them")
+    if args.target_percent and args.s_schedule == "constant":
+        raise InputError("--target_percent has no effect under --s_schedule constant: leave one of them out")
+    if "s" in args.given and args.s_schedule == "target":
+        raise InputError("--s has no effect under --s_schedule target, which finds it: leave one of them out")
+    check_schedule(args.s_schedule, args.sr_method)
     args.target_percent = args.target_percent or DEFAULT_RATIO
     args.strategy = args.strategy or ("slim" if cuts else "normal")
+    args.cut_epoch = round(BEFORE_CUT * args.epochs) if cuts else 0
 
 
 def _default_schedule(args: argparse.Namespace) -> str:
     if args.prune_every:
         return "constant"
     return "local" if {"s", "sr_method"} & args.given else CUT
-
-
-def complete_cut(args: argparse.Namespace, is_trained: bool) -> None:
-    """Set after how many epochs a run with ``--s_schedule cut`` cuts its network.
-
-    Args:
-        args: the options of train.py.
-        is_trained: whether the network starts from weights for all of its layers, so that it can be cut at once.
-    """
-    args.cut_epoch = 0 if is_trained else round(BEFORE_CUT * args.epochs)
 
 
 def complete_precision(args: argparse.Namespace, device: torch.device) -> None:

@@ -23,7 +23,7 @@ from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_a
 from utils.pruning.pruner import PruningResult, cut_least_important
 from utils.pruning.schedules import SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
-from utils.training.config import TrainConfig
+from utils.training.config import SparsityConfig, TrainConfig
 from utils.training.distillation import Distillation
 from utils.training.ema import ModelEma
 from utils.training.multiscale import random_size, resize
@@ -234,6 +234,22 @@ class Trainer:
         self.pruned = True
         return cut.removed_channels
 
+    def check_cut(self) -> None:
+        """Refuse a cut later in the run that is impossible, before the first step.
+
+        Raises:
+            InputError: no channel may be cut, or the budget cannot be reached.
+        """
+        sparsity = self.config.sparsity
+        if sparsity and sparsity.is_cut:
+            self._least_important(sparsity)
+
+    def _least_important(self, sparsity: SparsityConfig) -> PruningResult:
+        config = self.config
+        return cut_least_important(
+            self.ema.model, config.strategy, config.img_size, sparsity.ratio, sparsity.target_macs
+        )
+
     def cut_once(self) -> PruningResult | None:
         """Cut the least important channels out of the average of the weights, and start over with what is left.
 
@@ -250,10 +266,9 @@ class Trainer:
             return None
         if self.epoch != sparsity.cut_epoch or self.kept_channels.removed:
             return None
-        ratio, img_size = sparsity.ratio, self.config.img_size
-        result = cut_least_important(self.ema.model, self.config.strategy, img_size, ratio, sparsity.target_macs)
+        result = self._least_important(sparsity)
         compact = result.pruned.model
-        prove(result.reference, compact, img_size)
+        prove(result.reference, compact, self.config.img_size)
         self._attach(self._laid_out(compact.requires_grad_(True)))
         self.ema = ModelEma(self.model)
         self.kept_channels.cut(result.pruned.mask)
