@@ -11,7 +11,7 @@ class SparsityConfig:
     """The L1 penalty of a run with ``-sr``.
 
     Attributes:
-        s: strength of the penalty; under the schedule ``target`` it is found, and this is not read.
+        s: strength of the penalty; the schedule ``target`` finds the strength itself and ignores it.
         schedule: how the penalty changes during the run, see :mod:`utils.pruning.schedules`.
         ratio: share of the prunable channels that will be cut.
         method: "proximal" or "subgradient", see :mod:`utils.pruning.penalty`.
