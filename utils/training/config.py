@@ -16,7 +16,7 @@ class SparsityConfig:
     """How a run with ``-sr`` makes its network small.
 
     Attributes:
-        s: strength of the penalty; under the schedule ``target`` it is found, and this is not read.
+        s: strength of the penalty; the schedule ``target`` finds the strength itself and ignores it.
         schedule: how the penalty changes during the run, see :mod:`utils.pruning.schedules`; or CUT, without penalty.
         ratio: share of the prunable channels that will be cut.
         method: "proximal" or "subgradient", see :mod:`utils.pruning.penalty`.
