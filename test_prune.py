@@ -9,6 +9,7 @@ import numpy as np
 
 from models import Darknet
 from utils.cli import ArgumentParser, number, run
+from utils.darknet.weights import is_darknet_weights
 from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
@@ -137,7 +138,8 @@ def main(args: argparse.Namespace) -> None:
         refuse_dense(pruner, result, args.weights_path)
     max_diff = proof(result, bench.img_size, args.fold)
     describe(result, max_diff, pruner)
-    before, after = bench.compare(model, result.pruned.model)
+    original = original_network(metadata, model)
+    before, after = bench.compare(original, result.pruned.model)
     print(comparison_table(before, after))
 
     pruned_metadata = {
@@ -152,10 +154,10 @@ def main(args: argparse.Namespace) -> None:
     }
     write_pruned(result.pruned.model, out_cfg, out_weights, pruned_metadata)
     plot = Path("runs") / out_cfg.stem / "channels.png"
-    plot_channels(model, result, plot)
+    plot_channels(original, result, plot)
     print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
     if args.json:
-        write_report(args.json, model, result, strategy, max_diff, before, after)
+        write_report(args.json, original, result, strategy, max_diff, before, after)
 
 
 def show_coupling(args: argparse.Namespace) -> None:
@@ -227,6 +229,17 @@ def choose_ratio(pruner: Pruner, bench: Bench, args: argparse.Namespace, metadat
         return trained_ratio(metadata) if args.percent is None else args.percent
     print(f"{ratio:.2%} of the prunable channels are cut, for {budget}")
     return ratio
+
+
+def original_network(metadata: dict[str, Any], model: Darknet) -> Darknet:
+    """What the pruned network is compared with: ``model``, or where training has cut it, the network before."""
+    options = metadata.get("options", {})
+    path = options.get("pretrained_weights")
+    if options.get("s_schedule") != "cut" or not path or is_darknet_weights(path) or not Path(path).is_file():
+        return model
+    original, _ = load_darknet(path, None)
+    print(f"before is {path}, which the run that cut the network started from")
+    return original.to(device_of(model)).eval()
 
 
 def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> None:
