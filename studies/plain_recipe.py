@@ -41,20 +41,22 @@ IGNORE_IOU = 0.5  # an anchor that fits a target of its cell this well is not pu
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The options of plain_recipe.py; those of train.py that have a meaning here."""
+    """The options of plain_recipe.py: those of train.py that apply here."""
     parser = ArgumentParser(__doc__.split("\n\n")[0])
     parser.add_argument("--epochs", type=number(int, 1), default=100, help="number of epochs")
-    parser.add_argument("--batch_size", type=number(int, 1), default=16, help="images a step")
+    parser.add_argument("--batch_size", type=number(int, 1), default=16, help="images per step")
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
-    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the cfg's if not given")
+    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="DataLoader workers; 0: none")
+    parser.add_argument("--img_size", type=number(int, 32), help="side of the images in pixels; default: the cfg's")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
-    parser.add_argument("--learning_rate", "-lr", type=number(float, above=0), default=1e-3, help="of Adam")
+    parser.add_argument(
+        "--learning_rate", "-lr", type=number(float, above=0), default=1e-3, help="of Adam, at every step"
+    )
     add_precision_option(parser)
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order and flips")
-    parser.add_argument("--name", default="plain_yolov3", help="of the run's files")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of weights, order and flips")
+    parser.add_argument("--name", default="plain_yolov3", help="name of the run's files")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run of this name")
     return parser
 
@@ -100,12 +102,12 @@ def head_loss(yolo: Yolo, raw: Tensor, targets: Tensor, img_size: int) -> Tensor
         return loss
 
     chosen = raw[image, anchor, row, column]
-    wanted_size = (sizes / yolo.anchors[anchor]).log()
-    for predicted, wanted in (
+    target_size = (sizes / yolo.anchors[anchor]).log()
+    for predicted, target in (
         (chosen[:, 0:2].sigmoid(), position - cell),
-        (chosen[:, 2:4], wanted_size),
+        (chosen[:, 2:4], target_size),
     ):
-        loss = loss + 2 * F.mse_loss(predicted, wanted)  # a mean over two sides, where theirs adds the sides up
+        loss = loss + 2 * F.mse_loss(predicted, target)  # a mean over two sides, where the older tools add the sides up
     loss = loss + F.binary_cross_entropy_with_logits(chosen[:, 4], torch.ones_like(chosen[:, 4]))
     return loss + F.binary_cross_entropy_with_logits(chosen[:, 5:], F.one_hot(label, yolo.classes).to(chosen.dtype))
 
@@ -182,12 +184,12 @@ def save(
     is_best: bool,
 ) -> None:
     """Write the checkpoints that are due after an epoch, as train.py does."""
-    about = {"names": data.names, "img_size": args.img_size, "epoch": epoch + 1, "step": 0, "best_map": best}
-    about |= {"options": vars(args)}
+    metadata = {"names": data.names, "img_size": args.img_size, "epoch": epoch + 1, "step": 0, "best_map": best}
+    metadata |= {"options": vars(args)}
     if epoch + 1 == args.epochs or (epoch + 1) % args.checkpoint_interval == 0:
-        save_checkpoint(files.last, model, **about, training={"optimizer": optimizer.state_dict()})
+        save_checkpoint(files.last, model, **metadata, training={"optimizer": optimizer.state_dict()})
     if is_best or not files.best.exists():
-        save_checkpoint(files.best, model, **about)
+        save_checkpoint(files.best, model, **metadata)
 
 
 if __name__ == "__main__":

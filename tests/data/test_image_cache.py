@@ -58,7 +58,7 @@ def test_kept_images_give_the_same_batches_without_their_files(project, n_cpu):
 
 def test_a_part_of_the_images_is_kept_and_said_so(project, monkeypatch, capsys):
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
-    monkeypatch.setattr(train, "budget", lambda: 4 * 64 * 64 * 3 + 1)
+    monkeypatch.setattr("utils.training.batches.budget", lambda: 4 * 64 * 64 * 3 + 1)
     words = ["--cache", "--epochs", "1", "--n_cpu", "0", "--batch_size", "4"]
     train.main(train.get_args_parser().parse_args(words))
     assert "--cache: 4 of 9 images in memory, 0.00 GB; the others do not fit into" in capsys.readouterr().out

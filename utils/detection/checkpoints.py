@@ -4,8 +4,9 @@ A checkpoint is a dict of plain values and tensors, so that ``torch.load(..., we
 
 - ``model``: the state dict of the network to use (with averaged weights); ``cfg``: the text of its cfg;
 - the metadata: ``names`` (class names), ``img_size`` (pixels), ``epoch`` (epochs done), ``step`` (optimizer steps
-  done), ``best_map``, ``options``, ``strategy``, ``revision`` (of the code);
-- in ``_last`` files also ``training``: the state to resume from, of :class:`utils.training.trainer.Trainer`.
+  done), ``best_map``, ``options``, ``strategy``, ``revision`` (of the code), and for a
+  network with removed channels ``pruned``;
+- in ``_last`` files also ``training``: the state to resume from, see :func:`utils.training.state.training_state`.
 """
 
 import re

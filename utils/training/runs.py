@@ -1,12 +1,13 @@
-"""The files of a training run, and what happens to those of an earlier run of the same name."""
+"""The files of a training run, and how those of an earlier run of the same name are kept."""
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils import distributed
 from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
-from utils.files import numbered_names
+from utils.files import numbered_names, remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Run:
     Attributes:
         best: the checkpoint to use: of the best mAP, or with sparse training of the last epoch.
         last: the checkpoint to resume from.
-        folder: options, log, events and images.
+        folder: with options, log, events and plots.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Run:
             return False
 
     def delete(self) -> None:
-        """Delete the files of a run that is given up."""
+        """Delete the files of the run."""
         self.last.unlink(missing_ok=True)
         self.best.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -78,11 +79,40 @@ class Run:
         return free
 
 
-def default_name(sparse: bool, model_def: str) -> str:
-    """``yolov3`` for a sparse run, which test_prune.py reads; else by whether the cfg is a pruned one."""
+def make_room(run: Run, overwrite: bool) -> None:
+    """Make the names of a new run's files free: an earlier run is kept under another name.
+
+    Args:
+        run: the new run.
+        overwrite: delete an earlier run that is unfinished.
+    """
+    remove_partial_files(run)
+    if not distributed.is_main():
+        return
+    if overwrite and not run.is_finished():
+        run.delete()
+    elif kept := run.set_aside():
+        print(f"the earlier run {run.name} is kept as {kept.name}")
+
+
+def remove_partial_files(run: Run) -> None:
+    """Remove the partly written files of a run that was killed."""
+    if distributed.is_main():
+        remove_leftovers(run.last.parent)
+        remove_leftovers(run.folder)
+
+
+def default_name(sparse: bool, model_def: str, pruned: bool = False) -> str:
+    """``yolov3`` for a sparse run, which test_prune.py reads; else by whether it trains a pruned network.
+
+    Args:
+        sparse: whether the run trains with a penalty on the gammas.
+        model_def: the network's cfg; a pruned one by its file name counts as pruned.
+        pruned: whether the run starts from a pruned network.
+    """
     if sparse:
         return "yolov3"
-    return "finetune_yolov3" if is_pruned_cfg(model_def) else "baseline_yolov3"
+    return "finetune_yolov3" if pruned or is_pruned_cfg(model_def) else "baseline_yolov3"
 
 
 def is_pruned_cfg(model_def: str) -> bool:
