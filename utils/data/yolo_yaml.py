@@ -9,6 +9,7 @@ import yaml
 from utils.errors import InputError
 from utils.files import read_text
 
+SUFFIXES = (".yaml", ".yml")
 MAX_BYTES = 1 << 18  # of a file; ten thousand class names are smaller
 MAX_DEPTH = 8  # of lists and mappings in each other
 MAX_CLASSES = 65_536  # a larger number is a mistake, and would take all memory

@@ -4,12 +4,12 @@ Folders that say what they hold ("images", "Annotations", "train_labels") and fo
 come in any order: an annotation and its image have the same stem, and the same folders but for the former.
 """
 
-import os
 import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 
 from utils.data.converters.samples import LeftOut, Sample
+from utils.data.image_lists import files_below
 from utils.errors import InputError
 
 KINDS = {"annotations", "annotation", "anno", "xmls", "xml", "labels", "label", "voc", "images", "image", "imgs", "img"}
@@ -19,21 +19,6 @@ SPLITS = {
     "valid": {"valid", "val", "validation"},
     "test": {"test", "testing"},
 }
-
-
-def files_below(source: Path, suffixes: Container[str]) -> list[Path]:
-    """The files below ``source`` with one of ``suffixes``, sorted, without hidden ones (macOS adds ``._x`` to ``x``).
-
-    Raises:
-        InputError: ``source`` is no folder.
-    """
-    if not source.is_dir():
-        raise InputError(f"{source}: there is no such folder")
-    paths = []
-    for folder, folders, names in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        paths += [Path(folder, n) for n in names if Path(n).suffix.lower() in suffixes and not n.startswith(".")]
-    return sorted(paths)
 
 
 def words(name: str) -> list[str]:
@@ -112,7 +97,7 @@ class Images:
             if candidates:
                 break
         if not candidates:
-            raise InputError(f"{annotation}: there is no image {annotation.stem}.jpg (or .png, ...) below {self.source}")
+            raise InputError(f"{annotation}: there is no image {annotation.stem}.jpg (.png, ...) below {self.source}")
         if len(candidates) > 1:
             first, second = candidates[:2]
             raise InputError(f"{annotation}: {second} and {first.name} could both be its image: remove or rename one")

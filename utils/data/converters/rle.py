@@ -36,8 +36,9 @@ def rle_box(mask: object, where: str) -> list[float]:
 
 
 def unpacked(text: str) -> list[int]:
-    """The counts in COCO's compressed text: 5 bits per character, from the lowest, from the fourth count on the difference to
-    the last but one.
+    """The counts in COCO's compressed text: 5 bits per character, the lowest first.
+
+    From the fourth on, a count is the difference to the last but one.
 
     Raises:
         ValueError: the text is none of that.

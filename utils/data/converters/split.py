@@ -66,11 +66,12 @@ def difference_hash(image: Image.Image) -> int:
 def near_duplicates(paths: Sequence[Path], hashes: Sequence[int]) -> np.ndarray:
     """(N,) the number of the group of each image; groups are numbered from 0 in the order of ``paths``."""
     values, group = np.unique(np.array(hashes, np.uint64), return_inverse=True)
-    sources: dict[str, int] = {}
-    for path, own in zip(paths, group, strict=True):
-        sources.setdefault(path.name.partition(".rf.")[0], int(own))
-    pairs = [(own, sources[p.name.partition(".rf.")[0]]) for p, own in zip(paths, group, strict=True) if ".rf." in p.name]
-    pairs += like_pairs(values)
+    pairs = like_pairs(values)
+    copies: dict[str, int] = {}  # Roboflow's copies by the name of their source
+    for path, number in zip(paths, group, strict=True):
+        name, is_copy, _ = path.name.partition(".rf.")
+        if is_copy:
+            pairs.append((int(number), copies.setdefault(name, int(number))))
     rows, columns = np.array(pairs, int).reshape(-1, 2).T
     graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(values), len(values)))
     labels = connected_components(graph, directed=False)[1][group]
@@ -86,6 +87,8 @@ def like_pairs(values: np.ndarray) -> list[tuple[int, int]]:
         for bucket in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             for position, i in enumerate(bucket[:-1]):
                 others = bucket[position + 1 :]
-                distances = np.unpackbits((values[others] ^ values[i]).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
+                distances = np.unpackbits((values[others] ^ values[i]).view(np.uint8).reshape(-1, 8), axis=1).sum(
+                    axis=1
+                )
                 pairs += [(int(i), int(j)) for j in others[distances <= LIKE]]
     return pairs

@@ -1,4 +1,4 @@
-"""Reads Pascal VOC: an XML file for each image, in any layout, with the splits in ``ImageSets``, in folders, or none."""
+"""Reads Pascal VOC: an XML file for each image, in any layout; splits in ``ImageSets``, in folders, or none."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.converters.layout import Images, by_split, files_below
+from utils.data.converters.layout import Images, by_split
 from utils.data.converters.samples import (
     DataSet,
     LeftOut,
     Sample,
-    files_by_stem,
     finite_numbers,
     read_stated_size,
     shortened,
 )
+from utils.data.image_lists import files_below
 from utils.data.images import IMAGE_SUFFIXES
 from utils.errors import InputError
 from utils.files import read_names, read_text

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.converters.report import format_report
+from utils.data.converters.report import format_counts, format_left_out
 from utils.data.converters.samples import DataSet, LeftOut, Sample
 from utils.data.converters.split import Split, difference_hash
 from utils.data.images import read_image
@@ -50,6 +50,16 @@ class Decoded(NamedTuple):
     hash: int
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A data set whose images were decoded, with its split; what could not be used is in ``left_out``."""
+
+    splits: dict[str, list[Sample]]
+    decoded: dict[Path, Decoded]
+    left_out: list[LeftOut]
+    notes: list[str]
+
+
 def write_data_set(data: DataSet, output: Path, split: Split | None = None, strict: bool = False) -> None:
     """Check all of a data set, then write its images, labels and lists to ``output``, and print the report.
 
@@ -65,35 +75,46 @@ def write_data_set(data: DataSet, output: Path, split: Split | None = None, stri
     Raises:
         InputError: a split has no images, ``split`` is missing or of no use, or there is a problem and ``strict``.
     """
-    check_split(data, split)
-    left_out = list(data.left_out)
-    decoded = decode_samples(data, left_out)
-    splits = {
-        name: [sample for sample in samples if sample.source in decoded] for name, samples in data.splits.items()
-    }
-    problems = [
-        item.problem
-        for item in chain(*(sample.left_out for sample in chain(*splits.values())), left_out)
-        if item.problem
-    ]
-    if strict and problems:
-        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-        raise InputError(problems[0] + more)
-    for name, samples in splits.items():
-        if not samples:
-            raise InputError(f"the {name} split has no images, but should have some" + "".join(f": {p}" for p in problems[:1]))
-    notes = list(data.notes)
-    if split:
-        splits, note = split_samples(splits["train"], decoded, split)
-        notes.append(note)
-    converted = convert_splits(splits, decoded, data.names)
+    prepared = prepare(data, split, strict)
+    notes = prepared.notes
+    converted = convert_splits(prepared.splits, prepared.decoded, data.names)
     if shared := set.intersection(*({image.name for image in images} for images in converted.values())):
-        notes.append(f"warning: {len(shared)} images are in both splits, {min(shared)} for one: see the data check")
+        notes.append(f"warning: {len(shared)} images are in both splits, the first {min(shared)}")
     write_images(list({image.name: image for image in chain(*converted.values())}.values()), output)
     write_lists({name: [f"images/{image.name}" for image in images] for name, images in converted.items()}, output)
     counts = {name: sum((image.counts for image in images), Counter()) for name, images in converted.items()}
     objects = {name: list(chain(*(image.left_out for image in images))) for name, images in converted.items()}
-    print("\n".join([*notes, format_report(counts, objects, left_out)]))
+    print(*notes, format_counts(counts), *format_left_out(objects, prepared.left_out), sep="\n")
+
+
+def write_list_files(data: DataSet, output: Path, split: Split | None = None, strict: bool = False) -> None:
+    """Write lists of images that stay where they are; arguments and errors as of :func:`write_data_set`."""
+    prepared = prepare(data, split, strict)
+    lists = {name: [os.path.abspath(sample.source) for sample in samples] for name, samples in prepared.splits.items()}
+    write_lists(lists, output)
+    counts = [f"{name}: {len(images)} images" for name, images in lists.items()]
+    print(*prepared.notes, *counts, *format_left_out({}, prepared.left_out), sep="\n")
+
+
+def prepare(data: DataSet, split: Split | None, strict: bool) -> Prepared:
+    """Decode all images, and split them; arguments and errors as of :func:`write_data_set`."""
+    check_split(data, split)
+    left_out = list(data.left_out)
+    decoded = decode_samples(data, left_out)
+    splits = {name: [sample for sample in of if sample.source in decoded] for name, of in data.splits.items()}
+    objects = [item for samples in splits.values() for sample in samples for item in sample.left_out]
+    problems = [item.problem for item in (*objects, *left_out) if item.problem]
+    if strict and problems:
+        raise InputError(problems[0] + (f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""))
+    for name, samples in splits.items():
+        if not samples:
+            cause = f": {problems[0]}" if problems else ""
+            raise InputError(f"the {name} split has no images, but should have some{cause}")
+    notes = list(data.notes)
+    if split:
+        splits, note = split_samples(splits["train"], decoded, split)
+        notes.append(note)
+    return Prepared(splits, decoded, left_out, notes)
 
 
 def check_split(data: DataSet, split: Split | None) -> None:
@@ -102,8 +123,6 @@ def check_split(data: DataSet, split: Split | None) -> None:
         raise InputError("the data set has no split into training and validation images: --split 0.9 makes one")
     if "valid" in data.splits and split is not None:
         raise InputError("--split: the data set has a split into training and validation images already")
-    if split and len(data.splits["train"]) < 2:
-        raise InputError("--split: there are fewer than two images to split")
 
 
 def split_samples(
