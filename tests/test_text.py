@@ -58,6 +58,11 @@ def test_utf_16_without_a_mark(content, order):
     assert decode_text(content.encode(order)) == (content, "UTF-16")
 
 
+def test_marks_of_files_that_were_joined_are_left_out():
+    assert decode_text("a\n".encode("utf-8-sig") * 3) == ("a\na\na\n", "UTF-8")
+    assert decode_text("a\n".encode("utf-8") + "b\n".encode("utf-8-sig")) == ("a\nb\n", "UTF-8")
+
+
 def test_characters_that_only_gb18030_has():
     content = "𠀀㐀 龦\n手机\n"
     assert decode_text(content.encode("gb18030")) == (content, "GB18030")

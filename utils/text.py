@@ -44,7 +44,8 @@ def decode_text(content: bytes, declared: str | None = None) -> tuple[str, str]:
     if b"\0" in content:
         return _utf_16(content), "UTF-16"
     try:
-        return content.decode("utf-8"), "UTF-8"
+        # A mark within the text comes from files that were joined.
+        return content.decode("utf-8").replace("\ufeff", ""), "UTF-8"
     except UnicodeDecodeError:
         pass
     text = _decoded(content, "gb18030")
@@ -103,10 +104,10 @@ def _decoded(content: bytes, encoding: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """``text``, if it holds no control characters."""
+    """``text`` without byte-order marks, if it holds no control characters."""
     if CONTROLS.search(text):
         raise UnicodeError("control characters: no text")
-    return text
+    return text.replace("\ufeff", "")
 
 
 def _utf_16(content: bytes) -> str:
