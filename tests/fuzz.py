@@ -227,14 +227,6 @@ def _checked(data: DataSet) -> str:
     return "read" if not any(problems) else "partly"
 
 
-def read_encoded(path: Path) -> str:
-    """Text of any encoding."""
-    text = read_text(path, "text", xml=True)
-    assert isinstance(text, str)
-    text.encode("utf-8")  # no lone surrogates
-    return "read"
-
-
 @cache
 def tiny() -> Darknet:
     """A network of a few thousand parameters."""
@@ -417,15 +409,6 @@ def coco_seeds() -> list[bytes]:
     return [whole.encode(), whole.encode("utf-16"), json.dumps([1, 2]).encode()]
 
 
-def text_seeds() -> list[bytes]:
-    """A text in each encoding."""
-    text = "images/\u624b\u638c one.jpg\nimages/b.jpg\n"
-    western = "images/\u00e9t\u00e9.jpg\n\u00dcbung\n"
-    encodings = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030")
-    declared = [f'<?xml version="1.0" encoding="{name}"?><a/>'.encode() for name in ("utf-7", "idna", "cp037", "hex")]
-    return [*(text.encode(encoding) for encoding in encodings), western.encode("cp1252"), *declared]
-
-
 READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]] = {
     "cfg": (read_network, cfg_seeds, "a.cfg"),
     "data": (read_data, data_seeds, "a.data"),
@@ -438,7 +421,6 @@ READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]]
     "yaml": (read_yaml, yaml_seeds, "data.yaml"),
     "xml": (read_annotation_file, xml_seeds, "a.xml"),
     "coco": (read_instances, coco_seeds, "a.json"),
-    "text": (read_encoded, text_seeds, "text.txt"),
     "check": (read_check, check_seeds, "a.json"),
 }
 

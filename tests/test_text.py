@@ -60,7 +60,7 @@ def test_utf_16_without_a_mark(content, order):
 
 def test_marks_of_files_that_were_joined_are_left_out():
     assert decode_text("a\n".encode("utf-8-sig") * 3) == ("a\na\na\n", "UTF-8")
-    assert decode_text("a\n".encode("utf-8") + "b\n".encode("utf-8-sig")) == ("a\nb\n", "UTF-8")
+    assert decode_text(b"a\n" + "b\n".encode("utf-8-sig")) == ("a\nb\n", "UTF-8")
 
 
 def test_characters_that_only_gb18030_has():
