@@ -9,7 +9,6 @@ import numpy as np
 
 from models import Darknet
 from utils.cli import ArgumentParser, number, run
-from utils.darknet.weights import is_darknet_weights
 from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
@@ -233,12 +232,11 @@ def choose_ratio(pruner: Pruner, bench: Bench, args: argparse.Namespace, metadat
 
 def original_network(metadata: dict[str, Any], model: Darknet) -> Darknet:
     """What the pruned network is compared with: ``model``, or where training has cut it, the network before."""
-    options = metadata.get("options", {})
-    path = options.get("pretrained_weights")
-    if options.get("s_schedule") != "cut" or not path or is_darknet_weights(path) or not Path(path).is_file():
+    path = metadata.get("before_cut")
+    if not path or not Path(path).is_file():
         return model
     original, _ = load_darknet(path, None)
-    print(f"before is {path}, which the run that cut the network started from")
+    print(f"before is {path}, the network that training has cut")
     return original.to(device_of(model)).eval()
 
 

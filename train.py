@@ -67,9 +67,11 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     torch.backends.cudnn.benchmark = not args.multiscale_training
 
     config = TrainConfig.from_options(args)
-    teacher = None
-    if args.teacher_cfg:
-        teacher = load_teacher(args.teacher_cfg, args.teacher_weights, model, args.img_size, device)
+    teacher, weights = None, args.teacher_weights
+    if not weights and args.distill and kept_channels and kept_channels.removed and args.s_schedule == CUT:
+        weights = str(run_files.before_cut)
+    if weights:
+        teacher = load_teacher(weights, args.teacher_cfg, model, args.img_size, device)
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
     trainer.pruned = pruned
@@ -115,8 +117,9 @@ def train(
         valid_batches = stop.watch(valid_batches) if distributed.world() == 1 else valid_batches
 
         while trainer.epoch < config.epochs:
-            if result := trainer.cut_once():
-                print_cut(trainer, result)
+            if trainer.cut_is_due:
+                checkpoints.save_before_cut()
+                print_cut(trainer, trainer.cut_once())
             report = trainer.train_epoch(batches, after_step)
             done = trainer.epoch + 1
             if is_due(config.prune_every, done):

@@ -145,10 +145,17 @@ def add_pruning_options(parser: argparse.ArgumentParser) -> None:
 def add_distillation_options(parser: argparse.ArgumentParser) -> None:
     """The network to learn from besides the labels."""
     group = parser.add_argument_group("distillation")
-    group.add_argument("--teacher_cfg", help="cfg of a network with the same heads to learn from; default: none")
     group.add_argument(
         "--teacher_weights",
-        help="weights of that network, of any kind: in fine-tuning, the unpruned model; default: none",
+        help="weights of a network with the same heads to learn from, of any kind: in fine-tuning, the unpruned model; "
+        "default: none; the network before the cut where the run cuts it itself",
+    )
+    group.add_argument("--teacher_cfg", help="cfg of that network; default: the cfg in its checkpoint")
+    group.add_argument(
+        "--distill",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="where the run cuts its network itself: learn also from the network before the cut",
     )
 
 
@@ -179,8 +186,8 @@ def check_options(args: argparse.Namespace) -> None:
     Raises:
         InputError: names the options.
     """
-    if bool(args.teacher_cfg) != bool(args.teacher_weights):
-        raise InputError("--teacher_cfg and --teacher_weights belong together: give both")
+    if args.teacher_cfg and not args.teacher_weights:
+        raise InputError("--teacher_cfg needs --teacher_weights, the weights of that network")
     run = Run(args.name)
     if args.teacher_weights and Path(args.teacher_weights).resolve() in (run.best.resolve(), run.last.resolve()):
         raise InputError(f"--teacher_weights {args.teacher_weights}: this run writes that file: give it another --name")
