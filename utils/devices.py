@@ -114,7 +114,7 @@ def nvidia_driver(
         tool: the driver's program, which is all that there is under WSL.
     """
     if device.exists() and module.is_file():
-        version = re.search(r"Kernel Module\D*(\d+[\d.]*)", module.read_text(encoding="utf-8", errors="replace"))
+        version = re.search(r"Kernel Module .*?\b(\d+\.\d[\d.]*)", module.read_text(encoding="utf-8", errors="replace"))
         if version:
             return version[1]
     query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]

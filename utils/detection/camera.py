@@ -91,7 +91,7 @@ class Camera:
         self._closed = threading.Event()
 
     def frames(self, stopped: Callable[[], bool]) -> Iterator[Frame]:
-        """Pairs of a frame's number and its RGB image, until ``stopped()``; numbers follow the clock, outages left out."""
+        """Pairs of a frame's number and its RGB image, until ``stopped()``; numbers follow a clock without outages."""
         reader = threading.Thread(target=self._read_all, daemon=True)
         reader.start()
         try:
@@ -127,7 +127,7 @@ class Camera:
 
     def _read_until_closed(self) -> None:
         start = latest = time.monotonic()
-        connected, delay, is_lost = start, self._patience.delay, False
+        connected, delay, is_lost, number = start, self._patience.delay, False, -1
         while not self._closed.is_set():
             is_read, pixels = self._capture.read()
             now = time.monotonic()
@@ -136,7 +136,14 @@ class Camera:
                     _say(f"{self.label}: frames again, after {now - latest:.0f} seconds without")
                     start += now - latest - 1 / self.fps
                 is_lost, latest = False, now
-                self._put((round((now - start) * self.fps), pixels))
+                clock = (now - start) * self.fps
+                # Frames that come in a burst get numbers of their own; a source that is faster than it says does not
+                # run away from the clock.
+                if number < clock + self.fps:
+                    number = max(round(clock), number + 1)
+                    self._put((number, pixels))
+                else:
+                    self.dropped += 1
                 continue
             if not is_lost:
                 is_lost, self.outages = True, self.outages + 1
