@@ -6,11 +6,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.cli import ArgumentParser, run
@@ -108,7 +110,8 @@ def detect_images(
 
     Images that cannot be read are left out, and are errors of ``file``.
     """
-    output, paths, pending, boxes = Path(args.output), find_images(args.image_folder), deque(), 0
+    output, paths, boxes = Path(args.output), find_images(args.image_folder), 0
+    pending: deque[tuple[dict[str, Any], Future]] = deque()
     targets = [output / name for name in output_names(paths)]
     refuse_inputs(paths, targets)
 
@@ -120,8 +123,8 @@ def detect_images(
 
     with ThreadPoolExecutor() as pool:  # draws and encodes while the network detects
         for position, image, detections in detect(detector, paths, args, stop, file):
-            record = {"image": str(paths[position]), "output": str(targets[position])}
-            record["detections"] = describe(detections, names)
+            files = {"image": str(paths[position]), "output": str(targets[position])}
+            record = files | {"detections": describe(detections, names)}
             boxes += len(detections)
             pending.append((record, pool.submit(write_image, targets[position], image, detections, names)))
             finish(most=AHEAD)
@@ -143,12 +146,18 @@ def write_image(target: Path, image: Image.Image, detections: Tensor, names: lis
         drawn.save(file, format="PNG" if target.suffix == ".png" else "JPEG", quality=92)
 
 
-class ReadableImages(Images):
-    """Images without labels; in place of an image that cannot be read, the reason."""
+class ReadableImages(Dataset):
+    """The items of ``images``; in place of an image that cannot be read, the reason."""
+
+    def __init__(self, images: Images):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Image.Image] | str:
         try:
-            return super().__getitem__(index)
+            return self.images[index]
         except InputError as error:
             return str(error)
 
@@ -157,7 +166,7 @@ def detect(
     detector: Detector, paths: Sequence[Path], args: argparse.Namespace, stop: StopRequest, file: DetectionsFile
 ) -> Iterator[tuple[int, Image.Image, Tensor]]:
     """The number of an image, the image, and the detections (D, 6) in its pixels, one image after another."""
-    batches = loader(ReadableImages(paths, detector.img_size), args.batch_size, args.n_cpu, collate_fn=list)
+    batches = loader(ReadableImages(Images(paths, detector.img_size)), args.batch_size, args.n_cpu, collate_fn=list)
     start = 0
     with tqdm(total=len(paths), desc="detecting", unit="image", leave=False) as bar:
         for items in batches:
@@ -201,7 +210,8 @@ def detect_video(
     video = open_video(args.video)
     target = Path(args.output) / f"{video.name}.mp4"
     refuse_inputs([Path(args.video)], [target])
-    pending, boxes = deque(), 0
+    pending: deque[Future] = deque()
+    boxes = 0
     with video_writer(target, video.fps, video.size) as write, ThreadPoolExecutor(1) as pool:
         for number, frame in tqdm(video.frames(lambda: stop.received is not None), "detecting", leave=False):
             (detections,) = detector([to_square(frame, detector.img_size)], [frame])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.streams import FRAMES_PER_SECOND, PERIOD, SIZE, HttpCamera, RtspCamera, brightness
-from utils.detection.camera import Camera, Patience, host_name, is_url, safe_url
+from utils.detection.camera import Camera, FrameClock, Patience, host_name, is_url, safe_url
 from utils.detection.video import open_video
 from utils.errors import InputError
 
@@ -109,6 +109,21 @@ def test_a_stream_that_stays_away_is_given_up_in_a_line(kind, capsys):
         assert 0.9 < time.monotonic() - began < 5
         assert video.errors == [{"video": safe_url(server.url), "error": "no frame for 1 seconds: given up"}]
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_numbers_follow_the_clock_and_never_repeat():
+    clock = FrameClock(100.0)
+    burst = [clock.next_number() for _ in range(150)]
+    numbers = [number for number in burst if number is not None]
+    assert numbers == list(range(len(numbers)))
+    assert 100 <= len(numbers) < 150  # a second ahead, and not more
+    clock = FrameClock(100.0)
+    clock.next_number()
+    time.sleep(0.2)
+    assert clock.next_number() >= 20
+    time.sleep(0.2)
+    assert clock.leave_out_gap() >= 0.2
+    assert clock.next_number() < 40
 
 
 def test_attempts_to_connect_grow_apart():

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 Frame = tuple[int, Image.Image]
-URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(:\d+\b)?", re.IGNORECASE)
 TICK_SECONDS = 0.1  # how often a wait for a frame looks whether it should end
 CLOSING_SECONDS = 2.0  # for the reading thread to end, which may be waiting for a frame
@@ -46,7 +46,7 @@ def is_url(source: str) -> bool:
 
 def safe_url(url: str) -> str:
     """The scheme, host and port of a URL. User names and passwords can stand in any other part of it."""
-    scheme, remaining = URL.match(url).groups()
+    scheme, _, remaining = url.partition("://")
     host = HOST.match(remaining.partition("?")[0].rpartition("@")[2])
     return f"{scheme}://{host[0] if host else '...'}"
 
@@ -55,6 +55,34 @@ def host_name(url: str) -> str:
     """The host of a URL, as a file name."""
     host = HOST.match(safe_url(url).partition("://")[2])
     return re.sub(r"[^\w.-]+", "_", host[1]).strip("._") or "stream" if host else "stream"
+
+
+class FrameClock:
+    """Numbers the frames of a live source by the time that has passed, so that a video of them has their speed."""
+
+    def __init__(self, fps: float):
+        self.fps = fps
+        self._start = self._latest = time.monotonic()
+        self._number = -1
+
+    def leave_out_gap(self) -> float:
+        """Take the time since the latest frame out of the count, but for one frame's; return its seconds."""
+        gap = time.monotonic() - self._latest
+        self._start += gap - 1 / self.fps
+        return gap
+
+    def next_number(self) -> int | None:
+        """The number of a frame that comes now, above those before.
+
+        Frames that come in a burst get numbers of their own, up to one second ahead. None for frames beyond that, which
+        a source sends that is faster than it says.
+        """
+        self._latest = time.monotonic()
+        elapsed = (self._latest - self._start) * self.fps
+        if self._number >= elapsed + self.fps:
+            return None
+        self._number = max(round(elapsed), self._number + 1)
+        return self._number
 
 
 class Camera:
@@ -126,30 +154,21 @@ class Camera:
             self._capture.release()
 
     def _read_until_closed(self) -> None:
-        start = latest = time.monotonic()
-        connected, delay, is_lost, number = start, self._patience.delay, False, -1
+        clock = FrameClock(self.fps)
+        connected, delay, is_lost = time.monotonic(), self._patience.delay, False
         while not self._closed.is_set():
             is_read, pixels = self._capture.read()
-            now = time.monotonic()
             if is_read:
                 if is_lost:
-                    _say(f"{self.label}: frames again, after {now - latest:.0f} seconds without")
-                    start += now - latest - 1 / self.fps
-                is_lost, latest = False, now
-                clock = (now - start) * self.fps
-                # Frames that come in a burst get numbers of their own; a source that is faster than it says does not
-                # run away from the clock.
-                if number < clock + self.fps:
-                    number = max(round(clock), number + 1)
-                    self._put((number, pixels))
-                else:
-                    self.dropped += 1
+                    _say(f"{self.label}: frames again, after {clock.leave_out_gap():.0f} seconds without")
+                is_lost = False
+                self._take(clock.next_number(), pixels)
                 continue
             if not is_lost:
                 is_lost, self.outages = True, self.outages + 1
                 limit = self._patience.outage
                 _say(f"{self.label}: no frame comes: connecting again, for up to {limit:g} seconds")
-                if now - connected > self._patience.longest_delay:  # a connection that lasted; others flap
+                if time.monotonic() - connected > self._patience.longest_delay:  # it lasted: no flapping connection
                     delay = self._patience.delay
             self._capture.release()
             if self._closed.wait(delay):
@@ -157,6 +176,12 @@ class Camera:
             delay = min(2 * delay, self._patience.longest_delay)
             self._capture = self._connect()
             connected = time.monotonic()
+
+    def _take(self, number: int | None, pixels: np.ndarray) -> None:
+        if number is None:
+            self.dropped += 1
+        else:
+            self._put((number, pixels))
 
     def _put(self, item: tuple[int, np.ndarray] | Exception) -> None:
         """Put an item into the slot, in place of the one that nobody took."""
