@@ -57,6 +57,7 @@ def open_video(source: str, patience: Patience | None = None) -> Video:
     Raises:
         InputError: OpenCV is not installed, or there is no such source. Messages contain no passwords of a URL.
     """
+    cv2 = optional("cv2")
     if Path(source).is_dir():
         return _open_folder(Path(source))
     is_stream, is_device = is_url(source), source.isdecimal() or source.startswith("/dev/")
@@ -65,7 +66,6 @@ def open_video(source: str, patience: Patience | None = None) -> Video:
             f"--video {source}: there is no such file or folder; a camera is given by its number (the first is 0), "
             "its device (/dev/video0) or its URL (rtsp://, http://)"
         )
-    cv2 = optional("cv2")
     patience = patience or Patience()
     connect = partial(_capture, cv2, source, patience)
     capture = connect()
