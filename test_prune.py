@@ -13,7 +13,7 @@ from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
-from utils.detection.options import add_skip_bad_option, network_size
+from utils.detection.options import add_device_option, add_skip_bad_option, network_size
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
@@ -107,6 +107,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="images per batch")
     parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
+    add_device_option(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
     return parser
 
@@ -190,7 +191,7 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
     batches, _ = validation_batches(model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad)
-    model.to(pick_device()).eval()
+    model.to(pick_device(args.device)).eval()
     return Bench(batches, data.names, img_size, device_of(model))
 
 

@@ -62,7 +62,7 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     if args.pretrained_weights and not checkpoint and load_pretrained(model, args.pretrained_weights):
         args.cut_epoch = 0  # a trained network can be cut at once
     batches, valid_batches = make_loaders(args, data)
-    device = pick_device()
+    device = pick_device(args.device)
     options.complete_precision(args, device)
     torch.backends.cudnn.benchmark = not args.multiscale_training
 

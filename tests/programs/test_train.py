@@ -83,7 +83,7 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
         *("--image_folder", "data/images", "--model_def", "config/prune_yolov3-hand.cfg", "--n_cpu", "0"),
         *("--weights_path", "checkpoints/finetune_yolov3_ckpt.pth", "--conf_thres", "0.001"),
     )
-    found = json.loads((project / "output/detections.json").read_text())
+    found = json.loads((project / "output/detections.json").read_text())["images"]
     assert len(found) == 9
     assert all((project / entry["output"]).exists() for entry in found)
 

@@ -1,6 +1,7 @@
 """Options that several programs share, and checks that model and data agree."""
 
 import argparse
+import re
 
 from models import Darknet
 from utils.cli import number
@@ -62,6 +63,23 @@ def add_skip_bad_option(parser: argparse.ArgumentParser) -> None:
 def add_precision_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--precision``, for :func:`utils.devices.autocast`."""
     parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
+
+
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--device``, for :func:`utils.devices.pick_device`."""
+    parser.add_argument(
+        "--device",
+        type=device_name,
+        metavar="DEVICE",
+        help="cuda, cuda:N (the GPU of that number), mps (Apple's) or cpu; default: a GPU if there is one, else cpu",
+    )
+
+
+def device_name(text: str) -> str:
+    """An argparse ``type`` for ``--device``."""
+    if not re.fullmatch(r"cuda(:\d+)?|mps|cpu", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device: give cuda, cuda:N, mps or cpu")
+    return text
 
 
 def network_size(model: Darknet | OnnxModel, img_size: int | None) -> int:

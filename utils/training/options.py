@@ -7,7 +7,7 @@ import torch
 
 from utils import distributed
 from utils.cli import number
-from utils.detection.options import add_precision_option, add_skip_bad_option
+from utils.detection.options import add_device_option, add_precision_option, add_skip_bad_option
 from utils.devices import computes_bf16, default_precision, describe_device
 from utils.errors import InputError
 from utils.pruning.penalty import METHODS
@@ -72,6 +72,7 @@ def add_optimisation_options(parser: argparse.ArgumentParser) -> None:
         help="learning rate after the warm-up",
     )
     group.add_argument("--seed", type=number(int, 0), default=0, help="seed of weights, order and augmentation")
+    add_device_option(group)
     add_precision_option(group)
     group.add_argument(
         "--channels_last",
