@@ -10,9 +10,9 @@ from models import Darknet
 from utils import distributed
 from utils.cli import ArgumentParser, Options, run
 from utils.data.data_config import read_data_config
-from utils.detection.checkpoints import load_weights
 from utils.detection.evaluate import evaluate
-from utils.detection.options import check_classes, network_size
+from utils.detection.options import check_batch_norm, check_classes, network_size
+from utils.detection.pretrained import load_pretrained
 from utils.devices import pick_device
 from utils.pruning.prune_in_training import KeptChannels
 from utils.training import options
@@ -58,8 +58,9 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
+    check_batch_norm(model, args.img_size, args.batch_size // (1 if args.sync_bn else distributed.world()))
     if args.pretrained_weights and not checkpoint:
-        load_pretrained(model, args.pretrained_weights)
+        print(load_pretrained(model, args.pretrained_weights, args.pretrained_cfg))
     batches, valid_batches = make_loaders(args, data)
     device = pick_device()
     options.complete_precision(args, device)
@@ -163,13 +164,6 @@ def make_model(args: Options, run_files: Run, checkpoint: dict[str, Any] | None)
         kept_channels.load_state(kept_channels_state(checkpoint), run_files.last)
         model = Darknet(kept_channels.blocks(model.blocks))
     return model, kept_channels
-
-
-def load_pretrained(model: Darknet, path: str) -> None:
-    """Start from weights of any kind, and print how many layers they fill."""
-    metadata = load_weights(model, path, partial=True)
-    filled = f"{metadata['filled']} of {len(model.spec.convolutions)}" if "filled" in metadata else "all"
-    print(f"{path}: weights for {filled} convolutions")
 
 
 def prune(trainer: Trainer) -> None:

@@ -58,6 +58,26 @@ def _header_size(start: bytes, path: str | Path) -> int:
     return size
 
 
+def count_values(path: str | Path) -> int:
+    """The number of float32 values in a ``.weights`` file.
+
+    Raises:
+        InputError: the file is missing or is not a weights file.
+    """
+    return len(_values(path))
+
+
+def _values(path: str | Path) -> Tensor:
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such weights file") from None
+    header = _header_size(content[:20], path)
+    if (len(content) - header) % 4:
+        raise InputError(f"{path}: {len(content)} bytes are not a header of {header} bytes and whole float32 values")
+    return torch.from_numpy(np.frombuffer(content, "<f4", offset=header).astype(np.float32))
+
+
 def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool = False) -> int:
     """Load a ``.weights`` file into ``model``; a file that does not fit changes nothing.
 
@@ -73,15 +93,7 @@ def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool =
         InputError: the file is missing, is not a weights file, or does not fit; the message names the first layer that
             does not.
     """
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such weights file") from None
-    header = _header_size(content[:20], path)
-    if (len(content) - header) % 4:
-        raise InputError(f"{path}: {len(content)} bytes are not a header of {header} bytes and whole float32 values")
-    values = torch.from_numpy(np.frombuffer(content, "<f4", offset=header).astype(np.float32))
-
+    values = _values(path)
     position, plan = 0, []
     for index, tensors in _tensors(model):
         if partial and plan and position == len(values):
@@ -120,6 +132,9 @@ def write_darknet_weights(model: Convolutional, file: BinaryIO, seen: int = 0) -
 
 
 def is_darknet_weights(path: str | Path) -> bool:
-    """Whether a file is Darknet's, by its name: ``x.weights``, or a backbone such as ``darknet53.conv.74``."""
-    name = os.path.basename(path)
-    return name.endswith(".weights") or re.search(r"\.conv\.\d+$", name) is not None
+    """Whether a file is Darknet's, by its name.
+
+    These are ``x.weights``, ``x.backup``, which Darknet writes while it trains, and backbones such as
+    ``darknet53.conv.74``.
+    """
+    return re.search(r".\.(weights|backup|conv\.\d+)$", os.path.basename(path)) is not None
