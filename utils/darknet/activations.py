@@ -34,7 +34,7 @@ def loggy(x: Tensor) -> Tensor:
 
 def selu(x: Tensor) -> Tensor:
     """SELU with Darknet's constants of five digits."""
-    return 1.0507 * torch.where(x >= 0, x, 1.6732 * torch.expm1(x.clamp(max=0)))
+    return 1.0507 * F.elu(x, alpha=1.6732)
 
 
 def ramp(x: Tensor) -> Tensor:

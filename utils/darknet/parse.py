@@ -140,8 +140,8 @@ def check_type(options: Options) -> None:
     """Raise an InputError for a section whose layer type is not supported."""
     if options.section not in BUILDERS:
         purpose = OTHER_NETWORKS.get(options.section)
-        reason = f"[{options.section}] is for {purpose}, and " if purpose else ""
-        options.fail(f"{reason}this layer type is not supported; supported are {', '.join(BUILDERS)}")
+        reason = f"for {purpose} and not" if purpose else "not"
+        options.fail(f"this layer type is {reason} supported; supported are {', '.join(BUILDERS)}")
 
 
 def parse_layer(options: Options, context: "Context") -> Layer:

@@ -46,7 +46,9 @@ def _tensors(model: Convolutional) -> Iterator[tuple[int, list[Tensor]]]:
             yield layer.index, [conv.bias, conv.weight]
 
 
-def _header_size(start: bytes, path: str | Path) -> int:
+def _header_size(file: BinaryIO, path: str | Path) -> int:
+    """Read the header of an open file, so that its values come next; the number of bytes."""
+    start = file.read(20)
     if len(start) < 16:
         raise InputError(f"{path}: {len(start)} bytes are too few for a Darknet weights file")
     major, minor, _ = struct.unpack("<3i", start[:12])
@@ -55,6 +57,9 @@ def _header_size(start: bytes, path: str | Path) -> int:
     size = 20 if major * 10 + minor >= 2 else 16
     if len(start) < size:
         raise InputError(f"{path}: {len(start)} bytes are too few for the header of version {major}.{minor}")
+    file.seek(size)
+    if (length := os.path.getsize(path)) % 4:  # the header's size is a multiple of 4
+        raise InputError(f"{path}: {length} bytes are not a header of {size} bytes and whole float32 values")
     return size
 
 
@@ -64,18 +69,21 @@ def count_values(path: str | Path) -> int:
     Raises:
         InputError: the file is missing or is not a weights file.
     """
-    return len(_values(path))
+    with _open(path) as file:
+        return (os.path.getsize(path) - _header_size(file, path)) // 4
 
 
 def _values(path: str | Path) -> Tensor:
+    with _open(path) as file:
+        _header_size(file, path)
+        return torch.from_numpy(np.frombuffer(file.read(), "<f4").astype(np.float32))
+
+
+def _open(path: str | Path) -> BinaryIO:
     try:
-        content = Path(path).read_bytes()
+        return open(path, "rb")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such weights file") from None
-    header = _header_size(content[:20], path)
-    if (len(content) - header) % 4:
-        raise InputError(f"{path}: {len(content)} bytes are not a header of {header} bytes and whole float32 values")
-    return torch.from_numpy(np.frombuffer(content, "<f4", offset=header).astype(np.float32))
 
 
 def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool = False) -> int:
