@@ -140,9 +140,14 @@ def _take_over(source: Darknet, model: Darknet, path: str) -> list[int]:
     fresh, copies = [], []
     for there, here in pairs:
         head, head_in_file = heads.get(here.index), heads_in_file.get(there.index)
-        if head and head_in_file and (head.classes, len(head.anchors)) != (
-            head_in_file.classes,
-            len(head_in_file.anchors),
+        if (
+            head
+            and head_in_file
+            and (head.classes, len(head.anchors))
+            != (
+                head_in_file.classes,
+                len(head_in_file.anchors),
+            )
         ):
             fresh.append(here.index)
             continue
@@ -152,7 +157,9 @@ def _take_over(source: Darknet, model: Darknet, path: str) -> list[int]:
         for name in sorted(tensors.keys() | expected.keys()):
             shapes = [tuple(side[name].shape) if name in side else "none" for side in (tensors, expected)]
             if shapes[0] != shapes[1]:
-                raise InputError(f"{path}: belongs to another cfg: {here.where}: {name} is {shapes[0]} there, not {shapes[1]}")
+                raise InputError(
+                    f"{path}: belongs to another cfg: {here.where}: {name} is {shapes[0]} there, not {shapes[1]}"
+                )
         copies += [(expected[name], tensors[name]) for name in expected]
     for target, values in copies:
         target.copy_(values)
