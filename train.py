@@ -10,9 +10,9 @@ from models import Darknet
 from utils import distributed
 from utils.cli import ArgumentParser, Options, run
 from utils.data.data_config import read_data_config
-from utils.detection.checkpoints import load_weights
 from utils.detection.evaluate import evaluate
-from utils.detection.options import check_classes, network_size
+from utils.detection.options import check_batch_norm, check_classes, network_size
+from utils.detection.pretrained import load_pretrained
 from utils.devices import pick_device
 from utils.pruning.prune_in_training import KeptChannels
 from utils.pruning.pruner import PruningResult
@@ -59,8 +59,12 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
-    if args.pretrained_weights and not checkpoint and load_pretrained(model, args.pretrained_weights):
-        args.cut_epoch = 0  # a trained network can be cut at once
+    check_batch_norm(model, args.img_size, args.batch_size // (1 if args.sync_bn else distributed.world()))
+    if args.pretrained_weights and not checkpoint:
+        taken = load_pretrained(model, args.pretrained_weights, args.pretrained_cfg)
+        print(taken.line)
+        if taken.is_all:
+            args.cut_epoch = 0  # a trained network can be cut at once
     batches, valid_batches = make_loaders(args, data)
     device = pick_device(args.device)
     options.complete_precision(args, device)
@@ -171,14 +175,6 @@ def make_model(args: Options, run_files: Run, checkpoint: dict[str, Any] | None)
         kept_channels.load_state(kept_channels_state(checkpoint), run_files.last)
         model = Darknet(kept_channels.blocks(model.blocks))
     return model, kept_channels
-
-
-def load_pretrained(model: Darknet, path: str) -> bool:
-    """Start from weights of any kind, and print how many layers they fill; return whether it is all of them."""
-    metadata = load_weights(model, path, partial=True)
-    filled = f"{metadata['filled']} of {len(model.spec.convolutions)}" if "filled" in metadata else "all"
-    print(f"{path}: weights for {filled} convolutions")
-    return metadata.get("filled", len(model.spec.convolutions)) == len(model.spec.convolutions)
 
 
 def prune(trainer: Trainer) -> None:

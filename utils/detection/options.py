@@ -90,17 +90,35 @@ def network_size(model: Darknet | OnnxModel, img_size: int | None) -> int:
     """
     spec = model.spec
     if img_size is None:
-        if spec.height != spec.width:
+        height, width = spec.cfg_size
+        if height != width:
             raise InputError(
-                f"the cfg's input is {spec.width}x{spec.height}, but images are letterboxed to a square: "
-                "give --img_size"
+                f"the cfg's input is {width}x{height}, but images are letterboxed to a square: give --img_size"
             )
-        img_size = spec.height
+        img_size = height
     stride = spec.stride
     if img_size % stride:
         nearest = max(round(img_size / stride), 1) * stride
         raise InputError(f"an input of {img_size} pixels is not a multiple of {stride}: {nearest} would be")
     return img_size
+
+
+def check_batch_norm(model: Darknet, img_size: int, batch_size: int) -> None:
+    """Raise an InputError where training computes BatchNorm's statistics of a single value, which has no variance.
+
+    Args:
+        model: the network.
+        img_size: side of the images in pixels.
+        batch_size: images per forward pass.
+    """
+    if batch_size > 1:
+        return
+    for layer in model.spec.at(img_size).convolutions:
+        if layer.batch_normalize and layer.height * layer.width == 1:
+            raise InputError(
+                f"{layer.where}: with images of {img_size} pixels and one image per forward pass, BatchNorm has one "
+                "value per channel to take statistics of: use a --batch_size of at least 2 per process"
+            )
 
 
 def check_classes(model: Darknet | OnnxModel, data: DataConfig) -> None:

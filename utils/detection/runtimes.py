@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import Darknet
+from models import Darknet, grey
 from utils.boxes import MAX_DETECTIONS
 from utils.darknet.cfg import format_cfg, parse_cfg
 from utils.darknet.spec import parse_network
@@ -161,6 +161,7 @@ class OpenCvModel(nn.Module):
         self.anchors = [len(head.anchors) for head in model.spec.heads]
         self.heads = [f"yolo_{head.index}" for head in model.spec.heads]
         self.img_size = img_size
+        self.is_grey = model.spec.channels == 1
         self.size_bytes = sum(len(content) for content in files)
         try:
             self.net = self.cv2.dnn.readNetFromDarknet(*files)
@@ -170,6 +171,7 @@ class OpenCvModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C), in the order of :class:`models.Darknet`."""
+        images = grey(images) if self.is_grey else images
         return torch.cat([self._one(image) for image in images.cpu().numpy()[:, None]])
 
     def _one(self, image: np.ndarray) -> Tensor:

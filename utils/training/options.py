@@ -47,6 +47,11 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         help="start from a checkpoint, state dict, Darknet .weights or backbone file; default: random weights",
     )
     group.add_argument(
+        "--pretrained_cfg",
+        help="cfg of the weights to start from; only for a file that does not hold it, and whose network differs "
+        "in more than the number of classes; default: the cfg in the file",
+    )
+    group.add_argument(
         "--img_size", type=number(int, 32), help="side of the images in pixels; default: that of the cfg"
     )
 
