@@ -7,6 +7,8 @@ import signal
 import sys
 from multiprocessing.queues import Queue
 
+import cv2
+
 from utils.errors import InputError
 
 CAUSES = {
@@ -28,6 +30,7 @@ def start_worker(worker: int) -> None:
     """
     os.setpgid(0, 0)
     os.nice(NICENESS)
+    cv2.setNumThreads(0)  # the workers are the threads; and those of the parent do not exist in a forked process
     Queue._on_queue_feeder_error = staticmethod(end_worker)
 
 

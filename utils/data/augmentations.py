@@ -1,32 +1,61 @@
 """Augmentation of training images: flip, colour, scale and shift, mosaic.
 
-One function, :func:`draw`, draws an image onto a square, and moves, clips and drops its boxes. Letterboxing uses it
-too, without any randomness.
+One function, :func:`draw`, draws an image onto a square, and moves, clips and drops its boxes. An image is decoded when
+it is drawn, no larger than that needs. Letterboxing, which has no randomness, decodes it in full.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image
 
 from utils.boxes import Letterbox
 
 GREY = 127  # Darknet fills the bars beside a letterboxed image with 0.5
 MIN_VISIBLE = 0.25  # a box that keeps no more than this share of its area is dropped
+REDUCTIONS = (8, 4, 2, 1)  # an image can be decoded at these fractions of its size
 
 
-class LabelledImage(NamedTuple):
-    """An image with its boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image that is decoded when needed, with its boxes.
 
-    image: Image.Image
+    Attributes:
+        width, height: its size in pixels.
+        boxes: (N, 5): class, x1, y1, x2, y2 in its pixels.
+        decode: returns its pixels (height / r, width / r, 3) uint8 RGB for one of REDUCTIONS r. Pixel (x, y) is the
+            mean of the r x r pixels from (r * x, r * y) on.
+    """
+
+    width: int
+    height: int
     boxes: np.ndarray
+    decode: Callable[[int], np.ndarray]
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the image in pixels."""
-        return self.image.size
+    @classmethod
+    def of(cls, pixels: np.ndarray, boxes: np.ndarray) -> "LabelledImage":
+        """A decoded image (height, width, 3) uint8 RGB."""
+        height, width = pixels.shape[:2]
+        return cls(width, height, boxes, lambda reduction: shrink(pixels, reduction))
+
+
+def reduction_for(scale: float) -> int:
+    """The largest of REDUCTIONS that leaves an image no smaller than it is at ``scale``."""
+    return next((reduction for reduction in REDUCTIONS if reduction * scale <= 1), 1)
+
+
+def shrink(pixels: np.ndarray, reduction: int) -> np.ndarray:
+    """Pixels (H, W, 3) as means of ``reduction`` x ``reduction`` pixels; what remains at the right and below is cut off.
+
+    A side that is shorter becomes one pixel.
+    """
+    if reduction == 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    size = max(width // reduction, 1), max(height // reduction, 1)
+    whole = pixels[: size[1] * reduction, : size[0] * reduction]
+    return cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
 
 
 def canvas(size: int) -> np.ndarray:
@@ -37,7 +66,7 @@ def canvas(size: int) -> np.ndarray:
 def draw(
     target: np.ndarray, labelled: LabelledImage, place: Letterbox, window: tuple[int, int, int, int] | None = None
 ) -> np.ndarray:
-    """Draw an image onto ``target``, in place.
+    """Draw an image onto ``target``, in place, with bilinear interpolation of the smallest image that is large enough.
 
     Args:
         target: (S, S, 3) uint8.
@@ -49,21 +78,39 @@ def draw(
         The boxes (M, 5): class, x1, y1, x2, y2 in pixels of ``target``, clipped to the part that was drawn. Boxes of
         which no more than MIN_VISIBLE is left are dropped.
     """
-    image, boxes = labelled
+    boxes = labelled.boxes
     x1, y1, x2, y2 = window or (0, 0, target.shape[1], target.shape[0])
     x1, y1 = max(x1, place.left), max(y1, place.top)
-    x2 = min(x2, place.left + round(image.width * place.scale_x))
-    y2 = min(y2, place.top + round(image.height * place.scale_y))
+    x2 = min(x2, place.left + round(labelled.width * place.scale_x))
+    y2 = min(y2, place.top + round(labelled.height * place.scale_y))
     if x2 <= x1 or y2 <= y1:
         return boxes[:0]
-    source = (
-        (x1 - place.left) / place.scale_x,
-        (y1 - place.top) / place.scale_y,
-        min((x2 - place.left) / place.scale_x, image.width),
-        min((y2 - place.top) / place.scale_y, image.height),
+    reduction = reduction_for(max(place.scale_x, place.scale_y))
+    scale_x, scale_y = place.scale_x * reduction, place.scale_y * reduction
+    # OpenCV counts from the centre of the first pixel.
+    matrix = np.array(
+        [
+            [scale_x, 0, place.left - x1 + (scale_x - 1) / 2],
+            [0, scale_y, place.top - y1 + (scale_y - 1) / 2],
+        ]
     )
-    target[y1:y2, x1:x2] = np.asarray(image.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR, box=source))
+    cv2.warpAffine(
+        labelled.decode(reduction),
+        matrix,
+        (x2 - x1, y2 - y1),
+        dst=target[y1:y2, x1:x2],
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return move_boxes(boxes, place, (x1, y1, x2, y2))
 
+
+def move_boxes(boxes: np.ndarray, place: Letterbox, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Boxes (N, 5): class, x1, y1, x2, y2 of an image that is drawn at ``place``, clipped to ``window`` (x1, y1, x2, y2).
+
+    Boxes of which no more than MIN_VISIBLE is left are dropped.
+    """
+    x1, y1, x2, y2 = window
     moved = boxes * np.array([1, place.scale_x, place.scale_y, place.scale_x, place.scale_y], boxes.dtype)
     moved += np.array([0, place.left, place.top, place.left, place.top], boxes.dtype)
     clipped = moved.copy()
@@ -74,9 +121,31 @@ def draw(
 
 def letterbox(labelled: LabelledImage, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The whole image in the middle of a grey square: (size, size, 3) uint8, and boxes (N, 5) in its pixels."""
+    place = Letterbox.fit(labelled.width, labelled.height, size)
+    boxes = move_boxes(labelled.boxes, place, (0, 0, size, size))
+    return letterbox_pixels(labelled.decode(1), size), boxes
+
+
+def letterbox_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 in the middle of a grey square (size, size, 3).
+
+    They are reduced by averaging areas, which keeps small objects from flickering, and enlarged by bilinear
+    interpolation.
+    """
+    height, width = pixels.shape[:2]
+    place = Letterbox.fit(width, height, size)
     target = canvas(size)
-    boxes = draw(target, labelled, Letterbox.fit(*labelled.size, size))
-    return target, boxes
+    fitted = resize(pixels, round(width * place.scale_x), round(height * place.scale_y))
+    target[place.top : place.top + fitted.shape[0], place.left : place.left + fitted.shape[1]] = fitted
+    return target
+
+
+def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 as (height, width, 3): by averaging areas where that is smaller, else bilinear."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    is_smaller = width < pixels.shape[1] or height < pixels.shape[0]
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)
 
 
 @dataclass(frozen=True)
@@ -133,14 +202,14 @@ class Augmentation:
             boxes = self._draw_single(target, load(index), random)
         target = self._shift_colours(target, random)
         if random.random() < 0.5:
-            target = target[:, ::-1]
+            target = cv2.flip(target, 1)
             boxes = boxes * np.array([1, -1, 1, -1, 1], boxes.dtype) + np.array([0, size, 0, size, 0], boxes.dtype)
             boxes = boxes[:, [0, 3, 2, 1, 4]]
-        return np.ascontiguousarray(target), boxes
+        return target, boxes
 
     def _draw_single(self, target: np.ndarray, labelled: LabelledImage, random: np.random.Generator) -> np.ndarray:
         size = len(target)
-        width, height = labelled.size
+        width, height = labelled.width, labelled.height
         scale_x, scale_y = self._random_scales(size / max(width, height), 1 - self.zoom, 1 + self.zoom, random)
         shift_x, shift_y = random.uniform(-self.shift, self.shift, size=2) * size
         left = round((size - width * scale_x) / 2 + shift_x)
@@ -153,7 +222,7 @@ class Augmentation:
         windows = [(0, 0, x, y), (x, 0, size, y), (0, y, x, size), (x, y, size, size)]
         boxes = []
         for labelled, window in zip(images, windows, strict=True):
-            width, height = labelled.size
+            width, height = labelled.width, labelled.height
             scale_x, scale_y = self._random_scales(size / max(width, height), 0.5, 1.0, random)
             left = x - round(width * scale_x) if window[0] == 0 else x
             top = y - round(height * scale_y) if window[1] == 0 else y
@@ -170,8 +239,9 @@ class Augmentation:
         levels = np.arange(256)
         hue = ((levels + 256 * change[0]) % 256).astype(np.uint8)
         saturation, value = ((levels * (1 + c)).clip(0, 255).astype(np.uint8) for c in change[1:])
-        table = np.concatenate([hue, saturation, value])
-        return np.array(Image.fromarray(target).convert("HSV").point(table.tolist()).convert("RGB"))
+        table = np.stack([hue, saturation, value], axis=-1)[None]
+        hsv = cv2.cvtColor(target, cv2.COLOR_RGB2HSV_FULL)
+        return cv2.cvtColor(cv2.LUT(hsv, table, dst=hsv), cv2.COLOR_HSV2RGB_FULL, dst=target)
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

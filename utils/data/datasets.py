@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.data.augmentations import Augmentation, LabelledImage, letterbox
 from utils.data.image_cache import decode_all
-from utils.data.images import read_image
+from utils.data.images import open_image
 
 
 class DetectionDataset(Dataset):
@@ -72,8 +71,9 @@ class DetectionDataset(Dataset):
 
     def load(self, index: int) -> LabelledImage:
         """Image ``index`` at its size on disk, with boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
-        image = Image.fromarray(self.kept[index]) if index < len(self.kept) else read_image(self.images[index])
+        image = open_image(self.images[index])
         label, cx, cy, w, h = self.labels[index].T
         x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-        width, height = image.size
-        return LabelledImage(image, np.stack([label, x1 * width, y1 * height, x2 * width, y2 * height], axis=1))
+        width, height = image.width, image.height
+        boxes = np.stack([label, x1 * width, y1 * height, x2 * width, y2 * height], axis=1)
+        return LabelledImage(width, height, boxes, image.decode)

@@ -60,7 +60,8 @@ class EpochSampler(Sampler):
 
 def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Batch items: images (B, 3, S, S) uint8 and targets (N, 6): image in the batch, class, cx, cy, w, h in [0, 1]."""
-    images = torch.stack([image for image, _ in items])
+    # Images are (S, S, 3) in memory. Stacking them like that is many times faster, and a batch in channels_last.
+    images = torch.stack([image.permute(1, 2, 0) for image, _ in items]).permute(0, 3, 1, 2)
     numbered = [torch.nn.functional.pad(boxes, (1, 0), value=number) for number, (_, boxes) in enumerate(items)]
     return images, torch.cat(numbered)
 
