@@ -7,6 +7,7 @@ only; Adam at a constant learning rate, no warm-up, no average of the weights.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python studies/plain_recipe.py`: the repository root is not on the path yet
@@ -63,7 +64,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def flip(load, index: int, count: int, size: int, epoch: int, random: np.random.Generator):
+def flip(load, index: int, partners: Sequence[int], size: int, epoch: int, random: np.random.Generator):
     """A letterboxed image, every second one mirrored; called as :class:`utils.data.augmentations.Augmentation` is."""
     image, boxes = letterbox(load(index), size)
     if random.random() < 0.5:

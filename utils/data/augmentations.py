@@ -1,43 +1,37 @@
 """Augmentation of training images: flip, colour, scale and shift, mosaic.
 
-One function, :func:`draw`, draws an image onto a square, and moves, clips and drops its boxes. An image is decoded when
-it is drawn, no larger than that needs. Letterboxing, which has no randomness, decodes it in full.
+One function, :func:`draw`, draws an image onto a square, and moves, clips and drops its boxes.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from utils.boxes import Letterbox
 
 GREY = 127  # Darknet fills the bars beside a letterboxed image with 0.5
 MIN_VISIBLE = 0.25  # a box that keeps no more than this share of its area is dropped
-REDUCTIONS = (8, 4, 2, 1)  # an image can be decoded at these fractions of its size
+REDUCTIONS = (8, 4, 2, 1)  # a JPEG file can be decoded at these fractions of its size
+
+Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
 
 
-@dataclass(frozen=True)
-class LabelledImage:
-    """An image that is decoded when needed, with its boxes.
+class LabelledImage(NamedTuple):
+    """An image (H, W, 3) uint8 RGB with its boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
 
-    Attributes:
-        width, height: its size in pixels.
-        boxes: (N, 5): class, x1, y1, x2, y2 in its pixels.
-        decode: returns its pixels (height / r, width / r, 3) uint8 RGB for one of REDUCTIONS r. Pixel (x, y) is the
-            mean of the r x r pixels from (r * x, r * y) on.
-    """
-
-    width: int
-    height: int
+    pixels: np.ndarray
     boxes: np.ndarray
-    decode: Callable[[int], np.ndarray]
 
-    @classmethod
-    def of(cls, pixels: np.ndarray, boxes: np.ndarray) -> "LabelledImage":
-        """A decoded image (height, width, 3) uint8 RGB."""
-        height, width = pixels.shape[:2]
-        return cls(width, height, boxes, lambda reduction: shrink(pixels, reduction))
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
 
 
 def reduction_for(scale: float) -> int:
@@ -46,9 +40,9 @@ def reduction_for(scale: float) -> int:
 
 
 def shrink(pixels: np.ndarray, reduction: int) -> np.ndarray:
-    """Pixels (H, W, 3) as means of ``reduction`` x ``reduction`` pixels; what remains at the right and below is cut off.
+    """Means of ``reduction`` x ``reduction`` pixels of an image (H, W, 3); what remains at the far edges is cut off.
 
-    A side that is shorter becomes one pixel.
+    A side that is shorter than ``reduction`` becomes one pixel.
     """
     if reduction == 1:
         return pixels
@@ -63,28 +57,22 @@ def canvas(size: int) -> np.ndarray:
     return np.full((size, size, 3), GREY, dtype=np.uint8)
 
 
-def draw(
-    target: np.ndarray, labelled: LabelledImage, place: Letterbox, window: tuple[int, int, int, int] | None = None
-) -> np.ndarray:
-    """Draw an image onto ``target``, in place, with bilinear interpolation of the smallest image that is large enough.
+def draw(target: np.ndarray, labelled: LabelledImage, place: Letterbox, window: Window | None = None) -> np.ndarray:
+    """Draw an image onto ``target``, in place, with bilinear interpolation; it is halved before where it is drawn so.
 
     Args:
         target: (S, S, 3) uint8.
         labelled: the image and its boxes.
         place: how the image is scaled and shifted.
-        window: the part (x1, y1, x2, y2) of ``target`` to draw in; None is all of it.
+        window: the part of ``target`` to draw in; None is all of it.
 
     Returns:
         The boxes (M, 5): class, x1, y1, x2, y2 in pixels of ``target``, clipped to the part that was drawn. Boxes of
         which no more than MIN_VISIBLE is left are dropped.
     """
-    boxes = labelled.boxes
-    x1, y1, x2, y2 = window or (0, 0, target.shape[1], target.shape[0])
-    x1, y1 = max(x1, place.left), max(y1, place.top)
-    x2 = min(x2, place.left + round(labelled.width * place.scale_x))
-    y2 = min(y2, place.top + round(labelled.height * place.scale_y))
-    if x2 <= x1 or y2 <= y1:
-        return boxes[:0]
+    x1, y1, x2, y2 = drawn = drawn_window(labelled.size, place, window or (0, 0, target.shape[1], target.shape[0]))
+    if x2 == x1 or y2 == y1:
+        return labelled.boxes[:0]
     reduction = reduction_for(max(place.scale_x, place.scale_y))
     scale_x, scale_y = place.scale_x * reduction, place.scale_y * reduction
     # OpenCV counts from the centre of the first pixel.
@@ -95,18 +83,27 @@ def draw(
         ]
     )
     cv2.warpAffine(
-        labelled.decode(reduction),
+        shrink(labelled.pixels, reduction),
         matrix,
         (x2 - x1, y2 - y1),
         dst=target[y1:y2, x1:x2],
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return move_boxes(boxes, place, (x1, y1, x2, y2))
+    return move_boxes(labelled.boxes, place, drawn)
 
 
-def move_boxes(boxes: np.ndarray, place: Letterbox, window: tuple[int, int, int, int]) -> np.ndarray:
-    """Boxes (N, 5): class, x1, y1, x2, y2 of an image that is drawn at ``place``, clipped to ``window`` (x1, y1, x2, y2).
+def drawn_window(size: tuple[int, int], place: Letterbox, window: Window) -> Window:
+    """The part of ``window`` that an image of ``size``, width and height, covers at ``place``; it may be empty."""
+    x1, y1, x2, y2 = window
+    x1, y1 = max(x1, place.left), max(y1, place.top)
+    x2 = min(x2, place.left + round(size[0] * place.scale_x))
+    y2 = min(y2, place.top + round(size[1] * place.scale_y))
+    return x1, y1, max(x2, x1), max(y2, y1)
+
+
+def move_boxes(boxes: np.ndarray, place: Letterbox, window: Window) -> np.ndarray:
+    """Boxes (N, 5): class, x1, y1, x2, y2, moved to where ``place`` draws their image and clipped to ``window``.
 
     Boxes of which no more than MIN_VISIBLE is left are dropped.
     """
@@ -121,16 +118,15 @@ def move_boxes(boxes: np.ndarray, place: Letterbox, window: tuple[int, int, int,
 
 def letterbox(labelled: LabelledImage, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The whole image in the middle of a grey square: (size, size, 3) uint8, and boxes (N, 5) in its pixels."""
-    place = Letterbox.fit(labelled.width, labelled.height, size)
+    place = Letterbox.fit(*labelled.size, size)
     boxes = move_boxes(labelled.boxes, place, (0, 0, size, size))
-    return letterbox_pixels(labelled.decode(1), size), boxes
+    return letterbox_pixels(labelled.pixels, size), boxes
 
 
 def letterbox_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
     """Pixels (H, W, 3) uint8 in the middle of a grey square (size, size, 3).
 
-    They are reduced by averaging areas, which keeps small objects from flickering, and enlarged by bilinear
-    interpolation.
+    See :func:`resize` for the filter.
     """
     height, width = pixels.shape[:2]
     place = Letterbox.fit(width, height, size)
@@ -141,11 +137,12 @@ def letterbox_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 as (height, width, 3): by averaging areas where that is smaller, else bilinear."""
+    """Resize (H, W, 3) uint8 to (height, width, 3) by an antialiased bilinear filter, the same as Pillow's."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    is_smaller = width < pixels.shape[1] or height < pixels.shape[0]
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)
+    images = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
+    resized = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,7 @@ class Augmentation:
         self,
         load: Callable[[int], LabelledImage],
         index: int,
-        count: int,
+        partners: Sequence[int],
         size: int,
         epoch: int,
         random: np.random.Generator,
@@ -185,7 +182,7 @@ class Augmentation:
         Args:
             load: returns the image of an index, with its boxes.
             index: which image.
-            count: number of images to draw the other three of a mosaic from.
+            partners: the images to draw the other three of a mosaic from.
             size: the side of the square, in pixels.
             epoch: the epoch, from 0.
             random: generator of this image in this epoch.
@@ -196,25 +193,29 @@ class Augmentation:
         target = canvas(size)
         allows_mosaic = self.first_plain_epoch is None or epoch < self.first_plain_epoch
         if allows_mosaic and random.random() < self.mosaic:
-            images = [load(i) for i in (index, *random.integers(count, size=3))]
-            boxes = self._draw_mosaic(target, images, random)
+            images = [load(i) for i in (index, *random.choice(partners, size=3))]
+            boxes, window = self._draw_mosaic(target, images, random), (0, 0, size, size)
         else:
-            boxes = self._draw_single(target, load(index), random)
-        target = self._shift_colours(target, random)
+            boxes, window = self._draw_single(target, load(index), random)
+        self._shift_colours(target, window, random)
         if random.random() < 0.5:
             target = cv2.flip(target, 1)
             boxes = boxes * np.array([1, -1, 1, -1, 1], boxes.dtype) + np.array([0, size, 0, size, 0], boxes.dtype)
             boxes = boxes[:, [0, 3, 2, 1, 4]]
         return target, boxes
 
-    def _draw_single(self, target: np.ndarray, labelled: LabelledImage, random: np.random.Generator) -> np.ndarray:
+    def _draw_single(
+        self, target: np.ndarray, labelled: LabelledImage, random: np.random.Generator
+    ) -> tuple[np.ndarray, Window]:
+        """The boxes, and the window that the image covers."""
         size = len(target)
-        width, height = labelled.width, labelled.height
+        width, height = labelled.size
         scale_x, scale_y = self._random_scales(size / max(width, height), 1 - self.zoom, 1 + self.zoom, random)
         shift_x, shift_y = random.uniform(-self.shift, self.shift, size=2) * size
         left = round((size - width * scale_x) / 2 + shift_x)
         top = round((size - height * scale_y) / 2 + shift_y)
-        return draw(target, labelled, Letterbox(scale_x, scale_y, left, top))
+        place = Letterbox(scale_x, scale_y, left, top)
+        return draw(target, labelled, place), drawn_window(labelled.size, place, (0, 0, size, size))
 
     def _draw_mosaic(self, target: np.ndarray, images: list[LabelledImage], random: np.random.Generator) -> np.ndarray:
         size = len(target)
@@ -222,7 +223,7 @@ class Augmentation:
         windows = [(0, 0, x, y), (x, 0, size, y), (0, y, x, size), (x, y, size, size)]
         boxes = []
         for labelled, window in zip(images, windows, strict=True):
-            width, height = labelled.width, labelled.height
+            width, height = labelled.size
             scale_x, scale_y = self._random_scales(size / max(width, height), 0.5, 1.0, random)
             left = x - round(width * scale_x) if window[0] == 0 else x
             top = y - round(height * scale_y) if window[1] == 0 else y
@@ -234,14 +235,21 @@ class Augmentation:
         stretch = 1 + random.uniform(-self.stretch, self.stretch)
         return scale * stretch, scale / stretch
 
-    def _shift_colours(self, target: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def _shift_colours(self, target: np.ndarray, window: Window, random: np.random.Generator) -> None:
+        """Change the colours of ``target``, in place; outside of ``window`` it is grey."""
         change = random.uniform(-1, 1, size=3) * (self.hue, self.saturation, self.value)
-        levels = np.arange(256)
-        hue = ((levels + 256 * change[0]) % 256).astype(np.uint8)
-        saturation, value = ((levels * (1 + c)).clip(0, 255).astype(np.uint8) for c in change[1:])
-        table = np.stack([hue, saturation, value], axis=-1)[None]
-        hsv = cv2.cvtColor(target, cv2.COLOR_RGB2HSV_FULL)
-        return cv2.cvtColor(cv2.LUT(hsv, table, dst=hsv), cv2.COLOR_HSV2RGB_FULL, dst=target)
+        x1, y1, x2, y2 = window
+        drawn = target[y1:y2, x1:x2]
+        if drawn.size:
+            hue, saturation, value = cv2.split(cv2.cvtColor(drawn, cv2.COLOR_RGB2HSV_FULL))
+            hue += np.uint8(math.floor(256 * change[0]) % 256)  # the colour circle has 256 steps, as has the type
+            saturation, value = (
+                cv2.convertScaleAbs(channel, alpha=1 + share)
+                for channel, share in zip((saturation, value), change[1:], strict=True)
+            )
+            cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2RGB_FULL, dst=drawn)
+        bars = min(round(GREY * (1 + change[2])), 255)
+        target[:y1] = target[y2:] = target[y1:y2, :x1] = target[y1:y2, x2:] = bars
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

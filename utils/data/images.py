@@ -29,11 +29,11 @@ SWAPS_SIDES = {5, 6, 7, 8}  # EXIF orientations with a rotation by 90 degrees
 PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # chunks that may hold an orientation
 
 JPEG_END = b"\xff\xd9"
-JPEG_REDUCED = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
+JPEG_REDUCED = {  # flags of OpenCV; with IMREAD_COLOR_RGB the result is not grey
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 
 _WARNING_FILTERS = threading.Lock()  # the filters belong to the process, and several threads read images
@@ -82,7 +82,7 @@ def _orientation(image: Image.Image, path: str | Path) -> int:
 
 
 class ImageTraits(NamedTuple):
-    """What the data check counts of an image: whether its EXIF orientation turned it, and whether it has over 8 bits."""
+    """What the data check counts: whether EXIF turned the image, and whether it has more than 8 bits per value."""
 
     turned: bool
     deep: bool
@@ -106,16 +106,17 @@ class ImageFile:
     orientation: int
 
     def decode(self, reduction: int = 1) -> np.ndarray:
-        """The upright pixels (height / r, width / r, 3) uint8 RGB, for a reduction r of 1, 2, 4 or 8.
+        """The upright pixels (height // r, width // r, 3) uint8 RGB, at least one, for a reduction r of 1, 2, 4 or 8.
 
         Raises:
             InputError: the file is missing, is not an image, is truncated, or would be absurdly large.
         """
         if self.jpeg is not None:
-            flags = JPEG_REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
+            flags = JPEG_REDUCED[reduction] | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
             pixels = cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), flags)
             if pixels is not None:
-                return turn(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), self.orientation)
+                upright = turn(pixels, self.orientation)
+                return upright[: max(self.height // reduction, 1), : max(self.width // reduction, 1)]
         return shrink(decode_strictly(self.path)[0], reduction)
 
 
@@ -198,7 +199,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
 
 def to_square(image: Image.Image, img_size: int) -> Tensor:
     """Letterbox an image to a square, (3, S, S) uint8, with S = ``img_size`` pixels."""
-    return torch.from_numpy(letterbox_pixels(np.asarray(image), img_size)).permute(2, 0, 1)
+    return torch.from_numpy(letterbox_pixels(np.array(image), img_size)).permute(2, 0, 1)
 
 
 def to_device(images: Tensor, device: torch.device, channels_last: bool = False) -> Tensor:

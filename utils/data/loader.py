@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from utils.data.datasets import EpochOrder
 from utils.distributed import share
 from utils.workers import start_worker
 
@@ -48,7 +49,7 @@ class EpochSampler(Sampler):
 
     def order(self) -> list[tuple[int, int]]:
         """All items of the epoch for this process, in their order."""
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        order = EpochOrder(self.length, self.seed)(self.epoch)
         items = []
         for start in range(0, self.length, self.batch_size):
             batch = order[start : start + self.batch_size]
