@@ -15,15 +15,16 @@ from utils.detection.evaluate import evaluate
 from utils.detection.options import check_classes, network_size
 from utils.devices import pick_device
 from utils.pruning.prune_in_training import KeptChannels
+from utils.pruning.pruner import PruningResult
 from utils.training import options
 from utils.training.batches import make_loaders
-from utils.training.config import TrainConfig
+from utils.training.config import CUT, TrainConfig
 from utils.training.distillation import load_teacher
 from utils.training.epoch_log import EpochLog
 from utils.training.interruption import resumable
 from utils.training.penalty_advice import PenaltyAdvice
 from utils.training.plots import plot_training
-from utils.training.recipes import apply_recipe, find_origin
+from utils.training.recipes import find_origin
 from utils.training.resume import restore_options, resume_point, resume_run, was_pruned
 from utils.training.runs import Run, default_name, make_room
 from utils.training.saving import CheckpointWriter, is_due
@@ -58,8 +59,8 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
-    if args.pretrained_weights and not checkpoint:
-        load_pretrained(model, args.pretrained_weights)
+    if args.pretrained_weights and not checkpoint and load_pretrained(model, args.pretrained_weights):
+        args.cut_epoch = 0  # a trained network can be cut at once
     batches, valid_batches = make_loaders(args, data)
     device = pick_device()
     options.complete_precision(args, device)
@@ -72,8 +73,10 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
     trainer.pruned = pruned
+    if not checkpoint:
+        trainer.check_cut()
     if trainer.penalty and not checkpoint:
-        PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.gammas())
+        PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.gammas(), args.force)
     if args.pretrained_weights and not checkpoint:
         print(f"before the first step: mAP@0.5 {evaluate(model, valid_batches, data.names)[0].mAP:.4f}")
 
@@ -112,6 +115,8 @@ def train(
         valid_batches = stop.watch(valid_batches) if distributed.world() == 1 else valid_batches
 
         while trainer.epoch < config.epochs:
+            if result := trainer.cut_once():
+                print_cut(trainer, result)
             report = trainer.train_epoch(batches, after_step)
             done = trainer.epoch + 1
             if is_due(config.prune_every, done):
@@ -146,7 +151,7 @@ def complete_options(args: Options) -> tuple[Run, dict[str, Any] | None, bool]:
         restore_options(args, checkpoint["options"])
         pruned = was_pruned(checkpoint)
     else:
-        apply_recipe(args, origin)
+        print(f"start: {origin.reason}")
         options.complete_sparsity(args)
         pruned = origin.pruned
     options.check_options(args)
@@ -156,7 +161,7 @@ def complete_options(args: Options) -> tuple[Run, dict[str, Any] | None, bool]:
 def make_model(args: Options, run_files: Run, checkpoint: dict[str, Any] | None) -> tuple[Darknet, KeptChannels | None]:
     """The network of the cfg; with pruning in training, without the channels that the run to resume has cut."""
     model = Darknet(args.model_def)
-    if not args.prune_every:
+    if not (args.prune_every or args.s_schedule == CUT):
         return model, None
     kept_channels = KeptChannels(model.spec)
     if checkpoint:
@@ -165,11 +170,12 @@ def make_model(args: Options, run_files: Run, checkpoint: dict[str, Any] | None)
     return model, kept_channels
 
 
-def load_pretrained(model: Darknet, path: str) -> None:
-    """Start from weights of any kind, and print how many layers they fill."""
+def load_pretrained(model: Darknet, path: str) -> bool:
+    """Start from weights of any kind, and print how many layers they fill; return whether it is all of them."""
     metadata = load_weights(model, path, partial=True)
     filled = f"{metadata['filled']} of {len(model.spec.convolutions)}" if "filled" in metadata else "all"
     print(f"{path}: weights for {filled} convolutions")
+    return metadata.get("filled", len(model.spec.convolutions)) == len(model.spec.convolutions)
 
 
 def prune(trainer: Trainer) -> None:
@@ -180,12 +186,22 @@ def prune(trainer: Trainer) -> None:
         print(f"{cut} dead channels cut out; {left} are left, and {macs / 1e9:.3f} G MACs per image")
 
 
+def print_cut(trainer: Trainer, result: PruningResult) -> None:
+    """Print what the cut of a run with ``-sr`` has left."""
+    spec, size = trainer.model.spec, trainer.config.img_size
+    left = spec.at(size).macs / trainer.kept_channels.coupling.spec.at(size).macs
+    print(
+        f"{result.ratio:.1%} of the prunable channels cut, the least important ones; {spec.parameters:,} parameters "
+        f"and {left:.1%} of the MACs are left, which train as an ordinary network from here on"
+    )
+
+
 def print_files(trainer: Trainer, run_files: Run) -> None:
     """Print which files a finished run has written."""
     config = trainer.config
     kind = "last epoch" if config.sparsity else f"best mAP@0.5 {trainer.best_map:.4f}"
     print(f"{run_files.best}: {kind}\n{run_files.folder}: options, log.csv, TensorBoard events, plots")
-    if config.prune_every:
+    if config.cuts_channels:
         print(f"{run_files.cfg(config.model_def)}: cfg of the network that is left, for --model_def of other programs")
 
 

@@ -49,13 +49,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
     parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="DataLoader workers; 0: none")
-    parser.add_argument(
-        "--img_size", type=number(int, 32), help="side of the images in pixels; default: that of the cfg"
-    )
+    parser.add_argument("--img_size", type=number(int, 32), help="side of the images in pixels; default: the cfg's")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
     parser.add_argument(
-        "--learning_rate", "-lr", type=number(float, above=0), default=1e-3, help="learning rate of Adam"
+        "--learning_rate", "-lr", type=number(float, above=0), default=1e-3, help="of Adam, at every step"
     )
     add_precision_option(parser)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of weights, order and flips")
@@ -105,12 +103,12 @@ def head_loss(yolo: Yolo, raw: Tensor, targets: Tensor, img_size: int) -> Tensor
         return loss
 
     chosen = raw[image, anchor, row, column]
-    wanted_size = (sizes / yolo.anchors[anchor]).log()
-    for predicted, wanted in (
+    target_size = (sizes / yolo.anchors[anchor]).log()
+    for predicted, target in (
         (chosen[:, 0:2].sigmoid(), position - cell),
-        (chosen[:, 2:4], wanted_size),
+        (chosen[:, 2:4], target_size),
     ):
-        loss = loss + 2 * F.mse_loss(predicted, wanted)  # a mean over two sides, where theirs adds the sides up
+        loss = loss + 2 * F.mse_loss(predicted, target)  # a mean over two sides, where the older tools add the sides up
     loss = loss + F.binary_cross_entropy_with_logits(chosen[:, 4], torch.ones_like(chosen[:, 4]))
     return loss + F.binary_cross_entropy_with_logits(chosen[:, 5:], F.one_hot(label, yolo.classes).to(chosen.dtype))
 

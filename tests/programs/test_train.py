@@ -54,7 +54,7 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
     model_def = ["--model_def", "config/yolov3-hand.cfg"]
     run(train, *model_def, "--epochs", "1", *FAST)
     baseline = files(project)
-    run(train, *model_def, "-sr", "--s", "0.01", "--epochs", "1", *FAST)
+    run(train, *model_def, "-sr", "--s", "0.01", "--epochs", "1", "--force", *FAST)
     sparse = files(project)
     run(test_prune, "--percent", "0.5", "--force", "--n_cpu", "0", "--json", "prune.json")
     pruned = files(project)
@@ -86,7 +86,7 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
 
 
 def test_a_checkpoint_describes_itself(project, no_images):
-    run(train, "--epochs", "1", "-sr", "--strategy", "slim", *FAST)
+    run(train, "--epochs", "1", "-sr", "--s", "0.01", "--force", "--strategy", "slim", *FAST)
     checkpoint = torch.load("checkpoints/yolov3_ckpt.pth", weights_only=True)
     assert checkpoint["cfg"].startswith("[net]\n")
     assert checkpoint["names"] == ["hand"]
@@ -105,7 +105,8 @@ def test_a_checkpoint_describes_itself(project, no_images):
         [],
         ["-sr", "--accumulate", "2", "--multiscale_training"],
         ["-sr", "--target_percent", "0.5"],
-        ["-sr", "--s_schedule", "local", "--s", "1"],
+        ["-sr", "--s_schedule", "target", "--target_percent", "0.5"],
+        ["-sr", "--s_schedule", "local", "--s", "1", "--force"],
     ],
 )
 def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_images, monkeypatch, extra):
@@ -182,7 +183,19 @@ def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(p
 
 
 def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(project, no_images):
-    run(train, "-sr", "--target_percent", "0.6", "--epochs", "10", *FAST, "--evaluation_interval", "10")
+    run(
+        train,
+        "-sr",
+        "--s_schedule",
+        "target",
+        "--target_percent",
+        "0.6",
+        "--epochs",
+        "10",
+        *FAST,
+        "--evaluation_interval",
+        "10",
+    )
     with open("runs/yolov3/log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({row["s"] for row in rows}) > 3
@@ -205,8 +218,12 @@ def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(proje
         ),
         (["-sr", "--s_schedule", "constant", "--target_percent", "0.5"], "no effect under --s_schedule constant"),
         (["-sr", "--s_schedule", "target", "--s", "0.01"], "--s has no effect under --s_schedule target"),
-        (["-sr", "--prune_every", "1", "--s", "1", "--target_percent", "0.5"], "use it with constant"),
-        (["-sr", "--target_percent", "0.5", "--sr_method", "subgradient"], "use --sr_method proximal"),
+        (["-sr", "--prune_every", "1", "--s", "1", "--target_percent", "0.5"], "no effect under --s_schedule constant"),
+        (["-sr", "--s_schedule", "target", "--sr_method", "subgradient"], "use --sr_method proximal"),
+        (["-sr", "--s_schedule", "cut", "--s", "1"], "--s: for a penalty, which --s_schedule cut has not"),
+        (["-sr", "--target_macs", "0.5", "--s", "1"], "--target_macs needs --s_schedule cut"),
+        (["-sr", "--target_macs", "0.5", "--target_percent", "0.5"], "give one of them"),
+        (["-sr", "--target_macs", "0.0001"], "at most 0.0% of the MACs cannot be reached"),
     ],
 )
 def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, options, words):
@@ -217,9 +234,11 @@ def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, 
 @pytest.mark.parametrize(
     ("options", "schedule"),
     [
-        ([], "local"),
+        ([], "cut"),
+        (["--s", "0.1"], "local"),
         (["--s", "0.1", "--target_percent", "0.5"], "local"),
-        (["--target_percent", "0.5"], "target"),
+        (["--target_percent", "0.5"], "cut"),
+        (["--target_macs", "0.1"], "cut"),
         (["--prune_every", "1"], "constant"),
     ],
 )

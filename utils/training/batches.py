@@ -1,4 +1,4 @@
-"""The batches of a run: augmented training images in an order of their own in each epoch, and validation images."""
+"""The batches of a run: augmented training images, shuffled in each epoch, and validation images."""
 
 import argparse
 from collections.abc import Mapping

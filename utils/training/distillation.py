@@ -32,8 +32,8 @@ def load_teacher(cfg: str, weights: str, student: Darknet, img_size: int, device
             if value != teacher_value:
                 name = {"width": "columns", "height": "rows"}.get(name, name)
                 raise InputError(
-                    f"{teacher_head.where}: {name} {teacher_value}, but {value} in {head.where}: the heads of a "
-                    "teacher must have the anchors, classes and strides of the network that learns from it"
+                    f"{teacher_head.where}: {name} {teacher_value}, but {value} in {head.where}: a teacher's heads "
+                    "must have the anchors, classes and strides of the network that learns from it"
                 )
     return teacher.to(device).eval().requires_grad_(False)
 

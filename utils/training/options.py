@@ -15,7 +15,8 @@ from utils.pruning.penalty import METHODS
 from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO
 from utils.pruning.schedules import SCHEDULES, check_schedule
 from utils.pruning.selection import STRATEGIES
-from utils.training.recipes import FINE_TUNING, TRAINING
+from utils.training.config import BEFORE_CUT, CUT
+from utils.training.recipes import LEARNING_RATE, MOSAIC
 from utils.training.runs import Run
 
 
@@ -34,8 +35,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mosaic",
         type=number(float, 0, 1),
-        help="probability of a mosaic of four images; "
-        f"default: {TRAINING.mosaic:g}, fine-tuning {FINE_TUNING.mosaic:g}",
+        default=MOSAIC,
+        help="probability of a mosaic of four images",
     )
     group.add_argument(
         "--multiscale_training", action="store_true", help="vary the size of the images by up to a quarter"
@@ -73,8 +74,8 @@ def add_optimisation_options(parser: argparse.ArgumentParser) -> None:
         "--learning_rate",
         "-lr",
         type=number(float, above=0),
-        help="learning rate after the warm-up; "
-        f"default: {TRAINING.learning_rate:g}, fine-tuning {FINE_TUNING.learning_rate:g}",
+        default=LEARNING_RATE,
+        help="learning rate after the warm-up",
     )
     group.add_argument("--seed", type=number(int, 0), default=0, help="seed of weights, order and augmentation")
     add_precision_option(group)
@@ -103,20 +104,28 @@ def add_sparsity_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--s", type=number(float, 0), default=0.01, help="strength of the penalty")
     group.add_argument(
-        "--strategy", choices=STRATEGIES, default="normal", help="which channels may be pruned: penalise their gammas"
+        "--strategy",
+        choices=STRATEGIES,
+        help="which channels may be pruned; default: slim where the run cuts them itself, else normal",
     )
     group.add_argument(
         "--s_schedule",
-        choices=SCHEDULES,
-        help="constant: the penalty stays as it is; local: after half of the steps it is weakened for channels "
-        "that will be kept; target: its strength is found; default: local; target with --target_percent but no --s; "
-        "constant with --prune_every",
+        choices=[CUT, *SCHEDULES],
+        help="cut: no penalty; the run cuts the least important channels once and trains what is left as an ordinary "
+        "network; constant: the penalty stays as it is; local: after half of the steps it is weakened for channels "
+        "that will be kept; target: its strength is found; default: cut; local with --s; constant with --prune_every",
     )
     group.add_argument(
         "--target_percent",
         type=number(float, high=LARGEST_RATIO, above=0),
-        help="share of the prunable channels whose gammas should be 0 at the end, like test_prune.py's --percent; "
-        f"without --s the strength is found; default, where a schedule needs it: {DEFAULT_RATIO:g}",
+        help="share of the prunable channels to cut, like test_prune.py's --percent, or whose gammas should be 0 at "
+        f"the end; default, where a schedule needs it: {DEFAULT_RATIO:g}",
+    )
+    group.add_argument(
+        "--target_macs",
+        type=number(float, 0, 1),
+        help="share of the MACs to leave, in place of --target_percent, where the run cuts channels itself; "
+        "default: none",
     )
     group.add_argument(
         "--sr_method",
@@ -125,6 +134,7 @@ def add_sparsity_options(parser: argparse.ArgumentParser) -> None:
         help="proximal: a soft threshold after the optimizer's step, gammas become exactly 0; "
         "subgradient: a term of the gradient",
     )
+    group.add_argument("--force", action="store_true", help="train with a penalty that is too weak for this run, too")
 
 
 def add_pruning_options(parser: argparse.ArgumentParser) -> None:
@@ -200,22 +210,34 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     Raises:
         InputError: the options of the penalty contradict each other.
     """
-    sparse_only = {"s", "s_schedule", "target_percent", "sr_method"}
+    sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "sr_method"}
     if not args.sr and (given := sorted(sparse_only & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for sparse training: add -sr")
+    if not args.sr:
+        args.strategy, args.cut_epoch = args.strategy or "normal", 0
+        return
+    args.s_schedule = args.s_schedule or _default_schedule(args)
+    cuts = args.s_schedule == CUT
+    if cuts and (penalty := sorted({"s", "sr_method", "prune_every"} & args.given)):
+        raise InputError(f"{', '.join(f'--{name}' for name in penalty)}: for a penalty, which --s_schedule cut has not")
+    if args.target_macs is not None and not cuts:
+        raise InputError("--target_macs needs --s_schedule cut; with a penalty, give it to test_prune.py")
+    if args.target_percent and args.target_macs is not None:
+        raise InputError("--target_macs and --target_percent: give one of them")
     if args.target_percent and args.s_schedule == "constant":
         raise InputError("--target_percent has no effect under --s_schedule constant: leave one of them out")
     if "s" in args.given and args.s_schedule == "target":
         raise InputError("--s has no effect under --s_schedule target, which finds it: leave one of them out")
-    args.s_schedule = args.s_schedule or _default_schedule(args)
-    args.target_percent = args.target_percent or DEFAULT_RATIO
     check_schedule(args.s_schedule, args.sr_method)
+    args.target_percent = args.target_percent or DEFAULT_RATIO
+    args.strategy = args.strategy or ("slim" if cuts else "normal")
+    args.cut_epoch = round(BEFORE_CUT * args.epochs) if cuts else 0
 
 
 def _default_schedule(args: argparse.Namespace) -> str:
-    if args.target_percent:
-        return "local" if "s" in args.given else "target"
-    return "constant" if args.prune_every else "local"
+    if args.prune_every:
+        return "constant"
+    return "local" if {"s", "sr_method"} & args.given else CUT
 
 
 def complete_precision(args: argparse.Namespace, device: torch.device) -> None:

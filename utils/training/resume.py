@@ -7,6 +7,7 @@ from utils.cli import Options
 from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
 from utils.pruning.schedules import SCHEDULES
+from utils.training.config import CUT
 from utils.training.runs import Run, is_pruned_cfg, remove_partial_files
 from utils.training.state import restore_training
 from utils.training.trainer import Trainer
@@ -48,7 +49,7 @@ def resume_point(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
             f"{unfinished['options']['epochs']}: add --resume to go on, --overwrite to give it up, or another --name"
         )
     schedule = unfinished["options"].get("s_schedule") if unfinished else None
-    if schedule and schedule not in SCHEDULES:
+    if schedule and schedule not in (CUT, *SCHEDULES):
         raise InputError(
             f"--resume: the run {args.name} was started with --s_schedule {schedule}, which no longer exists: "
             f"start another run with one of {', '.join(SCHEDULES)}"

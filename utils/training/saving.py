@@ -49,7 +49,7 @@ class CheckpointWriter:
         # An early best of sparse training is not sparse yet.
         if distributed.is_main() and (due if config.sparsity else is_best or not self.run.best.exists()):
             save_checkpoint(self.run.best, trainer.ema.model, **self._metadata())
-        if distributed.is_main() and due and config.prune_every:
+        if distributed.is_main() and due and config.cuts_channels:
             write_text(self.run.cfg(config.model_def), format_cfg(trainer.model.blocks))
         if due:
             self.save_last()

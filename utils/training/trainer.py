@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -17,15 +18,17 @@ from utils.data.images import to_device
 from utils.detection.loss import HeadReport, YoloLoss
 from utils.devices import amp_dtype, autocast, device_of, memory_advice, smaller_batch
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
+from utils.pruning.proof import prove
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
+from utils.pruning.pruner import PruningResult, cut_least_important
 from utils.pruning.schedules import SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
-from utils.training.config import TrainConfig
+from utils.training.config import SparsityConfig, TrainConfig
 from utils.training.distillation import Distillation
 from utils.training.ema import ModelEma
 from utils.training.multiscale import random_size, resize
 from utils.training.nonfinite import FiniteWatch, check_scale
-from utils.training.optim import MOMENTUM, build_sgd, learning_rates
+from utils.training.optim import MOMENTUM, build_sgd, learning_rates, learning_rates_around
 from utils.training.parallel import distribute, without_exchange
 from utils.training.progress import EpochProgress
 from utils.training.report import EpochReport
@@ -73,7 +76,7 @@ class Trainer:
         self.config = config
         self.device = device_of(model)
         self.steps_per_epoch = steps_per_epoch
-        self.rates = learning_rates(config.epochs, steps_per_epoch, config.learning_rate)
+        self.rates = self._learning_rates()
         self.teacher = self._laid_out(teacher) if teacher else None
         self.kept_channels = kept_channels
         self.epoch = self.step = 0
@@ -86,6 +89,12 @@ class Trainer:
         self.ema = ModelEma(self.model)
         self.progress = EpochProgress(len(self.model.heads))
         self.watch = FiniteWatch(self.device)
+
+    def _learning_rates(self) -> np.ndarray:
+        config, sparsity = self.config, self.config.sparsity
+        if sparsity and sparsity.is_cut:
+            return learning_rates_around(sparsity.cut_epoch, config.epochs, self.steps_per_epoch, config.learning_rate)
+        return learning_rates(config.epochs, self.steps_per_epoch, config.learning_rate)
 
     def _laid_out(self, model: Darknet) -> Darknet:
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
@@ -103,7 +112,7 @@ class Trainer:
 
     def _make_penalty(self, model: Darknet) -> GammaPenalty | None:
         sparsity = self.config.sparsity
-        if not sparsity:
+        if not sparsity or sparsity.is_cut:
             return None
         s = self.penalty.s if self.penalty else sparsity.s
         return GammaPenalty(model, s, self.config.strategy, sparsity.method, MOMENTUM)
@@ -224,6 +233,47 @@ class Trainer:
         self.kept_channels.cut(cut)
         self.pruned = True
         return cut.removed_channels
+
+    def check_cut(self) -> None:
+        """Refuse a cut later in the run that is impossible, before the first step.
+
+        Raises:
+            InputError: no channel may be cut, or the budget cannot be reached.
+        """
+        sparsity = self.config.sparsity
+        if sparsity and sparsity.is_cut:
+            self._least_important(sparsity)
+
+    def _least_important(self, sparsity: SparsityConfig) -> PruningResult:
+        config = self.config
+        return cut_least_important(
+            self.ema.model, config.strategy, config.img_size, sparsity.ratio, sparsity.target_macs
+        )
+
+    def cut_once(self) -> PruningResult | None:
+        """Cut the least important channels out of the average of the weights, and start over with what is left.
+
+        What is left is trained as an ordinary network: with an optimizer, an average and learning rates of its own.
+
+        Returns:
+            What was cut; None where the run does so at another epoch, or has done it.
+
+        Raises:
+            InputError: the budget cannot be reached, or the compact network does not compute the same.
+        """
+        sparsity = self.config.sparsity
+        if not sparsity or not sparsity.is_cut or not self.kept_channels:
+            return None
+        if self.epoch != sparsity.cut_epoch or self.kept_channels.removed:
+            return None
+        result = self._least_important(sparsity)
+        compact = result.pruned.model
+        prove(result.reference, compact, self.config.img_size)
+        self._attach(self._laid_out(compact.requires_grad_(True)))
+        self.ema = ModelEma(self.model)
+        self.kept_channels.cut(result.pruned.mask)
+        self.pruned = True
+        return result
 
     def end_epoch(self) -> None:
         """Count the epoch as done."""
