@@ -31,7 +31,7 @@ from utils.data.images import to_device
 from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import load_state, save_checkpoint
 from utils.detection.evaluate import evaluate, validation_batches
-from utils.detection.options import add_precision_option, network_size
+from utils.detection.options import add_precision_option, add_workers_option, network_size
 from utils.devices import autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
 from utils.training.run_log import RunLog
@@ -48,7 +48,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=number(int, 1), default=16, help="images per step")
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="DataLoader workers; 0: none")
+    add_workers_option(parser)
     parser.add_argument("--img_size", type=number(int, 32), help="side of the images in pixels; default: the cfg's")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")

@@ -8,7 +8,7 @@ import torch
 from utils import distributed
 from utils.cli import number
 from utils.data.image_cache import KINDS
-from utils.detection.options import add_precision_option, add_skip_bad_option
+from utils.detection.options import add_precision_option, add_skip_bad_option, add_workers_option
 from utils.devices import computes_bf16, default_precision, describe_device
 from utils.errors import InputError
 from utils.pruning.penalty import METHODS
@@ -24,7 +24,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """The images, and how they are read."""
     group = parser.add_argument_group("data")
     group.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
-    group.add_argument("--n_cpu", type=number(int, 0), default=4, help="DataLoader workers per process; 0: none")
+    add_workers_option(group)
     group.add_argument(
         "--cache",
         choices=KINDS,
