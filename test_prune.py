@@ -13,7 +13,7 @@ from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
-from utils.detection.options import add_device_option, add_skip_bad_option, network_size
+from utils.detection.options import add_device_option, add_skip_bad_option, add_workers_option, network_size
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
@@ -106,7 +106,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--img_size", type=number(int, 32), help="side of the input in pixels; default: the size in the checkpoint"
     )
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="images per batch")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
+    add_workers_option(parser)
     add_device_option(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
     return parser

@@ -10,6 +10,7 @@ from utils.detection.runtimes import OnnxModel
 from utils.devices import PRECISIONS
 from utils.errors import InputError
 from utils.files import read_names
+from utils.workers import MAX_WORKERS
 
 
 def add_model_options(parser: argparse.ArgumentParser, weights_path: str, onnx: bool = True) -> None:
@@ -29,7 +30,17 @@ def add_model_options(parser: argparse.ArgumentParser, weights_path: str, onnx: 
 def add_loading_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Add ``--batch_size`` and ``--n_cpu``."""
     parser.add_argument("--batch_size", type=number(int, 1), default=batch_size, help="images per batch")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
+    add_workers_option(parser)
+
+
+def add_workers_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--n_cpu``, for :func:`utils.data.loader.loader`."""
+    parser.add_argument(
+        "--n_cpu",
+        type=number(int, 0),
+        help="worker processes that read images, per process of torchrun; 0: none; "
+        f"default: its share of the cores, at most {MAX_WORKERS}",
+    )
 
 
 def add_threshold_options(parser: argparse.ArgumentParser, conf_thres: float, nms_thres: float) -> None:

@@ -7,7 +7,8 @@ import torch
 
 from utils import distributed
 from utils.cli import number
-from utils.detection.options import add_device_option, add_precision_option, add_skip_bad_option
+from utils.data.image_cache import KINDS
+from utils.detection.options import add_device_option, add_precision_option, add_skip_bad_option, add_workers_option
 from utils.devices import computes_bf16, default_precision, describe_device
 from utils.errors import InputError
 from utils.pruning.penalty import METHODS
@@ -23,8 +24,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """The images, and how they are read."""
     group = parser.add_argument_group("data")
     group.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
-    group.add_argument("--n_cpu", type=number(int, 0), default=4, help="DataLoader workers per process; 0: none")
-    group.add_argument("--cache", action="store_true", help="keep decoded images in memory, as far as they fit")
+    add_workers_option(group)
+    group.add_argument(
+        "--cache",
+        choices=KINDS,
+        default="none",
+        help="keep images as they are used, read and scaled down: in memory, as far as they fit, or beside their list",
+    )
     add_skip_bad_option(group)
     group.add_argument(
         "--mosaic",

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from models import Darknet
 from utils import distributed
 from utils.data.images import to_device
+from utils.data.loader import Waiting
 from utils.detection.loss import HeadReport, YoloLoss
 from utils.devices import amp_dtype, autocast, device_of, memory_advice, smaller_batch
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
@@ -137,7 +138,8 @@ class Trainer:
         batches.sampler.start = self.progress.batches * batches.batch_size
         self.model.train()
         bar = self._progress_bar(batches)
-        for number, parts in enumerate(groups(bar, config.accumulate)):
+        waiting = Waiting(bar)
+        for number, parts in enumerate(groups(waiting, config.accumulate)):
             with memory_advice(advice):
                 loss, reports = self.train_step(parts, float(self.rates[self.step]))
             for report in reports:
@@ -148,7 +150,7 @@ class Trainer:
             after_step()
         self.check_finite()
         self.gather()
-        return self._epoch_report(len(batches.dataset), began)
+        return self._epoch_report(len(batches.dataset), began, waiting.seconds)
 
     def train_step(self, parts: Sequence[Batch], lr: float) -> tuple[Tensor, list[list[HeadReport]]]:
         """Take one optimizer step on a batch that comes in ``parts``, and from as many processes as there are.
@@ -316,7 +318,7 @@ class Trainer:
             disable=not distributed.is_main(),
         )
 
-    def _epoch_report(self, images: int, began: float) -> EpochReport:
+    def _epoch_report(self, images: int, began: float, waited: float) -> EpochReport:
         return EpochReport(
             epoch=self.epoch,
             epochs=self.config.epochs,
@@ -326,6 +328,7 @@ class Trainer:
             images=images,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - began,
+            seconds_waiting=waited,
             distillation_loss=self.distillation.take_mean() if self.distillation else None,
         )
 
