@@ -15,15 +15,16 @@ from utils.detection.options import check_batch_norm, check_classes, network_siz
 from utils.detection.pretrained import load_pretrained
 from utils.devices import pick_device
 from utils.pruning.prune_in_training import KeptChannels
+from utils.pruning.pruner import PruningResult
 from utils.training import options
 from utils.training.batches import make_loaders
-from utils.training.config import TrainConfig
+from utils.training.config import CUT, TrainConfig
 from utils.training.distillation import load_teacher
 from utils.training.epoch_log import EpochLog
 from utils.training.interruption import resumable
 from utils.training.penalty_advice import PenaltyAdvice
 from utils.training.plots import plot_training
-from utils.training.recipes import apply_recipe, find_origin
+from utils.training.recipes import find_origin
 from utils.training.resume import restore_options, resume_point, resume_run, was_pruned
 from utils.training.runs import Run, default_name, make_room
 from utils.training.saving import CheckpointWriter, is_due
@@ -60,21 +61,28 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     check_classes(model, data)
     check_batch_norm(model, args.img_size, args.batch_size // (1 if args.sync_bn else distributed.world()))
     if args.pretrained_weights and not checkpoint:
-        print(load_pretrained(model, args.pretrained_weights, args.pretrained_cfg))
+        taken = load_pretrained(model, args.pretrained_weights, args.pretrained_cfg)
+        print(taken.line)
+        if taken.is_all:
+            args.cut_epoch = 0  # a trained network can be cut at once
     batches, valid_batches = make_loaders(args, data)
-    device = pick_device()
+    device = pick_device(args.device)
     options.complete_precision(args, device)
     torch.backends.cudnn.benchmark = not args.multiscale_training
 
     config = TrainConfig.from_options(args)
-    teacher = None
-    if args.teacher_cfg:
-        teacher = load_teacher(args.teacher_cfg, args.teacher_weights, model, args.img_size, device)
+    teacher, weights = None, args.teacher_weights
+    if not weights and args.distill and kept_channels and kept_channels.removed and args.s_schedule == CUT:
+        weights = str(run_files.before_cut)
+    if weights:
+        teacher = load_teacher(weights, args.teacher_cfg, model, args.img_size, device)
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
     trainer.pruned = pruned
+    if not checkpoint:
+        trainer.check_cut()
     if trainer.penalty and not checkpoint:
-        PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.gammas())
+        PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.gammas(), args.force)
     if args.pretrained_weights and not checkpoint:
         print(f"before the first step: mAP@0.5 {evaluate(model, valid_batches, data.names)[0].mAP:.4f}")
 
@@ -113,6 +121,9 @@ def train(
         valid_batches = stop.watch(valid_batches) if distributed.world() == 1 else valid_batches
 
         while trainer.epoch < config.epochs:
+            if trainer.cut_is_due:
+                checkpoints.save_before_cut()
+                print_cut(trainer, trainer.cut_once())
             report = trainer.train_epoch(batches, after_step)
             done = trainer.epoch + 1
             if is_due(config.prune_every, done):
@@ -147,7 +158,7 @@ def complete_options(args: Options) -> tuple[Run, dict[str, Any] | None, bool]:
         restore_options(args, checkpoint["options"])
         pruned = was_pruned(checkpoint)
     else:
-        apply_recipe(args, origin)
+        print(f"start: {origin.reason}")
         options.complete_sparsity(args)
         pruned = origin.pruned
     options.check_options(args)
@@ -157,7 +168,7 @@ def complete_options(args: Options) -> tuple[Run, dict[str, Any] | None, bool]:
 def make_model(args: Options, run_files: Run, checkpoint: dict[str, Any] | None) -> tuple[Darknet, KeptChannels | None]:
     """The network of the cfg; with pruning in training, without the channels that the run to resume has cut."""
     model = Darknet(args.model_def)
-    if not args.prune_every:
+    if not (args.prune_every or args.s_schedule == CUT):
         return model, None
     kept_channels = KeptChannels(model.spec)
     if checkpoint:
@@ -174,12 +185,22 @@ def prune(trainer: Trainer) -> None:
         print(f"{cut} dead channels cut out; {left} are left, and {macs / 1e9:.3f} G MACs per image")
 
 
+def print_cut(trainer: Trainer, result: PruningResult) -> None:
+    """Print what the cut of a run with ``-sr`` has left."""
+    spec, size = trainer.model.spec, trainer.config.img_size
+    left = spec.at(size).macs / trainer.kept_channels.coupling.spec.at(size).macs
+    print(
+        f"{result.ratio:.1%} of the prunable channels cut, the least important ones; {spec.parameters:,} parameters "
+        f"and {left:.1%} of the MACs are left, which train as an ordinary network from here on"
+    )
+
+
 def print_files(trainer: Trainer, run_files: Run) -> None:
     """Print which files a finished run has written."""
     config = trainer.config
     kind = "last epoch" if config.sparsity else f"best mAP@0.5 {trainer.best_map:.4f}"
     print(f"{run_files.best}: {kind}\n{run_files.folder}: options, log.csv, TensorBoard events, plots")
-    if config.prune_every:
+    if config.cuts_channels:
         print(f"{run_files.cfg(config.model_def)}: cfg of the network that is left, for --model_def of other programs")
 
 

@@ -246,7 +246,7 @@ def test_darknet53_fills_every_network_that_begins_with_it_and_the_count_is_said
     size = sum(sum(t.numel() for t in source.module_list[c.index].state_dict().values()) - 1 for c in backbone)
     (tmp_path / "darknet53.conv.74").write_bytes((tmp_path / "whole.weights").read_bytes()[: 20 + 4 * size])
     model = Darknet(create_cfg(base, 3, 96, width=0.0625))
-    line = load_pretrained(model, str(tmp_path / "darknet53.conv.74"))
+    line = load_pretrained(model, str(tmp_path / "darknet53.conv.74")).line
     count = len(model.spec.convolutions)
     assert f"weights for 52 of {count} convolutions" in line
     assert all(torch.equal(model.conv(c.index).weight, source.conv(c.index).weight) for c in backbone)

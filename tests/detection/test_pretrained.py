@@ -56,7 +56,7 @@ def save(model, path):
 def test_weights_of_other_classes_fill_all_but_the_last_convolutions_of_the_heads(tmp_path, base, file):
     source, model = network(base, 80), network(base, 3, seed=2)
     before = state(model)
-    line = load_pretrained(model, save(source, tmp_path / file))
+    line = load_pretrained(model, save(source, tmp_path / file)).line
     last = list(head_convolutions(model.spec))
     assert last == [head.index - 1 for head in model.spec.heads]
     assert f"weights for all convolutions but layers {', '.join(map(str, last))}, the last of the heads" in line
@@ -69,13 +69,13 @@ def test_weights_of_other_classes_fill_all_but_the_last_convolutions_of_the_head
 @pytest.mark.parametrize(("classes", "expected"), [(1, 80), (2, 3), (20, 1)])
 def test_any_number_of_classes_is_told_from_the_file(tmp_path, file, classes, expected):
     model = network(classes=expected, seed=2)
-    assert f"it has {classes} class" in load_pretrained(model, save(network(classes=classes), tmp_path / file))
+    assert f"it has {classes} class" in load_pretrained(model, save(network(classes=classes), tmp_path / file)).line
 
 
 @pytest.mark.parametrize("file", ["a.weights", "a.pth", "a.pt"])
 def test_weights_of_the_same_classes_fill_everything(tmp_path, file):
     source, model = network(), network(seed=2)
-    assert load_pretrained(model, save(source, tmp_path / file)).endswith("weights for all convolutions")
+    assert load_pretrained(model, save(source, tmp_path / file)).line.endswith("weights for all convolutions")
     assert_all_but([], model, {}, source)
 
 
@@ -92,7 +92,7 @@ def test_loading_changes_no_random_numbers_of_the_training_after_it(tmp_path):
 @pytest.mark.parametrize("classes", [80, 2])
 def test_kernels_over_rgb_are_summed_for_grey_images(tmp_path, file, classes):
     rgb, grey = network(channels=3), network(classes=classes, channels=1, seed=2)
-    line = load_pretrained(grey, save(rgb, tmp_path / file))
+    line = load_pretrained(grey, save(rgb, tmp_path / file)).line
     assert "kernels that read the image are summed over RGB" in line
     assert torch.equal(grey.conv(0).weight, rgb.conv(0).weight.sum(dim=1, keepdim=True))
     assert torch.equal(grey.conv(2).weight, rgb.conv(2).weight)
@@ -112,14 +112,14 @@ def test_a_cfg_tells_what_a_file_of_other_anchors_is_of(tmp_path):
     path, before = save(source, tmp_path / "a.weights"), state(model)
     with pytest.raises(InputError, match=r"a\.weights: too .*give it with --pretrained_cfg"):
         load_pretrained(model, path)
-    assert "1 anchors per head, the cfg 1 and 3" in load_pretrained(model, path, str(tmp_path / "there.cfg"))
+    assert "1 anchors per head, the cfg 1 and 3" in load_pretrained(model, path, str(tmp_path / "there.cfg")).line
     assert_all_but(list(head_convolutions(model.spec)), model, before, source)
 
 
 def test_a_cfg_that_contradicts_the_one_in_the_checkpoint_is_refused(tmp_path):
     path = save(network(), tmp_path / "a.pth")
     (tmp_path / "there.cfg").write_text(format_cfg(network(classes=5).blocks))
-    with pytest.raises(InputError, match=r"filters=30, but filters=255"):
+    with pytest.raises(InputError, match=r"classes=5|filters=30"):
         load_pretrained(network(), path, str(tmp_path / "there.cfg"))
 
 

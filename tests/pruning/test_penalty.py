@@ -321,7 +321,7 @@ def test_a_joined_set_counts_all_its_channels():
 
 
 def test_nothing_to_prune_is_an_error():
-    with pytest.raises(InputError, match="strategy slim: no channel"):
+    with pytest.raises(InputError, match="no channel of this network may be pruned"):
         select(couple(Darknet(parse_cfg(NO_BATCH_NORM)).spec), "slim", {}, 0.5)
 
 

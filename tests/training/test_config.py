@@ -24,9 +24,11 @@ def test_the_defaults_are_those_of_the_options():
     ("words", "sparsity"),
     [
         ([], None),
-        (["-sr"], SparsityConfig(schedule="local")),
+        (["-sr"], SparsityConfig(schedule="cut", cut_epoch=40)),
         (["-sr", "--s", "0.3", "--s_schedule", "constant"], SparsityConfig(s=0.3)),
-        (["-sr", "--target_percent", "0.6"], SparsityConfig(schedule="target", ratio=0.6)),
+        (["-sr", "--target_percent", "0.6"], SparsityConfig(schedule="cut", ratio=0.6, cut_epoch=40)),
+        (["-sr", "--target_macs", "0.1"], SparsityConfig(schedule="cut", target_macs=0.1, cut_epoch=40)),
+        (["-sr", "--s_schedule", "target"], SparsityConfig(schedule="target")),
         (["-sr", "--sr_method", "subgradient"], SparsityConfig(schedule="local", method="subgradient")),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_penalty_that_does_not_fit_is_warned_of(done, near_zero, lowest, left,
 
 
 def test_sparse_training_that_did_not_sparsify_says_so(project, capsys):
-    run("-sr", "--s", "0", "--epochs", "1")
+    run("-sr", "--s", "0", "--epochs", "1", "--force")
     assert "warning: only 0.0% of the gammas are near zero" in capsys.readouterr().out
     run("--epochs", "1")
     assert "warning" not in capsys.readouterr().out
@@ -62,6 +62,8 @@ def test_a_network_with_nothing_to_prune_is_refused_before_the_first_step(projec
     cfg = project / "config/yolov3-hand.cfg"
     cfg.write_text(cfg.read_text().replace("batch_normalize=1\n", ""))
     with pytest.raises(InputError, match=r"-sr --strategy normal: no channel of config/yolov3-hand.cfg may be pruned"):
+        run("-sr", "--s", "1", "--epochs", "1")
+    with pytest.raises(InputError, match=r"no channel of this network may be pruned"):
         run("-sr", "--epochs", "1")
 
 
@@ -76,11 +78,14 @@ def test_a_schedule_that_lets_the_kept_channels_recover_is_not_judged_before(pro
     assert words in text
 
 
-def test_too_weak_a_penalty_is_noticed_before_the_first_step_and_the_proposed_one_suffices(project, capsys):
+def test_too_weak_a_penalty_is_refused_before_the_first_step_and_the_proposed_one_suffices(project, capsys):
     options = ["-sr", "--epochs", "1", "--name", "weak"]
-    run(*options, "--s", "0.01")
-    text = capsys.readouterr().out
-    assert "can lower a gamma by at most" in text
-    proposed = text.split("or try --s ")[1].split()[0]
+    with pytest.raises(InputError, match=r"--s 0.01: few gammas can reach 0") as refused:
+        run(*options, "--s", "0.01")
+    assert not (project / "checkpoints/weak_last.pth").exists()
+    assert "can lower a gamma by at most" in capsys.readouterr().out
+    proposed = str(refused.value).split("or with --s ")[1].split(";")[0]
     run(*options, "--s", proposed)
     assert "warning" not in capsys.readouterr().out
+    run(*options, "--s", "0.01", "--force")
+    assert "warning: few gammas can reach 0" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from tests.networks import uneven
 from tests.scene import make_project
 from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.errors import InputError
-from utils.training.recipes import FINE_TUNING, TRAINING, find_origin
+from utils.training.recipes import find_origin
 
 CFG = "config/yolov3-hand.cfg"
 PRUNED_CFG = "config/prune_yolov3-hand.cfg"
@@ -35,22 +35,22 @@ def run(*words):
 
 
 @pytest.mark.parametrize(
-    ("weights", "cfg", "recipe", "reason"),
+    ("weights", "cfg", "pruned", "reason"),
     [
-        (None, CFG, TRAINING, "from random weights"),
-        (None, PRUNED_CFG, TRAINING, "from random weights"),
-        ("pruned.pth", CFG, FINE_TUNING, "pruned.pth holds a pruned network"),
-        ("whole.pth", PRUNED_CFG, TRAINING, "whole.pth holds a network that was not pruned"),
-        ("old.pth", PRUNED_CFG, FINE_TUNING, f"{PRUNED_CFG} begins with prune_"),
-        ("old.pth", CFG, TRAINING, f"{CFG} does not begin with prune_"),
-        ("state.pth", PRUNED_CFG, FINE_TUNING, "state.pth does not say whether its network was pruned"),
-        ("darknet.weights", PRUNED_CFG, FINE_TUNING, "darknet.weights does not say whether its network was pruned"),
-        ("darknet.weights", CFG, TRAINING, "does not begin with prune_"),
+        (None, CFG, False, "from random weights"),
+        (None, PRUNED_CFG, False, "from random weights"),
+        ("pruned.pth", CFG, True, "pruned.pth holds a pruned network"),
+        ("whole.pth", PRUNED_CFG, False, "whole.pth holds a network that was not pruned"),
+        ("old.pth", PRUNED_CFG, True, f"{PRUNED_CFG} begins with prune_"),
+        ("old.pth", CFG, False, f"{CFG} does not begin with prune_"),
+        ("state.pth", PRUNED_CFG, True, "state.pth does not say whether its network was pruned"),
+        ("darknet.weights", PRUNED_CFG, True, "darknet.weights does not say whether its network was pruned"),
+        ("darknet.weights", CFG, False, "does not begin with prune_"),
     ],
 )
-def test_the_checkpoint_decides_and_the_name_of_the_cfg_only_where_it_cannot_say(project, weights, cfg, recipe, reason):
+def test_the_checkpoint_decides_and_the_name_of_the_cfg_only_where_it_cannot_say(project, weights, cfg, pruned, reason):
     origin = find_origin(weights, cfg)
-    assert origin.recipe is recipe
+    assert origin.pruned is pruned
     assert reason in origin.reason
 
 
@@ -61,17 +61,15 @@ def test_weights_that_are_not_there_are_named(project):
 
 def test_a_pruned_checkpoint_is_fine_tuned_whatever_its_cfg_is_called(project, capsys):
     run("-pre", "pruned.pth")
-    line = "recipe: fine-tuning (pruned.pth holds a pruned network): learning rate 0.0005, no mosaics"
-    assert line in capsys.readouterr().out.splitlines()
+    assert "start: pruned.pth holds a pruned network" in capsys.readouterr().out.splitlines()
     for kind in ("last", "ckpt"):
         checkpoint = read_checkpoint(f"checkpoints/finetune_yolov3_{kind}.pth")
         assert checkpoint["pruned"] is True
-        assert (checkpoint["options"]["learning_rate"], checkpoint["options"]["mosaic"]) == (0.0005, 0)
 
 
-def test_other_weights_are_trained_and_given_options_count(project, capsys):
-    run("-pre", "whole.pth", "-lr", "0.003")
-    assert ": learning rate 0.003, mosaics with probability 0.5" in capsys.readouterr().out
+def test_other_weights_are_trained(project, capsys):
+    run("-pre", "whole.pth")
+    assert "start: whole.pth holds a network that was not pruned" in capsys.readouterr().out
     assert read_checkpoint("checkpoints/baseline_yolov3_ckpt.pth")["pruned"] is False
 
 
@@ -80,7 +78,7 @@ def test_a_run_that_cuts_channels_ends_in_a_pruned_network(project):
     run("-sr", "--s", "3", "--prune_every", "1", "-pre", "start.pth", "-lr", "0.1")
     checkpoint = read_checkpoint("checkpoints/yolov3_ckpt.pth")
     assert checkpoint["pruned"] is True
-    assert find_origin("checkpoints/yolov3_ckpt.pth", "runs/yolov3/yolov3-hand.cfg").recipe is FINE_TUNING
+    assert find_origin("checkpoints/yolov3_ckpt.pth", "runs/yolov3/yolov3-hand.cfg").pruned
 
 
 def test_what_is_resumed_stays_pruned(project, monkeypatch):

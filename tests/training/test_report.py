@@ -49,7 +49,7 @@ def test_a_baseline_reports_on_its_gammas_and_meets_no_penalty_teacher_or_cut(pr
 
 
 def test_sparse_training_says_what_can_be_pruned(project, capsys):
-    run("-sr", "--target_percent", "0.6", "--epochs", "10", "--evaluation_interval", "10")
+    run("-sr", "--s_schedule", "target", "--target_percent", "0.6", "--epochs", "10", "--evaluation_interval", "10")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|gamma|")]
     assert lines[0].endswith("not sparse yet")
     assert "of the channels can be pruned" in lines[-1]

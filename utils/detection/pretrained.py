@@ -6,6 +6,7 @@ tell.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +22,15 @@ from utils.detection.state_dicts import own_names
 from utils.errors import InputError
 
 
-def load_pretrained(model: Darknet, path: str, cfg: str | None = None) -> str:
+@dataclass(frozen=True)
+class Taken:
+    """What was taken from a file: a line that says it, and whether it is all layers, heads included."""
+
+    line: str
+    is_all: bool
+
+
+def load_pretrained(model: Darknet, path: str, cfg: str | None = None) -> Taken:
     """Start from the weights of any file.
 
     All convolutions are taken but the last of each head that has other classes or anchors in the file: these stay as
@@ -31,9 +40,6 @@ def load_pretrained(model: Darknet, path: str, cfg: str | None = None) -> str:
         model: the network; it is changed only if the file fits.
         path: a checkpoint, a state dict of this or of another program, or a Darknet ``.weights`` or backbone file.
         cfg: the path of the file's cfg, where the file does not hold it and more differs than the number of classes.
-
-    Returns:
-        A line that says what was taken.
 
     Raises:
         InputError: a file cannot be read, or the networks differ in more than that; the layer is named.
@@ -52,7 +58,8 @@ def load_pretrained(model: Darknet, path: str, cfg: str | None = None) -> str:
         blocks = stored or (read_cfg(cfg) if cfg else _blocks_of_state(model.spec, checkpoint["model"], path))
         source = _build(blocks)
         load_state(source, checkpoint["model"], path)
-    return f"{path}: {_describe(source.spec, model.spec, _take_over(source, model, path))}"
+    fresh = _take_over(source, model, path)
+    return Taken(f"{path}: {_describe(source.spec, model.spec, fresh)}", not fresh)
 
 
 def _build(blocks: Sequence[Block]) -> Darknet:
@@ -61,13 +68,14 @@ def _build(blocks: Sequence[Block]) -> Darknet:
         return Darknet(list(blocks))
 
 
-def _load_backbone(model: Darknet, path: str) -> str:
+def _load_backbone(model: Darknet, path: str) -> Taken:
     try:
         filled = load_darknet_weights(model, path, partial=True)
     except InputError as error:
         advice = "where its cfg differs in more than the number of classes, give it with --pretrained_cfg"
         raise InputError(f"{error}; {advice}") from error
-    return f"{path}: weights for {filled} of {len(model.spec.convolutions)} convolutions"
+    count = len(model.spec.convolutions)
+    return Taken(f"{path}: weights for {filled} of {count} convolutions", filled == count)
 
 
 def head_convolutions(spec: NetworkSpec) -> dict[int, layers.Yolo]:

@@ -58,7 +58,7 @@ def _propagate(layer: layers.Layer, sources: list[np.ndarray], reference: Darkne
         case layers.Convolution():
             values = np.full(layer.channels, np.nan)
             if layer.batch_normalize:
-                beta = reference.batch_norm(layer.index).bias.detach().double().cpu().numpy()
+                beta = reference.batch_norm(layer.index).bias.detach().cpu().double().numpy()
                 values[dead] = _activate(layer.activation, beta)[dead]
             return values
         case layers.Upsample():

@@ -28,7 +28,7 @@ class EpochLog:
     def __init__(self, trainer: Trainer, run: Run, options: dict[str, Any]):
         self._trainer = trainer
         self._gamma_file = run.folder / "gammas.npz"
-        self._advice = PenaltyAdvice(trainer.config, trainer.rates) if trainer.config.sparsity else None
+        self._advice = PenaltyAdvice(trainer.config, trainer.rates) if trainer.penalty else None
         kept_channels = trainer.kept_channels
         self._coupling = kept_channels.coupling if kept_channels else couple(trainer.model.spec)
         self._log = RunLog(run.folder, options, trainer.epoch)

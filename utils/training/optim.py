@@ -27,6 +27,12 @@ def learning_rates(epochs: int, steps_per_epoch: int, lr: float) -> np.ndarray:
     return np.array([learning_rate(step, steps, warmup, lr) for step in range(steps)])
 
 
+def learning_rates_around(cut_epoch: int, epochs: int, steps_per_epoch: int, lr: float) -> np.ndarray:
+    """The learning rates of a run that cuts its network after ``cut_epoch`` epochs: two trainings in a row."""
+    parts = [learning_rates(count, steps_per_epoch, lr) for count in (cut_epoch, epochs - cut_epoch)]
+    return np.concatenate(parts)
+
+
 def learning_rate(step: int, steps: int, warmup: int, lr: float) -> float:
     """A linear warm-up over ``warmup`` of ``steps`` optimizer steps, then half a cosine (SGDR, arXiv 1608.03983)."""
     if step < warmup:

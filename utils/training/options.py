@@ -7,14 +7,16 @@ import torch
 
 from utils import distributed
 from utils.cli import number
-from utils.detection.options import add_precision_option, add_skip_bad_option
+from utils.data.image_cache import KINDS
+from utils.detection.options import add_device_option, add_precision_option, add_skip_bad_option, add_workers_option
 from utils.devices import computes_bf16, default_precision, describe_device
 from utils.errors import InputError
 from utils.pruning.penalty import METHODS
 from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO
 from utils.pruning.schedules import SCHEDULES, check_schedule
 from utils.pruning.selection import STRATEGIES
-from utils.training.recipes import FINE_TUNING, TRAINING
+from utils.training.config import BEFORE_CUT, CUT
+from utils.training.recipes import LEARNING_RATE, MOSAIC
 from utils.training.runs import Run
 
 
@@ -22,14 +24,19 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """The images, and how they are read."""
     group = parser.add_argument_group("data")
     group.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
-    group.add_argument("--n_cpu", type=number(int, 0), default=4, help="DataLoader workers per process; 0: none")
-    group.add_argument("--cache", action="store_true", help="keep decoded images in memory, as far as they fit")
+    add_workers_option(group)
+    group.add_argument(
+        "--cache",
+        choices=KINDS,
+        default="none",
+        help="keep images as they are used, read and scaled down: in memory, as far as they fit, or beside their list",
+    )
     add_skip_bad_option(group)
     group.add_argument(
         "--mosaic",
         type=number(float, 0, 1),
-        help="probability of a mosaic of four images; "
-        f"default: {TRAINING.mosaic:g}, fine-tuning {FINE_TUNING.mosaic:g}",
+        default=MOSAIC,
+        help="probability of a mosaic of four images",
     )
     group.add_argument(
         "--multiscale_training", action="store_true", help="vary the size of the images by up to a quarter"
@@ -72,10 +79,11 @@ def add_optimisation_options(parser: argparse.ArgumentParser) -> None:
         "--learning_rate",
         "-lr",
         type=number(float, above=0),
-        help="learning rate after the warm-up; "
-        f"default: {TRAINING.learning_rate:g}, fine-tuning {FINE_TUNING.learning_rate:g}",
+        default=LEARNING_RATE,
+        help="learning rate after the warm-up",
     )
     group.add_argument("--seed", type=number(int, 0), default=0, help="seed of weights, order and augmentation")
+    add_device_option(group)
     add_precision_option(group)
     group.add_argument(
         "--channels_last",
@@ -102,20 +110,28 @@ def add_sparsity_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--s", type=number(float, 0), default=0.01, help="strength of the penalty")
     group.add_argument(
-        "--strategy", choices=STRATEGIES, default="normal", help="which channels may be pruned: penalise their gammas"
+        "--strategy",
+        choices=STRATEGIES,
+        help="which channels may be pruned; default: slim where the run cuts them itself, else normal",
     )
     group.add_argument(
         "--s_schedule",
-        choices=SCHEDULES,
-        help="constant: the penalty stays as it is; local: after half of the steps it is weakened for channels "
-        "that will be kept; target: its strength is found; default: local; target with --target_percent but no --s; "
-        "constant with --prune_every",
+        choices=[CUT, *SCHEDULES],
+        help="cut: no penalty; the run cuts the least important channels once and trains what is left as an ordinary "
+        "network; constant: the penalty stays as it is; local: after half of the steps it is weakened for channels "
+        "that will be kept; target: its strength is found; default: cut; local with --s; constant with --prune_every",
     )
     group.add_argument(
         "--target_percent",
         type=number(float, high=LARGEST_RATIO, above=0),
-        help="share of the prunable channels whose gammas should be 0 at the end, like test_prune.py's --percent; "
-        f"without --s the strength is found; default, where a schedule needs it: {DEFAULT_RATIO:g}",
+        help="share of the prunable channels to cut, like test_prune.py's --percent, or whose gammas should be 0 at "
+        f"the end; default, where a schedule needs it: {DEFAULT_RATIO:g}",
+    )
+    group.add_argument(
+        "--target_macs",
+        type=number(float, 0, 1),
+        help="share of the MACs to leave, in place of --target_percent, where the run cuts channels itself; "
+        "default: none",
     )
     group.add_argument(
         "--sr_method",
@@ -124,6 +140,7 @@ def add_sparsity_options(parser: argparse.ArgumentParser) -> None:
         help="proximal: a soft threshold after the optimizer's step, gammas become exactly 0; "
         "subgradient: a term of the gradient",
     )
+    group.add_argument("--force", action="store_true", help="train with a penalty that is too weak for this run, too")
 
 
 def add_pruning_options(parser: argparse.ArgumentParser) -> None:
@@ -140,10 +157,17 @@ def add_pruning_options(parser: argparse.ArgumentParser) -> None:
 def add_distillation_options(parser: argparse.ArgumentParser) -> None:
     """The network to learn from besides the labels."""
     group = parser.add_argument_group("distillation")
-    group.add_argument("--teacher_cfg", help="cfg of a network with the same heads to learn from; default: none")
     group.add_argument(
         "--teacher_weights",
-        help="weights of that network, of any kind: in fine-tuning, the unpruned model; default: none",
+        help="weights of a network with the same heads to learn from, of any kind: in fine-tuning, the unpruned model; "
+        "default: none; the network before the cut where the run cuts it itself",
+    )
+    group.add_argument("--teacher_cfg", help="cfg of that network; default: the cfg in its checkpoint")
+    group.add_argument(
+        "--distill",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="where the run cuts its network itself: learn also from the network before the cut",
     )
 
 
@@ -174,8 +198,8 @@ def check_options(args: argparse.Namespace) -> None:
     Raises:
         InputError: names the options.
     """
-    if bool(args.teacher_cfg) != bool(args.teacher_weights):
-        raise InputError("--teacher_cfg and --teacher_weights belong together: give both")
+    if args.teacher_cfg and not args.teacher_weights:
+        raise InputError("--teacher_cfg needs --teacher_weights, the weights of that network")
     run = Run(args.name)
     if args.teacher_weights and Path(args.teacher_weights).resolve() in (run.best.resolve(), run.last.resolve()):
         raise InputError(f"--teacher_weights {args.teacher_weights}: this run writes that file: give it another --name")
@@ -199,22 +223,34 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     Raises:
         InputError: the options of the penalty contradict each other.
     """
-    sparse_only = {"s", "s_schedule", "target_percent", "sr_method"}
+    sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "sr_method"}
     if not args.sr and (given := sorted(sparse_only & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for sparse training: add -sr")
+    if not args.sr:
+        args.strategy, args.cut_epoch = args.strategy or "normal", 0
+        return
+    args.s_schedule = args.s_schedule or _default_schedule(args)
+    cuts = args.s_schedule == CUT
+    if cuts and (penalty := sorted({"s", "sr_method", "prune_every"} & args.given)):
+        raise InputError(f"{', '.join(f'--{name}' for name in penalty)}: for a penalty, which --s_schedule cut has not")
+    if args.target_macs is not None and not cuts:
+        raise InputError("--target_macs needs --s_schedule cut; with a penalty, give it to test_prune.py")
+    if args.target_percent and args.target_macs is not None:
+        raise InputError("--target_macs and --target_percent: give one of them")
     if args.target_percent and args.s_schedule == "constant":
         raise InputError("--target_percent has no effect under --s_schedule constant: leave one of them out")
     if "s" in args.given and args.s_schedule == "target":
         raise InputError("--s has no effect under --s_schedule target, which finds it: leave one of them out")
-    args.s_schedule = args.s_schedule or _default_schedule(args)
-    args.target_percent = args.target_percent or DEFAULT_RATIO
     check_schedule(args.s_schedule, args.sr_method)
+    args.target_percent = args.target_percent or DEFAULT_RATIO
+    args.strategy = args.strategy or ("slim" if cuts else "normal")
+    args.cut_epoch = round(BEFORE_CUT * args.epochs) if cuts else 0
 
 
 def _default_schedule(args: argparse.Namespace) -> str:
-    if args.target_percent:
-        return "local" if "s" in args.given else "target"
-    return "constant" if args.prune_every else "local"
+    if args.prune_every:
+        return "constant"
+    return "local" if {"s", "sr_method"} & args.given else CUT
 
 
 def complete_precision(args: argparse.Namespace, device: torch.device) -> None:

@@ -31,14 +31,15 @@ class PenaltyAdvice:
         self._rates = rates
         self._silent = config.sparsity.schedule == "target"
 
-    def before_training(self, gammas: np.ndarray) -> None:
-        """Print how far the penalty can move a gamma in this run, and a warning where that is not far enough.
+    def before_training(self, gammas: np.ndarray, force: bool = False) -> None:
+        """Print how far the penalty can move a gamma in this run, and refuse a penalty that is too weak.
 
         Args:
             gammas: (channels,) |gamma| of the channels under the penalty.
+            force: warn where the penalty is too weak, instead of raising.
 
         Raises:
-            InputError: there are none.
+            InputError: there are none, or the penalty cannot bring gammas of a typical size to 0.
         """
         if not len(gammas):
             config = self._config
@@ -49,7 +50,10 @@ class PenaltyAdvice:
         farthest = s * self._reach_per_s()
         print(f"s={s:g} can lower a gamma by at most {farthest:.3g} in this run; the median gamma is {typical:.3g}")
         if farthest < typical:
-            print(f"warning: few gammas can reach 0: train for more epochs, or try --s {self._fitting(typical):.2g}")
+            problem = f"few gammas can reach 0: train for more epochs, or with --s {self._fitting(typical):.2g}"
+            if not force:
+                raise InputError(f"--s {s:g}: {problem}; --force trains all the same")
+            print(f"warning: {problem}")
 
     def after_epoch(self, epochs: int, steps: int, rows: Sequence[dict[str, Any]], gammas: GammaHistory) -> None:
         """Print warnings where sparse training does not sparsify, or costs detections.

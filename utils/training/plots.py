@@ -110,8 +110,8 @@ def distribution_figure(epochs: np.ndarray, gammas: GammaHistory) -> Figure:
     counts = np.array(gammas.histograms).T
     edges = np.concatenate([epochs - 0.5, epochs[-1:] + 0.5])
     levels = np.linspace(0, gammas.top, len(counts) + 1)
-    shown = np.ma.masked_equal(counts, 0)
-    mesh = axes.pcolormesh(edges, levels, shown, norm=LogNorm(1, max(counts.max(), 2)), cmap="viridis_r")
+    visible = np.ma.masked_equal(counts, 0)
+    mesh = axes.pcolormesh(edges, levels, visible, norm=LogNorm(1, max(counts.max(), 2)), cmap="viridis_r")
     figure.colorbar(mesh, ax=axes, label="channels")
     axes.set(ylabel="|gamma|", title="Distribution of |gamma|")
     _epoch_axis(axes, edges[0], edges[-1])

@@ -7,6 +7,7 @@ from utils.cli import Options
 from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
 from utils.pruning.schedules import SCHEDULES
+from utils.training.config import CUT
 from utils.training.runs import Run, is_pruned_cfg, remove_partial_files
 from utils.training.state import restore_training
 from utils.training.trainer import Trainer
@@ -20,6 +21,7 @@ FREE_OPTIONS = {
     "checkpoint_steps",
     "data_config",
     "debug",
+    "device",
     "evaluation_interval",
     "model_def",
     "n_cpu",
@@ -48,7 +50,7 @@ def resume_point(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
             f"{unfinished['options']['epochs']}: add --resume to go on, --overwrite to give it up, or another --name"
         )
     schedule = unfinished["options"].get("s_schedule") if unfinished else None
-    if schedule and schedule not in SCHEDULES:
+    if schedule and schedule not in (CUT, *SCHEDULES):
         raise InputError(
             f"--resume: the run {args.name} was started with --s_schedule {schedule}, which no longer exists: "
             f"start another run with one of {', '.join(SCHEDULES)}"
@@ -97,6 +99,8 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     for name, value in started.items():
         if name not in args.given and name not in ("name", "resume", "overwrite", "debug"):
             setattr(args, name, value)
+    if isinstance(args.cache, bool):  # as checkpoints of older versions have it
+        args.cache = "ram" if args.cache else "none"
 
 
 def option(name: str) -> str:

@@ -49,10 +49,15 @@ class CheckpointWriter:
         # An early best of sparse training is not sparse yet.
         if distributed.is_main() and (due if config.sparsity else is_best or not self.run.best.exists()):
             save_checkpoint(self.run.best, trainer.ema.model, **self._metadata())
-        if distributed.is_main() and due and config.prune_every:
+        if distributed.is_main() and due and config.cuts_channels:
             write_text(self.run.cfg(config.model_def), format_cfg(trainer.model.blocks))
         if due:
             self.save_last()
+
+    def save_before_cut(self) -> None:
+        """Write the network before the cut: what is left learns from it, and is compared with it."""
+        if distributed.is_main():
+            save_checkpoint(self.run.before_cut, self.trainer.ema.model, **self._metadata())
 
     def save_last(self) -> None:
         """Write the checkpoint to resume from, between two optimizer steps; all processes must call this."""
@@ -66,7 +71,7 @@ class CheckpointWriter:
     def _metadata(self) -> dict[str, Any]:
         """What a checkpoint says about itself."""
         trainer = self.trainer
-        return {
+        metadata = {
             "names": self.names,
             "img_size": trainer.config.img_size,
             "epoch": trainer.epoch,
@@ -76,3 +81,6 @@ class CheckpointWriter:
             "strategy": trainer.config.strategy,
             "pruned": trainer.pruned,
         }
+        if trainer.has_cut:
+            metadata["before_cut"] = str(self.run.before_cut)
+        return metadata

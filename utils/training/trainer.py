@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -14,18 +15,21 @@ from tqdm import tqdm
 from models import Darknet
 from utils import distributed
 from utils.data.images import to_device
+from utils.data.loader import Waiting
 from utils.detection.loss import HeadReport, YoloLoss
 from utils.devices import amp_dtype, autocast, device_of, memory_advice, smaller_batch
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
+from utils.pruning.proof import prove
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
+from utils.pruning.pruner import PruningResult, cut_least_important
 from utils.pruning.schedules import SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
-from utils.training.config import TrainConfig
+from utils.training.config import SparsityConfig, TrainConfig
 from utils.training.distillation import Distillation
 from utils.training.ema import ModelEma
 from utils.training.multiscale import random_size, resize
 from utils.training.nonfinite import FiniteWatch, check_scale
-from utils.training.optim import MOMENTUM, build_sgd, learning_rates
+from utils.training.optim import MOMENTUM, build_sgd, learning_rates, learning_rates_around
 from utils.training.parallel import distribute, without_exchange
 from utils.training.progress import EpochProgress
 from utils.training.report import EpochReport
@@ -73,7 +77,7 @@ class Trainer:
         self.config = config
         self.device = device_of(model)
         self.steps_per_epoch = steps_per_epoch
-        self.rates = learning_rates(config.epochs, steps_per_epoch, config.learning_rate)
+        self.rates = self._learning_rates()
         self.teacher = self._laid_out(teacher) if teacher else None
         self.kept_channels = kept_channels
         self.epoch = self.step = 0
@@ -86,6 +90,12 @@ class Trainer:
         self.ema = ModelEma(self.model)
         self.progress = EpochProgress(len(self.model.heads))
         self.watch = FiniteWatch(self.device)
+
+    def _learning_rates(self) -> np.ndarray:
+        config, sparsity = self.config, self.config.sparsity
+        if sparsity and sparsity.is_cut:
+            return learning_rates_around(sparsity.cut_epoch, config.epochs, self.steps_per_epoch, config.learning_rate)
+        return learning_rates(config.epochs, self.steps_per_epoch, config.learning_rate)
 
     def _laid_out(self, model: Darknet) -> Darknet:
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
@@ -103,7 +113,7 @@ class Trainer:
 
     def _make_penalty(self, model: Darknet) -> GammaPenalty | None:
         sparsity = self.config.sparsity
-        if not sparsity:
+        if not sparsity or sparsity.is_cut:
             return None
         s = self.penalty.s if self.penalty else sparsity.s
         return GammaPenalty(model, s, self.config.strategy, sparsity.method, MOMENTUM)
@@ -128,7 +138,8 @@ class Trainer:
         batches.sampler.start = self.progress.batches * batches.batch_size
         self.model.train()
         bar = self._progress_bar(batches)
-        for number, parts in enumerate(groups(bar, config.accumulate)):
+        waiting = Waiting(bar)
+        for number, parts in enumerate(groups(waiting, config.accumulate)):
             with memory_advice(advice):
                 loss, reports = self.train_step(parts, float(self.rates[self.step]))
             for report in reports:
@@ -139,7 +150,7 @@ class Trainer:
             after_step()
         self.check_finite()
         self.gather()
-        return self._epoch_report(len(batches.dataset), began)
+        return self._epoch_report(len(batches.dataset), began, waiting.seconds)
 
     def train_step(self, parts: Sequence[Batch], lr: float) -> tuple[Tensor, list[list[HeadReport]]]:
         """Take one optimizer step on a batch that comes in ``parts``, and from as many processes as there are.
@@ -225,6 +236,54 @@ class Trainer:
         self.pruned = True
         return cut.removed_channels
 
+    def check_cut(self) -> None:
+        """Refuse a cut later in the run that is impossible, before the first step.
+
+        Raises:
+            InputError: no channel may be cut, or the budget cannot be reached.
+        """
+        sparsity = self.config.sparsity
+        if sparsity and sparsity.is_cut:
+            self._least_important(sparsity)
+
+    def _least_important(self, sparsity: SparsityConfig) -> PruningResult:
+        config = self.config
+        return cut_least_important(
+            self.ema.model, config.strategy, config.img_size, sparsity.ratio, sparsity.target_macs
+        )
+
+    @property
+    def has_cut(self) -> bool:
+        """Whether this run cuts its network once, and has done so."""
+        sparsity = self.config.sparsity
+        return bool(sparsity and sparsity.is_cut and self.kept_channels and self.kept_channels.removed)
+
+    @property
+    def cut_is_due(self) -> bool:
+        """Whether this run cuts its network before the next step."""
+        sparsity = self.config.sparsity
+        return bool(sparsity and sparsity.is_cut and self.epoch == sparsity.cut_epoch and not self.has_cut)
+
+    def cut_once(self) -> PruningResult:
+        """Cut the least important channels out of the average of the weights, and start over with what is left.
+
+        What is left is trained as an ordinary network: with an optimizer, an average and learning rates of its own. Its
+        teacher is the network before the cut, unless another one was given or none is wanted.
+
+        Raises:
+            InputError: the budget cannot be reached, or the compact network does not compute the same.
+        """
+        result = self._least_important(self.config.sparsity)
+        compact = result.pruned.model
+        prove(result.reference, compact, self.config.img_size)
+        if self.config.distill and not self.teacher:
+            self.teacher = self.ema.model
+        self._attach(self._laid_out(compact))
+        self.ema = ModelEma(self.model)
+        self.kept_channels.cut(result.pruned.mask)
+        self.pruned = True
+        return result
+
     def end_epoch(self) -> None:
         """Count the epoch as done."""
         self.epoch += 1
@@ -259,7 +318,7 @@ class Trainer:
             disable=not distributed.is_main(),
         )
 
-    def _epoch_report(self, images: int, began: float) -> EpochReport:
+    def _epoch_report(self, images: int, began: float, waited: float) -> EpochReport:
         return EpochReport(
             epoch=self.epoch,
             epochs=self.config.epochs,
@@ -269,6 +328,7 @@ class Trainer:
             images=images,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - began,
+            seconds_waiting=waited,
             distillation_loss=self.distillation.take_mean() if self.distillation else None,
         )
 
