@@ -19,7 +19,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import cache
 from pathlib import Path
 
@@ -42,9 +42,10 @@ from utils.data.check import READER, read_cache
 from utils.data.data_config import read_data_config
 from utils.data.image_lists import read_image_list
 from utils.data.images import read_image
-from utils.data.labels import read_labels
+from utils.data.labels import LabelRules, find_labels, read_labels
 from utils.detection.checkpoints import load_weights
 from utils.errors import InputError
+from utils.files import read_text
 
 SECONDS = 20  # of one case; the slowest take a fraction of one
 MEMORY = 3 << 30  # bytes beyond what the program has when it begins
@@ -153,14 +154,23 @@ def read_data(path: Path) -> str:
 
 
 def read_list(path: Path) -> str:
-    """The list of images."""
-    read_image_list(path)
+    """The list of images, and the labels that its lines lead to."""
+    for image in read_image_list(path):
+        find_labels(image)
+    return "read"
+
+
+def read_any_text(path: Path) -> str:
+    """Text in any encoding, and as XML, whose declaration may lie."""
+    text = read_text(path, "text file")
+    assert not text.startswith("\ufeff")
+    read_text(path, "XML file", xml=True)
     return "read"
 
 
 def read_boxes(path: Path) -> str:
     """Label reader: what it gives lies in the image."""
-    boxes, _ = read_labels(path, classes=3)
+    boxes, _ = read_labels(path, classes=3, rules=LabelRules(with_score=path.stat().st_size % 2 == 0))
     assert boxes.dtype == np.float32
     assert boxes.shape[1:] == (5,)
     assert np.isfinite(boxes).all()
@@ -217,12 +227,16 @@ def data_seeds() -> list[bytes]:
         b"classes=2\ntrain=list.txt\nvalid=list.txt\nnames=two.names\n",
         b"# comment\nclasses = 1\n train= list.txt # here\r\nvalid =/nowhere/list.txt\nbackup=x\n",
         b"classes=80\nvalid=list.txt\n",
+        b"; c#1\nclasses=2\nnames=two.names\nstray\ntrain=.\\list.txt ;\n",
+        "# 网络\nclasses=2\nnames=two.names\nvalid=list.txt\n".encode("gbk"),
+        "classes=2\nnames=two.names\nvalid=list.txt\n".encode("utf-16"),
     ]
 
 
 def list_seeds() -> list[bytes]:
     """Lists of the images that are there, and of others."""
-    return [b"images/a.png\nimages/b.jpg\n", b"images/a.png\r\n\r\n/nowhere/c.png\n../images/a.png\n"]
+    windows = [b"images\\a.png\n", "images/a.png\r\n".encode("utf-16")]
+    return [*windows, b"images/a.png\nimages/b.jpg\n", b"images/a.png\r\n\r\n/nowhere/c.png\n../images/a.png\n"]
 
 
 def label_seeds() -> list[bytes]:
@@ -231,7 +245,21 @@ def label_seeds() -> list[bytes]:
         b"0 0.5 0.5 0.25 0.125\n2 0.1 0.9 0.2 0.2\n",
         b"1 .5 .5 1 1\r\n\r\n1\t0.0004 0.5 0.001 0.3\n",
         b"\xef\xbb\xbf0 0.5 0.5 1e-3 1E-2\n" * 5,
+        b"0, .5, .5, .4, .4\n1;0,5;0,5;0,2;0,2\n2 0,5 0,5 0,2 0,2\n",
+        b"0 .3 .3 .7 .3 .7 .7 .3 .7\n1 .5 .5 .4 .4 .93\n",
+        "0 .5 .5 .4 .4\r\n".encode("utf-16"),
+        "0 .5 .5 .4 .4\r\n".encode("utf-16-be"),
     ]
+
+
+def text_seeds() -> list[bytes]:
+    """Text in the encodings that files are in, with the declarations of XML."""
+    seeds = []
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "gb18030", "cp1252", "big5", "utf-7"):
+        text = "café, naïve\n" if encoding == "cp1252" else "手機\nperson\n"
+        head = f"<?xml version='1.0' encoding='{encoding}'?>\n"
+        seeds += [text.encode(encoding), (head + text).encode(encoding), (head + text).encode()]
+    return seeds
 
 
 def image_seeds() -> list[bytes]:
@@ -291,7 +319,10 @@ def pth_seeds() -> list[bytes]:
 
 def check_seeds() -> list[bytes]:
     """A memory as it is written, and JSON of other shapes."""
-    good = {"reader": READER, "images": {"/a.png": [1, 2, False, None], "/b.png": [3, 4, True, "damaged"]}}
+    good = {
+        "reader": READER,
+        "images": {"/a.png": [1, 2, False, None, "4x4-0-0"], "/b.png": [3, 4, True, "damaged", ""]},
+    }
     return [json.dumps(good).encode(), b"[[[[]]]]", b'{"images": {"a": 1}}']
 
 
@@ -299,6 +330,7 @@ READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]]
     "cfg": (read_network, cfg_seeds, "a.cfg"),
     "data": (read_data, data_seeds, "a.data"),
     "list": (read_list, list_seeds, "a.txt"),
+    "text": (read_any_text, text_seeds, "a.xml"),
     "labels": (read_boxes, label_seeds, "a.txt"),
     "weights": (read_weights, weights_seeds, "a.conv.1"),
     "pth": (read_pth, pth_seeds, "a.pth"),
@@ -350,7 +382,7 @@ def fuzz(reader: str, folder: Path, first: int, cases: int) -> tuple[Counter, fl
         path.write_bytes(case(np.random.default_rng((seed, len(reader))), seeds))
         began = time.perf_counter()
         try:
-            with limits(SECONDS):
+            with limits(SECONDS), redirect_stderr(io.StringIO()):  # warnings about stray lines and encodings
                 outcomes[read(path)] += 1
         except InputError as error:
             if "\n" in str(error) or not str(error):

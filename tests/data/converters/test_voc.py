@@ -107,7 +107,7 @@ def test_bad_voc_options(voc, tmp_path, options, message):
         ("JPEGImages/c.png", "two of a stem", r"c\.png: c\.jpg has the same stem"),
         ("ImageSets/Main/test.txt", "", "valid split has no images"),
         ("ImageSets/Main/test.txt", "d\n", r"test\.txt: names d"),
-        ("ImageSets/Main/test.txt", b"\xff\xfe", r"test\.txt: not a text file"),
+        ("ImageSets/Main/test.txt", b"\xff\0\1", r"test\.txt: not a text file"),
     ],
 )
 def test_bad_voc_names_the_file_and_touches_nothing(voc, tmp_path, path, content, message):
