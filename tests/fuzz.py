@@ -39,6 +39,10 @@ from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.spec import parse_network
 from utils.data.check import READER, read_cache
+from utils.data.converters.coco import read_coco
+from utils.data.converters.samples import DataSet
+from utils.data.converters.voc import read_voc
+from utils.data.converters.writer import format_labels
 from utils.data.data_config import read_data_config
 from utils.data.image_lists import read_image_list
 from utils.data.images import read_image
@@ -187,6 +191,50 @@ def read_image_file(path: Path) -> str:
     return "read"
 
 
+def read_yaml(path: Path) -> str:
+    """``data.yaml`` reader, with the folders and lists that the file leads to."""
+    data = read_data_config(path)
+    assert len(data.names) == data.classes > 0
+    assert all(data.names)
+    for split in ("train", "valid"):
+        data.images(split)
+    return "read"
+
+
+def read_annotation_file(path: Path) -> str:
+    """Reader of Pascal VOC's XML."""
+    data = read_voc(path.parent, None, None, None)
+    return _checked(data)
+
+
+def read_instances(path: Path) -> str:
+    """Reader of COCO instances, as one file."""
+    data = read_coco({"train": (path, path.parent)})
+    return _checked(data)
+
+
+def _checked(data: DataSet) -> str:
+    samples = [sample for split in data.splits.values() for sample in split]
+    assert data.names
+    assert len(set(data.names)) == len(data.names)
+    for sample in samples:
+        assert sample.boxes.shape == (len(sample.classes), 4)
+        assert np.isfinite(sample.boxes).all()
+        assert set(sample.classes) <= set(data.names)
+        format_labels(sample, (32, 24), data.names)
+    problems = [item.problem for item in (*data.left_out, *(i for sample in samples for i in sample.left_out))]
+    assert not [problem for problem in problems if problem and "\n" in problem]
+    return "read" if not any(problems) else "partly"
+
+
+def read_encoded(path: Path) -> str:
+    """Text of any encoding."""
+    text = read_text(path, "text", xml=True)
+    assert isinstance(text, str)
+    text.encode("utf-8")  # no lone surrogates
+    return "read"
+
+
 @cache
 def tiny() -> Darknet:
     """A network of a few thousand parameters."""
@@ -326,6 +374,58 @@ def check_seeds() -> list[bytes]:
     return [json.dumps(good).encode(), b"[[[[]]]]", b'{"images": {"a": 1}}']
 
 
+def yaml_seeds() -> list[bytes]:
+    """Descriptions of Ultralytics and Roboflow, and what bombs are made of."""
+    return [
+        b"path: .\ntrain: images\nval: [list.txt, images]\nnames:\n  0: cat\n  1: no\n",
+        b"train: ../images\nval: ../images\n\nnc: 2\nnames: ['cat', \"dog\"]\nroboflow:\n  version: 3\n",
+        b"train: list.txt\nval: list.txt\nnc: 3\n# comment\n",
+        b"a: &a [x, x]\nb: &b [*a, *a, *a]\ntrain: *b\nnames: *a\n",
+        b"train: " + b"[" * 60 + b"]" * 60 + b"\nnames: {0: cat}\n",
+    ]
+
+
+def xml_seeds() -> list[bytes]:
+    """Annotations of labelImg, Roboflow and others, in several encodings."""
+    box = "<bndbox><xmin>1</xmin><ymin>2.5</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
+    points = "<polygon><x1>1</x1><y1>1</y1><x2>3</x2><y2>1</y2><x3>3</x3><y3>3</y3></polygon>"
+    text = "<annotation><filename>a.png</filename><size><width/><height>4</height></size>{}</annotation>"
+    plain = text.format(f"<object><name>cat</name>{box}</object><object><name>dog</name>{points}</object>")
+    chinese = text.format(f"<object><name>\u624b\u638c</name>{box}</object>")
+    bomb = '<!DOCTYPE a [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>' + text.format("&b;")
+    return [
+        plain.encode(),
+        f'<?xml version="1.0" encoding="gbk"?>{chinese}'.encode("gbk"),
+        f'<?xml version="1.0" encoding="UTF-16"?>{chinese}'.encode("utf-16"),
+        bomb.encode(),
+    ]
+
+
+def coco_seeds() -> list[bytes]:
+    """Instances with boxes, polygons, masks and crowds."""
+    categories = [{"id": 0, "name": "pets"}, {"id": 1, "name": "cat", "supercategory": "pets"}]
+    images = [{"id": 1, "file_name": "images/a.png", "width": 4, "height": 4}, {"id": "2", "file_name": "b.jpg"}]
+    forms = [
+        {"bbox": [0, 0, 2, 2.5]},
+        {"segmentation": [[0, 0, 3, 0, 3, 3]], "iscrowd": 0},
+        {"segmentation": {"size": [4, 4], "counts": [5, 2, 9]}},
+        {"segmentation": {"size": [4, 4], "counts": "52N01"}},
+        {"bbox": [1, 1, 1, 1], "iscrowd": 1},
+    ]
+    annotations = [{"id": k, "image_id": 1 + k % 2, "category_id": 1, **form} for k, form in enumerate(forms)]
+    whole = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    return [whole.encode(), whole.encode("utf-16"), json.dumps([1, 2]).encode()]
+
+
+def text_seeds() -> list[bytes]:
+    """A text in each encoding."""
+    text = "images/\u624b\u638c one.jpg\nimages/b.jpg\n"
+    western = "images/\u00e9t\u00e9.jpg\n\u00dcbung\n"
+    encodings = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030")
+    declared = [f'<?xml version="1.0" encoding="{name}"?><a/>'.encode() for name in ("utf-7", "idna", "cp037", "hex")]
+    return [*(text.encode(encoding) for encoding in encodings), western.encode("cp1252"), *declared]
+
+
 READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]] = {
     "cfg": (read_network, cfg_seeds, "a.cfg"),
     "data": (read_data, data_seeds, "a.data"),
@@ -335,6 +435,10 @@ READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]]
     "weights": (read_weights, weights_seeds, "a.conv.1"),
     "pth": (read_pth, pth_seeds, "a.pth"),
     "images": (read_image_file, image_seeds, "a.png"),
+    "yaml": (read_yaml, yaml_seeds, "data.yaml"),
+    "xml": (read_annotation_file, xml_seeds, "a.xml"),
+    "coco": (read_instances, coco_seeds, "a.json"),
+    "text": (read_encoded, text_seeds, "text.txt"),
     "check": (read_check, check_seeds, "a.json"),
 }
 

@@ -23,7 +23,7 @@ from terminaltables import AsciiTable
 from tqdm import tqdm
 
 from utils.data.data_config import DataConfig
-from utils.data.image_lists import ListEntry, looked_at, read_list_entries
+from utils.data.image_lists import ListEntry, looked_at
 from utils.data.images import ImageTraits, decode_strictly
 from utils.data.label_layouts import guess_layout
 from utils.data.labels import LENIENT, RULES, LabelFile, LabelRules, Labels, find_labels, label_candidates, scan_labels
@@ -107,7 +107,7 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False, rules: Labe
             normalised centres and sizes. The first problems are printed on stderr.
     """
     list_path = data.list_path(split)
-    checked = check_images(read_list_entries(list_path), data.classes, list_path, rules)
+    checked = check_images(data.entries(split), data.classes, list_path, rules)
     check_layout(checked, list_path)
     bad = [image for image in checked if image.problems]
     if bad:
