@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from terminaltables import AsciiTable
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -22,6 +22,7 @@ from utils.detection.metrics import DetectionMetrics, Metrics
 from utils.detection.options import check_classes
 from utils.detection.runtimes import OnnxModel
 from utils.devices import device_of, memory_advice, smaller_batch
+from utils.signals import Batches, StopRequest
 from utils.timing import Stopwatch
 
 
@@ -66,11 +67,12 @@ def validation_batches(
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: DataLoader,
+    batches: Batches,
     names: list[str],
     iou_thres: float = 0.5,
     conf_thres: float = 0.001,
     nms_thres: float = 0.5,
+    stop: StopRequest | None = None,
 ) -> tuple[Metrics, Seconds]:
     """Detect on every image of ``batches`` and compare the detections with the ground-truth boxes.
 
@@ -85,10 +87,16 @@ def evaluate(
         iou_thres: the IoU with a ground-truth box from which on a detection counts as correct.
         conf_thres: detections below this score are left out.
         nms_thres: the IoU of non-maximum suppression.
+        stop: a request to stop, which is honoured between two batches; all processes must pass one, or none.
+
+    Raises:
+        Stopped: ``stop`` received a signal, in this process or in another one.
     """
     model, device = for_inference(model), device_of(model)
     forward, nms = Stopwatch(device), Stopwatch(device)
     local = DetectionMetrics(names, iou_thres)
+    if stop:
+        batches = stop.watch(batches, distributed.largest)
     start = time.perf_counter()
     for images, targets in tqdm(batches, "evaluating", leave=False, unit="batch", disable=not distributed.is_main()):
         with memory_advice(smaller_batch(len(images), images.shape[-1], processes=distributed.world())):
@@ -97,12 +105,17 @@ def evaluate(
                 output = model(images)
             with nms:
                 detections = to_detections(output, conf_thres, nms_thres)
-        for image, of_image in enumerate(detections):
-            local.add(of_image.cpu(), boxes_of_image(targets, image, images.shape[-1]))
+        for image, of_image in enumerate(_to_cpu(detections)):
+            local.add(of_image, boxes_of_image(targets, image, images.shape[-1]))
     total = DetectionMetrics(names, iou_thres)
     total.join(distributed.gather(local))
     metrics = total.compute()
     return metrics, Seconds(forward.seconds, nms.seconds, time.perf_counter() - start)
+
+
+def _to_cpu(detections: list[Tensor]) -> tuple[Tensor, ...]:
+    """The detections of each image of a batch on the CPU, copied at once: each copy makes the CPU wait for the GPU."""
+    return torch.cat(detections).cpu().split([len(of_image) for of_image in detections])
 
 
 def metrics_table(metrics: Metrics, iou_thres: float = 0.5) -> str:
