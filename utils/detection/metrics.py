@@ -131,10 +131,20 @@ def average_precision(correct: np.ndarray, boxes: int) -> np.ndarray:
         (T,) average precision.
     """
     ap = np.zeros(correct.shape[1])
-    for column, hits in enumerate(map(np.flatnonzero, correct.T)):  # precision rises at hits only
-        precision = np.arange(1, len(hits) + 1) / (hits + 1)
-        ap[column] = np.maximum.accumulate(precision[::-1]).sum() / boxes
+    for column, of_threshold in enumerate(correct.T):
+        ap[column] = interpolated_precision(of_threshold).sum() / boxes
     return ap
+
+
+def interpolated_precision(correct: np.ndarray) -> np.ndarray:
+    """The largest precision at the recall of each of the H correct detections or at a higher one, (H,).
+
+    Args:
+        correct: (D,) bool, whether each detection, by falling score, is correct.
+    """
+    hits = np.flatnonzero(correct)  # precision rises at hits only
+    precision = np.arange(1, len(hits) + 1) / (hits + 1)
+    return np.maximum.accumulate(precision[::-1])[::-1]
 
 
 @dataclass
