@@ -18,19 +18,16 @@ DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_inte
 demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
 	$(PY) train.py $(DEMO_TRAIN) --name demo_baseline --epochs 12
-	@echo "== 2. sparse: the gammas of channels that are not needed go to 0"
-	$(PY) train.py $(DEMO_TRAIN) --name demo_sparse --epochs 13 -sr --s 0.021 --target_percent 0.6 \
+	@echo "== 2. small: the least important channels are cut, and what is left is trained"
+	$(PY) train.py $(DEMO_TRAIN) --name demo_small --epochs 16 -sr --target_percent 0.6 \
 		-pre checkpoints/demo_baseline_ckpt.pth
-	@echo "== 3. prune: the same network, without its dead channels"
-	$(PY) test_prune.py $(DEMO) --weights_path checkpoints/demo_sparse_ckpt.pth --percent 0.6 \
+	@echo "== 3. proof: the files, and before and after in a table"
+	$(PY) test_prune.py --data_config config/demo.data --weights_path checkpoints/demo_small_ckpt.pth \
 		--out_cfg config/prune_demo.cfg --out_weights checkpoints/prune_demo_ckpt.pth
-	@echo "== 4. fine-tune"
-	$(PY) train.py $(DEMO_TRAIN) --model_def config/prune_demo.cfg --name demo_finetune --epochs 4 \
-		--evaluation_interval 1 -pre checkpoints/prune_demo_ckpt.pth
-	@echo "== 5. detect"
-	$(PY) detect.py --image_folder "data/demo/images/test_0000*.jpg" --model_def config/prune_demo.cfg \
-		--weights_path checkpoints/demo_finetune_ckpt.pth --conf_thres 0.25 --n_cpu 2 --output output/demo
-	@echo "plots: runs/demo_sparse (gammas over time), runs/prune_demo (channels); detections: output/demo"
+	@echo "== 4. detect"
+	$(PY) detect.py --image_folder "data/demo/images/test_0000*.jpg" \
+		--weights_path checkpoints/prune_demo_ckpt.pth --conf_thres 0.25 --output output/demo
+	@echo "plots: runs/demo_small (training), runs/prune_demo (channels), output/demo (detections)"
 
 data/demo/train.txt: | $(VENV)/.requirements
 	$(PY) data/synthetic_hands.py --output data/demo --train 700 --valid 60 --test 80 --size 192 --overwrite

@@ -13,13 +13,14 @@ from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
-from utils.detection.options import add_skip_bad_option, network_size
+from utils.detection.options import add_device_option, add_skip_bad_option, add_workers_option, network_size
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
 from utils.plots import channels_figure, save_figure, sweep_figure
 from utils.pruning.compare import Bench, Measures, comparison_table, measure_sweep, sweep_table
 from utils.pruning.coupling import couple
+from utils.pruning.importance import IMPORTANCES
 from utils.pruning.proof import head_difference, prove, write_pruned
 from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO, Pruner, PruningResult, largest_ratio, smallest_ratio
 from utils.pruning.selection import STRATEGIES, describe_room
@@ -61,6 +62,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     which = parser.add_argument_group("what to prune")
     which.add_argument("--strategy", choices=STRATEGIES, help="default: the strategy that the model was trained with")
     which.add_argument(
+        "--importance",
+        choices=IMPORTANCES,
+        default="gamma",
+        help="what decides which channels are cut: |gamma|, for sparse models; or the magnitude of the kernels, for "
+        "models that were not trained sparse and will be trained on after the cut",
+    )
+    which.add_argument(
         "--layer_keep",
         type=share,
         default=0.01,
@@ -98,7 +106,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--img_size", type=number(int, 32), help="side of the input in pixels; default: the size in the checkpoint"
     )
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="images per batch")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
+    add_workers_option(parser)
+    add_device_option(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
     return parser
 
@@ -113,7 +122,9 @@ def main(args: argparse.Namespace) -> None:
     strategy = args.strategy or metadata.get("strategy", "normal")
     bench = bench_for(model, metadata, args)
 
-    pruner = Pruner(model, strategy, args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias")
+    pruner = Pruner(
+        model, strategy, args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias", args.importance
+    )
     if pruner.residual_blocks:
         removed = sorted(block.shortcut for block in pruner.residual_blocks)
         print(f"residual blocks removed, by the layer numbers of their shortcuts: {removed}")
@@ -123,11 +134,12 @@ def main(args: argparse.Namespace) -> None:
         return
 
     result = pruner.at(choose_ratio(pruner, bench, args, metadata))
-    if not args.force:
+    if not args.force and args.importance == "gamma":
         refuse_dense(pruner, result, args.weights_path)
     max_diff = proof(result, bench.img_size, args.fold)
     describe(result, max_diff, pruner)
-    before, after = bench.compare(model, result.pruned.model)
+    original = original_network(metadata, model)
+    before, after = bench.compare(original, result.pruned.model)
     print(comparison_table(before, after))
 
     pruned_metadata = {
@@ -142,10 +154,10 @@ def main(args: argparse.Namespace) -> None:
     }
     write_pruned(result.pruned.model, out_cfg, out_weights, pruned_metadata)
     plot = Path("runs") / out_cfg.stem / "channels.png"
-    plot_channels(model, result, plot)
+    plot_channels(original, result, plot)
     print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
     if args.json:
-        write_report(args.json, model, result, strategy, max_diff, before, after)
+        write_report(args.json, original, result, strategy, max_diff, before, after)
 
 
 def show_coupling(args: argparse.Namespace) -> None:
@@ -179,13 +191,15 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
     batches, _ = validation_batches(model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad)
-    model.to(pick_device()).eval()
+    model.to(pick_device(args.device)).eval()
     return Bench(batches, data.names, img_size, device_of(model))
 
 
 def trained_ratio(metadata: dict[str, Any]) -> float:
     """The ratio that sparse training was to reach, by what its checkpoint says; else DEFAULT_RATIO."""
     options = metadata.get("options", {})
+    if options.get("s_schedule") == "cut":  # within the run
+        return 0.0
     return options["target_percent"] if options.get("s_schedule") in ("local", "target") else DEFAULT_RATIO
 
 
@@ -217,12 +231,23 @@ def choose_ratio(pruner: Pruner, bench: Bench, args: argparse.Namespace, metadat
     return ratio
 
 
+def original_network(metadata: dict[str, Any], model: Darknet) -> Darknet:
+    """What the pruned network is compared with: ``model``, or where training has cut it, the network before."""
+    path = metadata.get("before_cut")
+    if not path or not Path(path).is_file():
+        return model
+    original, _ = load_darknet(path, None)
+    print(f"before is {path}, the network that training has cut")
+    return original.to(device_of(model)).eval()
+
+
 def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> None:
     """Raise an InputError where large gammas would die: the network would have to be trained again."""
     if not pruner.separated(result.selection):
         raise InputError(
             f"{weights_path}: {result.ratio:.1%} would prune |gamma| up to {result.selection.threshold:.3g}, which is "
-            "not clearly below the kept ones: train with -sr, choose a lower ratio, or add --force"
+            "not clearly below the kept ones: train with -sr, choose a lower ratio, add --force, or choose by "
+            "--importance magnitude and train on"
         )
 
 
@@ -237,8 +262,9 @@ def describe(result: PruningResult, max_diff: float, pruner: Pruner) -> None:
     if result.selection.floored:
         old = [str(pruner.kept_layers[index]) for index in result.selection.floored]
         print(f"layers at their floor (--layer_keep), which would have lost more: {', '.join(old)}")
+    what = "|gamma|" if pruner.kind == "gamma" else f"{pruner.kind} (1 is a layer's mean)"
     print(
-        f"{result.ratio:.1%} of the prunable channels cut, |gamma| up to {result.selection.threshold:.3g}; "
+        f"{result.ratio:.1%} of the prunable channels cut, {what} up to {result.selection.threshold:.3g}; "
         f"{result.pruned.carriers} constant carriers, {result.pruned.silenced} channels silenced; "
         f"largest difference from the masked network: {max_diff:.1e}"
     )

@@ -7,6 +7,7 @@ only; Adam at a constant learning rate, no warm-up, no average of the weights.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python studies/plain_recipe.py`: the repository root is not on the path yet
@@ -30,7 +31,7 @@ from utils.data.images import to_device
 from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import load_state, save_checkpoint
 from utils.detection.evaluate import evaluate, validation_batches
-from utils.detection.options import add_precision_option, network_size
+from utils.detection.options import add_device_option, add_precision_option, add_workers_option, network_size
 from utils.devices import autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
 from utils.training.run_log import RunLog
@@ -41,25 +42,28 @@ IGNORE_IOU = 0.5  # an anchor that fits a target of its cell this well is not pu
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The options of plain_recipe.py; those of train.py that have a meaning here."""
+    """The options of plain_recipe.py: those of train.py that apply here."""
     parser = ArgumentParser(__doc__.split("\n\n")[0])
     parser.add_argument("--epochs", type=number(int, 1), default=100, help="number of epochs")
-    parser.add_argument("--batch_size", type=number(int, 1), default=16, help="images a step")
+    parser.add_argument("--batch_size", type=number(int, 1), default=16, help="images per step")
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
-    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the cfg's if not given")
+    add_workers_option(parser)
+    parser.add_argument("--img_size", type=number(int, 32), help="side of the images in pixels; default: the cfg's")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
-    parser.add_argument("--learning_rate", "-lr", type=number(float, above=0), default=1e-3, help="of Adam")
+    parser.add_argument(
+        "--learning_rate", "-lr", type=number(float, above=0), default=1e-3, help="of Adam, at every step"
+    )
+    add_device_option(parser)
     add_precision_option(parser)
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order and flips")
-    parser.add_argument("--name", default="plain_yolov3", help="of the run's files")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of weights, order and flips")
+    parser.add_argument("--name", default="plain_yolov3", help="name of the run's files")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run of this name")
     return parser
 
 
-def flip(load, index: int, count: int, size: int, epoch: int, random: np.random.Generator):
+def flip(load, index: int, partners: Sequence[int], size: int, epoch: int, random: np.random.Generator):
     """A letterboxed image, every second one mirrored; called as :class:`utils.data.augmentations.Augmentation` is."""
     image, boxes = letterbox(load(index), size)
     if random.random() < 0.5:
@@ -100,12 +104,12 @@ def head_loss(yolo: Yolo, raw: Tensor, targets: Tensor, img_size: int) -> Tensor
         return loss
 
     chosen = raw[image, anchor, row, column]
-    wanted_size = (sizes / yolo.anchors[anchor]).log()
-    for predicted, wanted in (
+    target_size = (sizes / yolo.anchors[anchor]).log()
+    for predicted, target in (
         (chosen[:, 0:2].sigmoid(), position - cell),
-        (chosen[:, 2:4], wanted_size),
+        (chosen[:, 2:4], target_size),
     ):
-        loss = loss + 2 * F.mse_loss(predicted, wanted)  # a mean over two sides, where theirs adds the sides up
+        loss = loss + 2 * F.mse_loss(predicted, target)  # a mean over two sides, where the older tools add the sides up
     loss = loss + F.binary_cross_entropy_with_logits(chosen[:, 4], torch.ones_like(chosen[:, 4]))
     return loss + F.binary_cross_entropy_with_logits(chosen[:, 5:], F.one_hot(label, yolo.classes).to(chosen.dtype))
 
@@ -120,7 +124,7 @@ def main(args: argparse.Namespace) -> None:
     model = Darknet(args.model_def)
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
-    device = pick_device()
+    device = pick_device(args.device)
     args.precision = args.precision or default_precision(device)
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
     checked = {"train": check_data(data, "train")}
@@ -182,12 +186,12 @@ def save(
     is_best: bool,
 ) -> None:
     """Write the checkpoints that are due after an epoch, as train.py does."""
-    about = {"names": data.names, "img_size": args.img_size, "epoch": epoch + 1, "step": 0, "best_map": best}
-    about |= {"options": vars(args)}
+    metadata = {"names": data.names, "img_size": args.img_size, "epoch": epoch + 1, "step": 0, "best_map": best}
+    metadata |= {"options": vars(args)}
     if epoch + 1 == args.epochs or (epoch + 1) % args.checkpoint_interval == 0:
-        save_checkpoint(files.last, model, **about, training={"optimizer": optimizer.state_dict()})
+        save_checkpoint(files.last, model, **metadata, training={"optimizer": optimizer.state_dict()})
     if is_best or not files.best.exists():
-        save_checkpoint(files.best, model, **about)
+        save_checkpoint(files.best, model, **metadata)
 
 
 if __name__ == "__main__":

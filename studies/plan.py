@@ -82,7 +82,6 @@ DATA_SETS = (
 SPARSITY = (
     Sparsity("constant"),
     Sparsity("subgradient", method="subgradient"),
-    Sparsity("global", schedule="global"),
     Sparsity("local", schedule="local"),
     Sparsity("target", schedule="target"),
 )
@@ -92,7 +91,7 @@ CONTROLS = ("baseline", "continued", "sparse", "pruned", "distilled")
 PLAN: dict[str, tuple[Experiment, ...]] = {
     # One seed finds the finalists: every way to train sparse, and over the strategies those that aim at a ratio.
     "methods": (
-        Experiment("hands", ("target", "constant", "subgradient", "global", "local"), ratio=0.8),
+        Experiment("hands", ("target", "constant", "subgradient", "local"), ratio=0.8),
         Experiment("hands", ("target",), ("shortcut", "slim"), ratio=0.8),
         Experiment("hands", ("local",), ("slim",), ratio=0.8, stages=ROWS[1:]),
     ),
@@ -267,6 +266,6 @@ def _sparse(data: DataSet, seed: int, sparsity: Sparsity, strategy: str, ratio: 
 
     options = _training(data, seed, small, data.tune, "-pre", weights_of(pruned))
     yield Job(f"{pruned}/finetuned", "finetuned", data, "train.py", options, small, settings, (pruned,), data.tune)
-    options += ("--teacher_cfg", data.model_def, "--teacher_weights", weights_of(baseline))
+    options += ("--teacher_weights", weights_of(baseline))
     needs = (pruned, baseline)
     yield Job(f"{pruned}/distilled", "distilled", data, "train.py", options, small, settings, needs, data.tune)

@@ -1,7 +1,5 @@
 """What a training step costs beyond its convolutions: our step against the bare layers that it must compute anyway."""
 
-import argparse
-
 import torch
 from torch import Tensor, nn
 
@@ -9,13 +7,13 @@ from models import Darknet
 from utils.darknet import layers
 from utils.darknet.spec import NetworkSpec
 from utils.data.images import to_device
-from utils.pruning.prune_in_training import KeptChannels
 from utils.timing import Timing, time_in_turns
+from utils.training.config import SparsityConfig, TrainConfig
 from utils.training.trainer import Batch, Trainer
 
 WARM_UP = 1  # rounds that are not counted
 LEARNING_RATE = 1e-4
-BOXES = 3  # an image
+BOXES = 3  # per image
 
 
 class BareStack(nn.Module):
@@ -61,7 +59,7 @@ def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.devi
 
     Args:
         blocks: the network's cfg; the size of the images is its own.
-        batch_size: images a step.
+        batch_size: images per step.
         device: where to compute.
         rounds: how many steps of each to time.
     """
@@ -69,7 +67,8 @@ def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.devi
     size, classes = model.spec.height, model.spec.heads[0].classes
     bare = BareStack(model.spec).to(device, memory_format=torch.channels_last)
     model.to(device).train()
-    training = Trainer(step_options(batch_size, size), model, KeptChannels(model.spec), device, steps_per_epoch=1)
+    config = TrainConfig(batch_size=batch_size, img_size=size, epochs=1, sparsity=SparsityConfig())
+    trainer = Trainer(config, model, steps_per_epoch=1)
     batch = random_batch(batch_size, size, classes)
     images = to_device(batch[0], device, channels_last=True)
 
@@ -77,29 +76,7 @@ def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.devi
         bare.zero_grad()
         bare(images).backward()
 
-    return time_in_turns([lambda: training.train_step([batch], LEARNING_RATE), bare_step], device, rounds, WARM_UP)
-
-
-def step_options(batch_size: int, img_size: int) -> argparse.Namespace:
-    """The options of train.py that a step of sparse training depends on."""
-    return argparse.Namespace(
-        batch_size=batch_size,
-        img_size=img_size,
-        epochs=1,
-        learning_rate=LEARNING_RATE,
-        seed=0,
-        multiscale_training=False,
-        sr=True,
-        s=0.01,
-        s_schedule="constant",
-        target_percent=0.85,
-        sr_method="proximal",
-        strategy="normal",
-        teacher_cfg=None,
-        channels_last=True,
-        precision="full",
-        sync_bn=False,
-    )
+    return time_in_turns([lambda: trainer.train_step([batch], LEARNING_RATE), bare_step], device, rounds, WARM_UP)
 
 
 def random_batch(count: int, size: int, classes: int) -> Batch:

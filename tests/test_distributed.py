@@ -17,6 +17,7 @@ from utils.data.loader import loader
 from utils.detection.checkpoints import load_state, read_checkpoint, save_checkpoint
 from utils.detection.evaluate import evaluate
 from utils.errors import InputError
+from utils.training.options import check_options
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "tests/two_processes.py"
@@ -107,11 +108,11 @@ def test_batch_norm_of_all_processes_is_refused_without_gpus(project):
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 3)
-    args = train.get_args_parser().parse_args(["--batch_size", "16"])
+    args = train.get_args_parser().parse_args(["--batch_size", "16", "--name", "mine"])
     with pytest.raises(InputError, match="--batch_size 16 is shared by 3 processes"):
-        train.check_options(args)
+        check_options(args)
     args.batch_size = 18
-    train.check_options(args)
+    check_options(args)
 
 
 def test_one_process_talks_to_itself():

@@ -10,8 +10,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.drawing import class_colour, draw_detections
-from utils.plots import channels_figure, plot_training, save_figure, training_figure
-from utils.pruning.penalty import HISTOGRAM_BINS, GammaHistory
+from utils.plots import channels_figure, save_figure
+from utils.pruning.gamma_history import HISTOGRAM_BINS, GammaHistory
+from utils.training.plots import plot_training, training_figure
 from utils.training.run_log import RunLog
 
 GAMMA_IMAGES = {"gamma_quintiles.png", "gamma_first_layer.png", "gamma_distribution.png"}

@@ -8,7 +8,6 @@ import torch
 import train
 from utils import distributed
 from utils.errors import InputError
-from utils.training.trainer import Trainer
 
 SPARSE = ["--epochs", "3", "--batch_size", "4", "--n_cpu", "0", "--checkpoint_interval", "1", "--prune_every", "1"]
 SPARSE += ["-sr", "--s", "1", "-pre", "start.pth"]
@@ -44,16 +43,9 @@ def talk() -> None:
 
 def run(name: str, *words: str) -> None:
     """Train; each process keeps the weights that it ends with."""
-    made = []
-
-    class Remembered(Trainer):
-        def __post_init__(self):
-            super().__post_init__()
-            made.append(self)
-
-    with patch("train.Trainer", Remembered):
-        train.train_network(train.get_args_parser().parse_args([*SPARSE, "--name", name, *words]))
-    states = {"model": made[0].model.state_dict(), "ema": made[0].ema.model.state_dict()}
+    trainer, *others = train.build(train.get_args_parser().parse_args([*SPARSE, "--name", name, *words]))
+    train.train(trainer, *others)
+    states = {"model": trainer.model.state_dict(), "ema": trainer.ema.model.state_dict()}
     torch.save(states, f"{name}_{distributed.rank()}.pth")
 
 

@@ -143,12 +143,18 @@ def plain_loss(model, heads, targets):
     return total / divisor(len(chosen), len(heads[0])), parts
 
 
+def loss_of(model, heads, targets):
+    """The loss of raw outputs for images of SIZE, and the reports of the heads."""
+    loss = YoloLoss(model)
+    return loss(heads, loss.assign(targets, SIZE), SIZE)
+
+
 def gradients(loss, heads):
     return torch.autograd.grad(loss, heads)
 
 
 def agrees_with_the_plain_formula(model, heads, targets):
-    loss, reports = YoloLoss(model)(heads, targets, SIZE)
+    loss, reports = loss_of(model, heads, targets)
     wanted, parts = plain_loss(model, heads, targets)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     sums = torch.stack([report.sums for report in reports]).sum(dim=0)
@@ -206,7 +212,7 @@ def test_a_centre_on_the_border_belongs_to_the_cell_beside_it(kind, centre):
     heads = random_heads(model)
     targets = torch.tensor([[1, 0, *centre, 0.3, 0.3]])
     agrees_with_the_plain_formula(model, heads, targets)
-    loss, _ = YoloLoss(model)(heads, targets, SIZE)
+    loss, _ = loss_of(model, heads, targets)
     for gradient in gradients(loss, heads):
         assert gradient.isfinite().all()
         assert not gradient[0, ..., :4].any()
@@ -221,7 +227,7 @@ def test_without_targets_only_objectness_is_trained(kind):
     model = spec(kind=kind)
     heads = random_heads(model)
     assert agrees_with_the_plain_formula(model, heads, torch.zeros(0, 6))[0] == 0
-    loss, _ = YoloLoss(model)(heads, torch.zeros(0, 6), SIZE)
+    loss, _ = loss_of(model, heads, torch.zeros(0, 6))
     assert loss > 0
     for gradient in gradients(loss, heads):
         assert (gradient[..., 4] > 0).all()
@@ -235,7 +241,7 @@ def test_an_image_without_targets_learns_that_there_is_nothing():
     targets = random_targets(4, batch=1)
     targets[:2, 0] = 2
     agrees_with_the_plain_formula(model, heads, targets)
-    loss, _ = YoloLoss(model)(heads, targets, SIZE)
+    loss, _ = loss_of(model, heads, targets)
     for gradient in gradients(loss, heads):
         assert (gradient[1, ..., 4] > 0).all()
         assert not gradient[1, ..., :4].any()
@@ -249,12 +255,11 @@ def test_the_order_of_targets_does_not_matter(kind):
     heads = random_heads(model)
     targets = torch.cat([random_targets(7), random_targets(7)])
     targets[7:, 2:4] += 0.01
-    loss = YoloLoss(model)
-    wanted = loss(heads, targets, SIZE)[0]
+    wanted = loss_of(model, heads, targets)[0]
     expected = gradients(wanted, heads)
     for seed in range(3):
         order = torch.randperm(14, generator=torch.Generator().manual_seed(seed))
-        found = loss(heads, targets[order], SIZE)[0]
+        found = loss_of(model, heads, targets[order])[0]
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
         for one, other in zip(gradients(found, heads), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -269,7 +274,7 @@ def test_the_perfect_prediction_costs_nothing(kind):
     if kind == "new_coords":
         heads = [head.sigmoid() for head in heads]
     off, on = (1e-7, 1 - 1e-7) if kind == "new_coords" else (-16, 16)
-    start = YoloLoss(model)(random_heads(model), targets, SIZE)[0].item()
+    start = loss_of(model, random_heads(model), targets)[0].item()
     for number, image, k, row, column, label, x, y, w, h in plain_assignment(model, heads, targets):
         anchors, scale, new_coords = every[number]
         xy = (torch.tensor([x, y]) - 0.5) / scale + 0.5
@@ -279,7 +284,7 @@ def test_the_perfect_prediction_costs_nothing(kind):
         raw[2:4] = ratio.sqrt() / 2 if new_coords else ratio.log()
         raw[4] = raw[5 + label] = on
         heads[number][image, k, row, column] = raw
-    loss, reports = YoloLoss(model)(heads, targets, SIZE)
+    loss, reports = loss_of(model, heads, targets)
     assert 0 <= loss.item() < 1e-3 * start
     sums = torch.stack([report.sums for report in reports]).sum(dim=0)
     assert sums[HeadSum.IOU].item() == pytest.approx(sums[HeadSum.POSITIVES].item(), rel=1e-4)  # every IoU is 1
@@ -289,7 +294,7 @@ def test_reports_count_what_each_head_did():
     model = spec()
     heads = random_heads(model)
     targets = random_targets(6)
-    reports = YoloLoss(model)(heads, targets, SIZE)[1]
+    reports = loss_of(model, heads, targets)[1]
     chosen = plain_assignment(model, heads, targets)
     for number, (report, head) in enumerate(zip(reports, heads, strict=True)):
         mine = [place[1:5] for place in chosen if place[0] == number]
@@ -307,8 +312,8 @@ def test_half_precision_heads(kind, dtype):
     model = spec(kind=kind)
     heads = [head.detach().to(dtype).requires_grad_() for head in random_heads(model, spread=4)]
     targets = random_targets(6)
-    loss, _ = YoloLoss(model)(heads, targets, SIZE)
-    exact, _ = YoloLoss(model)([head.detach().float() for head in heads], targets, SIZE)
+    loss, _ = loss_of(model, heads, targets)
+    exact, _ = loss_of(model, [head.detach().float() for head in heads], targets)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, exact)
     assert all(gradient.isfinite().all() for gradient in gradients(loss, heads))
@@ -317,9 +322,9 @@ def test_half_precision_heads(kind, dtype):
 def test_autocast_does_not_reach_the_loss():
     model = spec()
     heads, targets = random_heads(model), random_targets(6)
-    wanted = YoloLoss(model)(heads, targets, SIZE)[0]
+    wanted = loss_of(model, heads, targets)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        found = YoloLoss(model)(heads, targets, SIZE)[0]
+        found = loss_of(model, heads, targets)[0]
     assert torch.equal(found, wanted)
 
 
@@ -328,7 +333,7 @@ def test_extreme_outputs_give_a_finite_loss_and_gradient(kind, extremes):
     model = spec(kind=kind)
     for value in extremes:
         heads = [torch.full_like(head, value).requires_grad_() for head in random_heads(model)]
-        loss, _ = YoloLoss(model)(heads, random_targets(6), SIZE)
+        loss, _ = loss_of(model, heads, random_targets(6))
         assert loss.isfinite()
         assert all(gradient.isfinite().all() for gradient in gradients(loss, heads))
 
@@ -337,10 +342,10 @@ def test_heads_in_channels_last_memory():
     model = spec()
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     targets = random_targets(6)
-    wanted = YoloLoss(model)(model(images), targets, SIZE)[0]
+    wanted = loss_of(model, model(images), targets)[0]
     model.to(memory_format=torch.channels_last)
     heads = model(images.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(YoloLoss(model)(heads, targets, SIZE)[0], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss_of(model, heads, targets)[0], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_loss_holds_no_parameters():
@@ -349,13 +354,12 @@ def test_the_loss_holds_no_parameters():
 
 def test_a_network_learns_one_batch():
     model = spec(classes=2).train()
-    loss = YoloLoss(model)
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([[0, 0, 0.3, 0.4, 0.4, 0.3], [1, 1, 0.6, 0.6, 0.3, 0.5]])
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     values = []
     for _ in range(40):
-        value, reports = loss(model(images), targets, SIZE)
+        value, reports = loss_of(model, model(images), targets)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

@@ -7,6 +7,7 @@ import torch
 
 import test
 import test_prune
+import train
 from config.create_cfg import create_cfg
 from models import Darknet
 from studies import lossless
@@ -219,3 +220,15 @@ def test_the_coupling_can_be_printed_without_weights(project, capsys):
 )
 def test_the_default_ratio_is_the_one_that_the_model_was_trained_for(options, ratio):
     assert test_prune.trained_ratio({"options": options}) == ratio
+
+
+def test_a_run_that_cut_its_network_is_compared_with_the_one_that_it_started_from(project, capsys):
+    save_checkpoint("baseline.pth", Darknet("config/yolov3-hand.cfg"), pruned=False)
+    words = ["-sr", "-pre", "baseline.pth", "--epochs", "1", "--n_cpu", "0", "--batch_size", "4"]
+    train.main(train.get_args_parser().parse_args(words))
+    capsys.readouterr()
+    result = report()
+    assert "before is checkpoints/yolov3_before_cut.pth" in capsys.readouterr().out
+    assert result["before"]["parameters"] > 10 * result["after"]["parameters"]
+    assert result["percent"] == 0
+    assert sum(layer["before"] for layer in result["layers"]) > 2 * sum(layer["after"] for layer in result["layers"])

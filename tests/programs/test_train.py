@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,9 +8,12 @@ import torch
 import detect
 import test_prune
 import train
+from models import Darknet
 from tests.scene import make_project
-from utils.detection.checkpoints import read_checkpoint
+from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.errors import InputError
+from utils.training.options import complete_sparsity
+from utils.training.trainer import Trainer
 
 FAST = ["--n_cpu", "0", "--batch_size", "4"]
 
@@ -53,7 +57,7 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
     model_def = ["--model_def", "config/yolov3-hand.cfg"]
     run(train, *model_def, "--epochs", "1", *FAST)
     baseline = files(project)
-    run(train, *model_def, "-sr", "--s", "0.01", "--epochs", "1", *FAST)
+    run(train, *model_def, "-sr", "--s", "0.01", "--epochs", "1", "--force", *FAST)
     sparse = files(project)
     run(test_prune, "--percent", "0.5", "--force", "--n_cpu", "0", "--json", "prune.json")
     pruned = files(project)
@@ -79,13 +83,13 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
         *("--image_folder", "data/images", "--model_def", "config/prune_yolov3-hand.cfg", "--n_cpu", "0"),
         *("--weights_path", "checkpoints/finetune_yolov3_ckpt.pth", "--conf_thres", "0.001"),
     )
-    found = json.loads((project / "output/detections.json").read_text())
+    found = json.loads((project / "output/detections.json").read_text())["images"]
     assert len(found) == 9
     assert all((project / entry["output"]).exists() for entry in found)
 
 
 def test_a_checkpoint_describes_itself(project, no_images):
-    run(train, "--epochs", "1", "-sr", "--strategy", "slim", *FAST)
+    run(train, "--epochs", "1", "-sr", "--s", "0.01", "--force", "--strategy", "slim", *FAST)
     checkpoint = torch.load("checkpoints/yolov3_ckpt.pth", weights_only=True)
     assert checkpoint["cfg"].startswith("[net]\n")
     assert checkpoint["names"] == ["hand"]
@@ -104,7 +108,8 @@ def test_a_checkpoint_describes_itself(project, no_images):
         [],
         ["-sr", "--accumulate", "2", "--multiscale_training"],
         ["-sr", "--target_percent", "0.5"],
-        ["-sr", "--s_schedule", "local", "--s", "1"],
+        ["-sr", "--s_schedule", "target", "--target_percent", "0.5"],
+        ["-sr", "--s_schedule", "local", "--s", "1", "--force"],
     ],
 )
 def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_images, monkeypatch, extra):
@@ -181,7 +186,19 @@ def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(p
 
 
 def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(project, no_images):
-    run(train, "-sr", "--target_percent", "0.6", "--epochs", "10", *FAST, "--evaluation_interval", "10")
+    run(
+        train,
+        "-sr",
+        "--s_schedule",
+        "target",
+        "--target_percent",
+        "0.6",
+        "--epochs",
+        "10",
+        *FAST,
+        "--evaluation_interval",
+        "10",
+    )
     with open("runs/yolov3/log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({row["s"] for row in rows}) > 3
@@ -196,16 +213,20 @@ def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(proje
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--target_percent", "0.5"], "--target_percent: about sparse training: add -sr"),
-        (["--s", "0.5", "--sr_method", "subgradient"], "--s, --sr_method: about sparse training: add -sr"),
+        (["--target_percent", "0.5"], "--target_percent: only for sparse training: add -sr"),
+        (["--s", "0.5", "--sr_method", "subgradient"], "--s, --sr_method: only for sparse training: add -sr"),
         (
-            ["-pre", "a.pth", "--teacher_cfg", "a.cfg", "--teacher_weights", "checkpoints/baseline_yolov3_ckpt.pth"],
+            ["--teacher_cfg", "a.cfg", "--teacher_weights", "checkpoints/baseline_yolov3_ckpt.pth"],
             "--name",
         ),
-        (["-sr", "--s_schedule", "global", "--target_percent", "0.5"], "no use under --s_schedule global"),
-        (["-sr", "--s_schedule", "target", "--s", "0.01"], "--s has no use under --s_schedule target"),
-        (["-sr", "--prune_every", "1", "--s", "1", "--target_percent", "0.5"], "use it with constant or global"),
-        (["-sr", "--target_percent", "0.5", "--sr_method", "subgradient"], "use --sr_method proximal"),
+        (["-sr", "--s_schedule", "constant", "--target_percent", "0.5"], "no effect under --s_schedule constant"),
+        (["-sr", "--s_schedule", "target", "--s", "0.01"], "--s has no effect under --s_schedule target"),
+        (["-sr", "--prune_every", "1", "--s", "1", "--target_percent", "0.5"], "no effect under --s_schedule constant"),
+        (["-sr", "--s_schedule", "target", "--sr_method", "subgradient"], "use --sr_method proximal"),
+        (["-sr", "--s_schedule", "cut", "--s", "1"], "--s: for a penalty, which --s_schedule cut has not"),
+        (["-sr", "--target_macs", "0.5", "--s", "1"], "--target_macs needs --s_schedule cut"),
+        (["-sr", "--target_macs", "0.5", "--target_percent", "0.5"], "give one of them"),
+        (["-sr", "--target_macs", "0.0001"], "at most 0.0% of the MACs cannot be reached"),
     ],
 )
 def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, options, words):
@@ -216,15 +237,17 @@ def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, 
 @pytest.mark.parametrize(
     ("options", "schedule"),
     [
-        ([], "local"),
+        ([], "cut"),
+        (["--s", "0.1"], "local"),
         (["--s", "0.1", "--target_percent", "0.5"], "local"),
-        (["--target_percent", "0.5"], "target"),
+        (["--target_percent", "0.5"], "cut"),
+        (["--target_macs", "0.1"], "cut"),
         (["--prune_every", "1"], "constant"),
     ],
 )
 def test_the_schedule_follows_from_what_is_known(options, schedule):
     args = train.get_args_parser().parse_args(["-sr", *options])
-    train.resolve_schedule(args)
+    complete_sparsity(args)
     assert args.s_schedule == schedule
 
 
@@ -235,3 +258,36 @@ def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_image
     assert_same(weights("checkpoints/a_last.pth"), weights("checkpoints/b_last.pth"))
     with pytest.raises(AssertionError):
         assert_same(weights("checkpoints/a_last.pth"), weights("checkpoints/c_last.pth"))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_that_cuts_its_network_is_resumed_on_either_side_of_the_cut(project, no_images, monkeypatch, steps):
+    options = ["-sr", "--target_percent", "0.5", "--epochs", "5", "--checkpoint_interval", "1", *FAST]
+    run(train, *options, "--name", "whole")
+    train_step, calls = Trainer.train_step, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 2 * steps + 2:
+            raise KeyboardInterrupt
+        return train_step(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, *options, "--name", "parts")
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    run(train, "--resume", "--name", "parts")
+    assert_same(weights("checkpoints/whole_last.pth"), weights("checkpoints/parts_last.pth"))
+
+
+def test_what_a_cut_leaves_learns_from_the_network_before_it_unless_told_otherwise(project, no_images):
+    save_checkpoint("start.pth", Darknet("config/yolov3-hand.cfg"), pruned=False)
+    logs = {}
+    for name, words in (("taught", []), ("alone", ["--no-distill"])):
+        run(train, "-sr", "-pre", "start.pth", "--epochs", "1", "--name", name, *words, *FAST)
+        logs[name] = Path(f"runs/{name}/log.csv").read_text()
+        before, small = (read_checkpoint(f"checkpoints/{name}_{kind}.pth") for kind in ("before_cut", "ckpt"))
+        assert_same(before["model"], read_checkpoint("start.pth")["model"])
+        assert sum(map(torch.numel, small["model"].values())) < sum(map(torch.numel, before["model"].values())) / 4
+    assert "distillation_loss" in logs["taught"]
+    assert "distillation_loss" not in logs["alone"]

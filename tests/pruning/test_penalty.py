@@ -7,8 +7,9 @@ from models import Darknet
 from utils.darknet.cfg import parse_cfg
 from utils.errors import InputError
 from utils.pruning.coupling import couple
-from utils.pruning.penalty import NEAR_ZERO, GammaHistory, GammaPenalty, gamma_sizes, reach, soft_threshold
-from utils.pruning.selection import allowed_ratio, select
+from utils.pruning.gamma_history import NEAR_ZERO, GammaHistory
+from utils.pruning.penalty import GammaPenalty, gamma_sizes, reach, soft_threshold
+from utils.pruning.selection import allowed_ratio, select, sparse_ratio
 from utils.training.ema import ModelEma
 from utils.training.optim import MOMENTUM, build_sgd
 
@@ -320,7 +321,7 @@ def test_a_joined_set_counts_all_its_channels():
 
 
 def test_nothing_to_prune_is_an_error():
-    with pytest.raises(InputError, match="strategy slim: no channel"):
+    with pytest.raises(InputError, match="no channel of this network may be pruned"):
         select(couple(Darknet(parse_cfg(NO_BATCH_NORM)).spec), "slim", {}, 0.5)
 
 
@@ -341,6 +342,20 @@ def test_a_layer_that_is_dead_as_a_whole_does_not_limit_the_allowed_ratio():
     coupling = couple(residual().spec)
     gammas = given(l0=[0.0] * 4, l4=[0.15, 0.4, 0.5], l1=[1.0] * 4, l2=[1.0] * 4)
     assert allowed_ratio(coupling, "normal", gammas) == pytest.approx(6 / 7)
+
+
+def test_the_sparse_ratio_is_that_of_the_gammas_clearly_below_the_others():
+    coupling = couple(residual().spec)
+    for gammas, share in (
+        (given(l0=[1.0, 1.1, 0.9, 1.2], l4=[1.0, 1.0, 0.8]), 0),  # as training starts
+        (given(l0=[0.0, 1.1, 0.01, 1.2], l4=[1.0, 0.0, 0.8]), 3 / 7),
+        (given(l0=[0.0, 1.1, 0.7, 1.2], l4=[1.0, 0.0, 0.8]), 2 / 7),
+        (given(l0=[0.0] * 4, l4=[0.0, 0.0, 1.0]), 6 / 7),
+        (given(l0=[0.0] * 4, l4=[0.0] * 3), 1),
+    ):
+        assert sparse_ratio(coupling, "normal", gammas) == pytest.approx(share)
+        assert select(coupling, "normal", gammas, share, 0).threshold <= 0.01
+    assert sparse_ratio(couple(Darknet(parse_cfg(NO_BATCH_NORM)).spec), "slim", {}) == 0
 
 
 @pytest.mark.parametrize("seed", range(5))

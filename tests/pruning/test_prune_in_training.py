@@ -17,7 +17,8 @@ from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.detection.loss import YoloLoss
 from utils.errors import InputError
 from utils.pruning.coupling import couple
-from utils.pruning.penalty import GammaHistory, GammaPenalty, gamma_sizes
+from utils.pruning.gamma_history import GammaHistory
+from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
 from utils.pruning.selection import silent_sets
 from utils.pruning.surgery import compact_blocks
@@ -74,8 +75,9 @@ def trained(base="v3", width=0.0625, steps=3, strategy="slim"):
 def take_step(model, optimizer, penalty, seed=0):
     random = torch.Generator().manual_seed(seed)
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.3, 0.4], [1, 0, 0.25, 0.6, 0.2, 0.2]])
-    loss, _ = YoloLoss(model)(model(torch.rand(2, 3, SIZE, SIZE, generator=random)), targets, SIZE)
-    loss.backward()
+    loss = YoloLoss(model)
+    value, _ = loss(model(torch.rand(2, 3, SIZE, SIZE, generator=random)), loss.assign(targets, SIZE), SIZE)
+    value.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
     optimizer.step()
     optimizer.zero_grad()
@@ -185,34 +187,30 @@ def test_the_optimizer_keeps_what_it_knows_of_the_channels_that_stay():
             after = new.state[small.get_parameter(parameter)]["momentum_buffer"].numpy()
             before = before[:, read] if name.startswith("conv") and name.endswith("weight") else before
             assert after.shape == tuple(small.get_parameter(parameter).shape)
-            living = ~still if name.endswith("weight") else slice(None)
-            np.testing.assert_array_equal(after[living], before[living])
-            if name.endswith("weight"):
-                assert not after[still].any()
+            np.testing.assert_array_equal(after, before)
     assert carriers > 0
 
 
-def test_carriers_stay_constants_while_the_rest_learns():
+def test_carriers_start_as_constants_and_come_back_to_life_without_a_penalty():
     model, average, optimizer, penalty = trained()
     cut, (small, _) = cut_alike(
         [model, average], penalty.coupling, silent_sets(penalty.coupling, "slim", gamma_sizes(model))
     )
     new = build_sgd(small, 0.001)
     carry_optimizer(optimizer, new, model, small, cut)
-    start = copy.deepcopy(small.state_dict())
-    penalty = GammaPenalty(small, 5.0, "slim", "proximal", MOMENTUM)
+    carriers = {
+        layer.index: cut.dead_outputs(layer.index)[cut.kept_outputs(layer.index)] for layer in small.spec.convolutions
+    }
+
+    def gammas():
+        return np.concatenate([gamma_sizes(small)[index][mask] for index, mask in carriers.items() if mask.any()])
+
+    assert len(gammas())
+    assert not gammas().any()
+    penalty = GammaPenalty(small, 0.0, "slim", "proximal", MOMENTUM)
     for step in range(3):
         take_step(small.train(), new, penalty, seed=step)
-    found = 0
-    for layer in small.spec.convolutions:
-        i = layer.index
-        carrier = cut.dead_outputs(i)[cut.kept_outputs(i)]
-        found += carrier.sum()
-        if carrier.any():
-            assert not small.conv(i).weight.detach().numpy()[carrier].any()
-            assert not small.batch_norm(i).weight.detach().numpy()[carrier].any()
-    assert found > 0
-    assert not torch.equal(small.conv(0).weight, start["module_list.0.conv_0.weight"])
+    assert (gammas() > 0).mean() > 0.5
 
 
 # which channels are left

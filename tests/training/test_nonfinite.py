@@ -196,7 +196,7 @@ def return_what_cannot_be_sent():
         (leave, r"a DataLoader worker ended: run the program with --n_cpu 0"),
         (refuse, r"^a\.png: cannot be read as an image$"),
         (fill_shared_memory, r"was killed \(Bus error\): the shared memory is full: .*--shm-size"),
-        (return_what_cannot_be_sent, r"ended: run it with --n_cpu 0"),
+        (return_what_cannot_be_sent, r"ended: run the program with --n_cpu 0"),
     ],
 )
 def test_the_end_of_a_worker_gives_its_cause_in_a_line(end, message):

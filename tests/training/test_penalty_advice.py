@@ -1,15 +1,14 @@
 """What is said of a penalty that does not fit."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 import train
 from tests.scene import make_project
 from utils.errors import InputError
-from utils.pruning.penalty import GammaHistory
-from utils.training.penalty_advice import penalty_warnings, warn_of_penalty
+from utils.pruning.gamma_history import GammaHistory
+from utils.training.config import SparsityConfig, TrainConfig
+from utils.training.penalty_advice import PenaltyAdvice, penalty_warnings
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def history(near_zero, lowest):
     ("done", "near_zero", "lowest", "left", "mean_aps", "words"),
     [
         (0.4, 0.0, 0.8, 0.1, [0.5, 0.6], None),  # too early to tell
-        (0.6, 0.0, 0.8, 0.1, [0.5, 0.6], ["can lower one by 0.1", "--s 0.05"]),
+        (0.6, 0.0, 0.8, 0.1, [0.5, 0.6], ["can lower a gamma by at most 0.1", "--s 0.05"]),
         (0.6, 0.0, 0.8, 0.9, [0.5, 0.6], None),  # they can still get there
         (0.6, 0.3, 0.8, 0.1, [0.5, 0.6], None),  # there is something to prune
         (1.0, 0.01, 0.8, 0.0, [0.5, 0.6], ["only 1.0% of the gammas are near zero", "--s 0.05"]),
@@ -53,7 +52,7 @@ def test_a_penalty_that_does_not_fit_is_warned_of(done, near_zero, lowest, left,
 
 
 def test_sparse_training_that_did_not_sparsify_says_so(project, capsys):
-    run("-sr", "--s", "0", "--epochs", "1")
+    run("-sr", "--s", "0", "--epochs", "1", "--force")
     assert "warning: only 0.0% of the gammas are near zero" in capsys.readouterr().out
     run("--epochs", "1")
     assert "warning" not in capsys.readouterr().out
@@ -63,30 +62,30 @@ def test_a_network_with_nothing_to_prune_is_refused_before_the_first_step(projec
     cfg = project / "config/yolov3-hand.cfg"
     cfg.write_text(cfg.read_text().replace("batch_normalize=1\n", ""))
     with pytest.raises(InputError, match=r"-sr --strategy normal: no channel of config/yolov3-hand.cfg may be pruned"):
+        run("-sr", "--s", "1", "--epochs", "1")
+    with pytest.raises(InputError, match=r"no channel of this network may be pruned"):
         run("-sr", "--epochs", "1")
 
 
 @pytest.mark.parametrize(("schedule", "words"), [("constant", "mAP@0.5 fell"), ("local", ""), ("target", "")])
 def test_a_schedule_that_lets_the_kept_channels_recover_is_not_judged_before(project, schedule, words, capsys):
     """Half of the epochs done, all gammas dead, and mAP down from 0.8 to 0."""
-    training = SimpleNamespace(
-        args=SimpleNamespace(sr=True, s=0.1, s_schedule=schedule, epochs=4),
-        epoch=2,
-        step=2,
-        plan=SimpleNamespace(rates=np.ones(4)),
-    )
-    log = SimpleNamespace(rows=[{"mAP": 0.8}, {"mAP": ""}, {"mAP": 0.0}, {"mAP": 0.0}])
-    warn_of_penalty(training, log, history(0.9, 0.0))
+    config = TrainConfig(epochs=4, sparsity=SparsityConfig(s=0.1, schedule=schedule))
+    rows = [{"mAP": 0.8}, {"mAP": ""}, {"mAP": 0.0}, {"mAP": 0.0}]
+    PenaltyAdvice(config, np.ones(4)).after_epoch(2, 2, rows, history(0.9, 0.0))
     text = capsys.readouterr().out
     assert text.count("warning") == bool(words)
     assert words in text
 
 
-def test_too_weak_a_penalty_is_noticed_before_the_first_step_and_the_proposed_one_suffices(project, capsys):
+def test_too_weak_a_penalty_is_refused_before_the_first_step_and_the_proposed_one_suffices(project, capsys):
     options = ["-sr", "--epochs", "1", "--name", "weak"]
-    run(*options, "--s", "0.01")
-    text = capsys.readouterr().out
-    assert "can lower a gamma by at most" in text
-    proposed = text.split("or try --s ")[1].split()[0]
+    with pytest.raises(InputError, match=r"--s 0.01: few gammas can reach 0") as refused:
+        run(*options, "--s", "0.01")
+    assert not (project / "checkpoints/weak_last.pth").exists()
+    assert "can lower a gamma by at most" in capsys.readouterr().out
+    proposed = str(refused.value).split("or with --s ")[1].split(";")[0]
     run(*options, "--s", proposed)
     assert "warning" not in capsys.readouterr().out
+    run(*options, "--s", "0.01", "--force")
+    assert "warning: few gammas can reach 0" in capsys.readouterr().out

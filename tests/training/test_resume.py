@@ -8,10 +8,14 @@ import torch
 
 import train
 from config.create_cfg import create_cfg
+from models import Darknet
+from tests.networks import uneven
 from tests.scene import make_project
 from utils.darknet.cfg import format_cfg
-from utils.detection.checkpoints import read_checkpoint
+from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.errors import InputError
+from utils.pruning.penalty import GammaPenalty
+from utils.pruning.prune_in_training import KeptChannels
 from utils.signals import Stopped, StopRequest
 from utils.training.trainer import Trainer
 
@@ -154,12 +158,58 @@ def test_another_cfg_or_data_set_is_no_continuation(project, monkeypatch):
     listing, cfg = project / "data/train.txt", project / "config/yolov3-hand.cfg"
     text = listing.read_text()
     listing.write_text(text.rsplit("\n", 2)[0] + "\n")
-    with pytest.raises(InputError, match=r"4 steps were an epoch .*, and are 3 now: .* number of training images"):
+    with pytest.raises(InputError, match=r"an epoch had 4 steps .*, and has 3 now: .* number of training images"):
         run("--name", "mine", "--resume")
     listing.write_text(text)
     cfg.write_text(cfg.read_text().replace("leaky", "mish", 1))
     with pytest.raises(InputError, match=r"mine_last\.pth: belongs to another cfg than config/yolov3-hand\.cfg"):
         run("--name", "mine", "--resume")
+
+
+def as_older_versions_wrote_it(path):
+    """Rewrite a checkpoint to resume from in the layout of the versions that gave every run a penalty."""
+    checkpoint = read_checkpoint(path)
+    state = checkpoint["training"]
+    spec = Darknet(checkpoint["options"]["model_def"]).spec
+    state["survivors"] = state.pop("kept_channels", KeptChannels(spec).state())
+    state.setdefault("penalty", GammaPenalty(Darknet(spec.blocks), 0.0, "normal", "proximal", 0.9).state())
+    del checkpoint["pruned"]
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["-sr", "--s", "1", "--force"], ["-sr", "--s", "1", "--force", "--prune_every", "1", "-pre", "start.pth"]],
+)
+def test_a_checkpoint_of_an_older_version_is_resumed(project, monkeypatch, extra):
+    save_checkpoint("start.pth", uneven(Darknet("config/yolov3-hand.cfg")))
+    options = ["--epochs", "3", *extra]
+    run(*options, "--name", "whole")
+    restore = stop_at_step(monkeypatch, 5)
+    with pytest.raises(Stopped):
+        run(*options, "--name", "parts")
+    restore()
+    as_older_versions_wrote_it("checkpoints/parts_last.pth")
+    run("--resume", "--name", "parts")
+    assert_same_outcome(project, "whole", "parts")
+    if "--prune_every" in extra:
+        whole, parts = (read_checkpoint(f"checkpoints/{name}_ckpt.pth") for name in ("whole", "parts"))
+        assert whole["pruned"] is parts["pruned"] is True
+
+
+def test_a_schedule_that_no_longer_exists_is_not_resumed(project, monkeypatch):
+    restore = stop_at_step(monkeypatch, 1)
+    with pytest.raises(Stopped):
+        run("--epochs", "2", "-sr", "--name", "mine")
+    restore()
+    checkpoint = read_checkpoint("checkpoints/mine_last.pth")
+    checkpoint["options"]["s_schedule"] = "global"
+    torch.save(checkpoint, "checkpoints/mine_last.pth")
+    before = (project / "checkpoints/mine_last.pth").read_bytes()
+    with pytest.raises(InputError, match="mine was started with --s_schedule global, which no longer exists") as error:
+        run("--resume", "--name", "mine")
+    assert "\n" not in str(error.value)
+    assert (project / "checkpoints/mine_last.pth").read_bytes() == before
 
 
 def test_a_damaged_checkpoint_can_be_given_up(project):

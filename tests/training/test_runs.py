@@ -36,6 +36,7 @@ def files(root):
 )
 def test_the_default_name_tells_the_kind_of_run(sparse, model_def, name):
     assert default_name(sparse, model_def) == name
+    assert default_name(sparse, model_def, pruned=True) == ("yolov3" if sparse else "finetune_yolov3")
 
 
 def test_where_a_run_writes(tmp_path):

@@ -1,11 +1,10 @@
 import pytest
 import torch
 
-import train
 from models import Darknet
 from utils.darknet.cfg import parse_cfg
 from utils.detection.loss import HeadSum, YoloLoss
-from utils.pruning.prune_in_training import KeptChannels
+from utils.training.config import TrainConfig
 from utils.training.trainer import Trainer, groups
 
 PLAIN = """
@@ -30,12 +29,10 @@ num=2
 """
 
 
-def make_training(*words):
-    args = train.get_args_parser().parse_args(["--learning_rate", "0.1", "--mosaic", "0", *words])
-    args.img_size = 64
+def make_trainer(**settings):
     torch.manual_seed(1)
-    model = Darknet(parse_cfg(PLAIN))
-    return Trainer(args, model, KeptChannels(model.spec), torch.device("cpu"), 10)
+    config = TrainConfig(img_size=64, learning_rate=0.1, **settings)
+    return Trainer(config, Darknet(parse_cfg(PLAIN)), steps_per_epoch=10)
 
 
 def sample_batch(counts, seed=0):
@@ -53,12 +50,12 @@ def joined(first, second):
     return torch.cat([first[0], second[0]]), torch.cat([first[1], moved])
 
 
-@pytest.mark.parametrize("extra", [[], ["--multiscale_training"], ["--no-channels_last"]])
+@pytest.mark.parametrize("settings", [{}, {"multiscale_training": True}, {"channels_last": False}])
 @pytest.mark.parametrize("counts", [((5, 0), (1, 0)), ((0, 0), (0, 0)), ((0, 0, 0), (9,))])
-def test_an_accumulated_batch_is_one_large_batch(counts, extra):
+def test_an_accumulated_batch_is_one_large_batch(counts, settings):
     # The network has no BatchNorm, which would see the parts by themselves.
     first, second = sample_batch(counts[0]), sample_batch(counts[1], seed=1)
-    parts, whole = make_training(*extra), make_training(*extra)
+    parts, whole = make_trainer(**settings), make_trainer(**settings)
     for _ in range(2):
         loss, reports = parts.train_step([first, second], 0.1)
         wanted, _ = whole.train_step([joined(first, second)], 0.1)
@@ -66,17 +63,30 @@ def test_an_accumulated_batch_is_one_large_batch(counts, extra):
         assert len(reports) == 2
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=0, atol=1e-6)
-    start = make_training().model.state_dict()
+    start = make_trainer().model.state_dict()
     assert any((whole.model.state_dict()[name] - value).abs().max() > 1e-3 for name, value in start.items())
 
 
+def test_targets_are_assigned_once_per_step(monkeypatch):
+    trainer, calls = make_trainer(), []
+    assign = YoloLoss.assign
+
+    def counted(self, targets, img_size):
+        calls.append(len(targets))
+        return assign(self, targets, img_size)
+
+    monkeypatch.setattr(YoloLoss, "assign", counted)
+    trainer.train_step([sample_batch((5, 0)), sample_batch((1, 0))], 0.1)
+    assert calls == [5, 1]
+
+
 def test_mixed_precision_steps_like_full_precision_with_weights_in_float32():
-    start = make_training().model.state_dict()
+    start = make_trainer().model.state_dict()
     moved = {}
     for precision in ("mixed", "full"):
-        training = make_training("--precision", precision)
-        training.train_step([sample_batch((5, 0))], 0.1)
-        moved[precision] = {name: value - start[name] for name, value in training.model.state_dict().items()}
+        trainer = make_trainer(precision=precision)
+        trainer.train_step([sample_batch((5, 0))], 0.1)
+        moved[precision] = {name: value - start[name] for name, value in trainer.model.state_dict().items()}
     for name, wanted in moved["full"].items():
         assert wanted.abs().max() > 1e-4
         assert moved["mixed"][name].dtype == torch.float32
@@ -89,18 +99,20 @@ def test_the_loss_counts_its_positives_before_the_forward_pass():
     loss = YoloLoss(model)
     images, targets = sample_batch((3, 0, 2))
     for size in (64, 96):
-        heads = model.train()(torch.nn.functional.interpolate(images / 255, size=size))
-        reports = loss(heads, targets, size)[1]
-        assert loss.positives(targets, size) == sum(report.sums[HeadSum.POSITIVES] for report in reports) > 0
+        assignments = loss.assign(targets, size)
+        raw = model.train()(torch.nn.functional.interpolate(images / 255, size=size))
+        reports = loss(raw, assignments, size)[1]
+        positives = sum(report.sums[HeadSum.POSITIVES] for report in reports)
+        assert sum(map(len, assignments)) == positives > 0
 
 
 def test_a_part_of_a_batch_is_divided_by_the_divisor_of_the_whole():
     model = Darknet(parse_cfg(PLAIN)).train()
     images, targets = sample_batch((3, 2))
-    heads = model(images / 255)
-    own = max(YoloLoss(model).positives(targets, 64), 2)
-    by_default, by_ten = (YoloLoss(model)(heads, targets, 64, divisor)[0] for divisor in (None, 10.0))
-    torch.testing.assert_close(by_default * own, by_ten * 10)
+    loss, raw = YoloLoss(model), model(images / 255)
+    assignments = loss.assign(targets, 64)
+    by_default, by_ten = (loss(raw, assignments, 64, divisor)[0] for divisor in (None, 10.0))
+    torch.testing.assert_close(by_default * max(sum(map(len, assignments)), 2), by_ten * 10)
 
 
 def test_groups_hold_everything_in_order():

@@ -1,4 +1,4 @@
-"""The training loss of YOLO heads: CIoU boxes, BCE objectness and classes, several anchors a target."""
+"""The training loss of YOLO heads: CIoU boxes, BCE objectness and classes, several anchors per target."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -33,7 +33,7 @@ class HeadSum(IntEnum):
     OBJECTNESS = 6  # of all cells, positives included
 
 
-@dataclass
+@dataclass(frozen=True)
 class HeadReport:
     """What one head did with one batch; sums, on the device, so that nothing waits for them.
 
@@ -46,7 +46,7 @@ class HeadReport:
     cells: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Assignment:
     """Which predictions of one head learn which targets: M of them.
 
@@ -65,13 +65,19 @@ class Assignment:
     centre: Tensor
     size: Tensor
 
+    def __len__(self) -> int:
+        """How many pairs of a prediction and a target there are."""
+        return len(self.image)
+
     def to(self, device: torch.device) -> "Assignment":
         """The same on ``device``."""
         return Assignment(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
 class YoloLoss(nn.Module):
-    """The loss of a network's raw heads against targets.
+    """The loss of the raw outputs of a network's heads against targets.
+
+    :meth:`assign` says which prediction learns which target; :meth:`forward` compares them.
 
     A target trains, in every head, the anchors that fit its size (ANCHOR_IOU), in the cells whose reach holds its
     centre: its own cell, and with ``scale_x_y`` above 1 the neighbours whose widened centre can get there.
@@ -80,14 +86,14 @@ class YoloLoss(nn.Module):
     4.1), so that neither the input size nor the number of objects shifts their balance:
 
     - boxes: BOX_GAIN * (1 - CIoU) of each positive (arXiv 1911.08287, section 3.3),
-    - objectness: OBJECTNESS_GAIN * BCE of every prediction; the aim of a positive is the CIoU of its box with
+    - objectness: OBJECTNESS_GAIN * BCE of every prediction; the target of a positive is the CIoU of its box with
       the target, elsewhere it is 0 (YOLO, arXiv 1506.02640, section 2),
     - classes: CLASS_GAIN * BCE of each class of each positive (YOLOv3, arXiv 1804.02767, section 2.2).
 
     The divisor is at least the number of images: a batch with few targets, or none, is no louder than others.
 
-    Which prediction learns which target depends on the targets alone, and is found where they are: leave them on the
-    CPU, so that no GPU waits for it.
+    Which prediction learns which target depends on the targets alone, not on what the network predicts: assign them on
+    the CPU, before the forward pass, so that the GPU does not wait for it.
     """
 
     def __init__(self, model: Darknet):
@@ -97,14 +103,33 @@ class YoloLoss(nn.Module):
         self._anchors = [head.anchors.cpu() for head in self._heads]
         self._spec = model.spec
 
+    def assign(self, targets: Tensor, img_size: int) -> list[Assignment]:
+        """Which predictions learn which targets, for each head; on the device of ``targets``.
+
+        Args:
+            targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
+            img_size: the side of the square images in pixels.
+        """
+        sizes = targets[:, 4:6] * img_size
+        counts = [len(anchors) for anchors in self._anchors]
+        iou = size_iou(sizes, torch.cat(self._anchors).to(sizes.device))
+        fits = iou > ANCHOR_IOU
+        if len(targets):
+            fits |= F.one_hot(iou.argmax(dim=1), iou.shape[1]).bool()
+        grids = [(head.height, head.width) for head in self._spec.at(img_size).heads]
+        return [
+            _assign_head(head, grid, targets, sizes, head_fits)
+            for head, grid, head_fits in zip(self._heads, grids, fits.split(counts, dim=1), strict=True)
+        ]
+
     def forward(
-        self, raw: list[Tensor], targets: Tensor, img_size: int, divisor: float | None = None
+        self, raw: list[Tensor], assignments: list[Assignment], img_size: int, divisor: float | None = None
     ) -> tuple[Tensor, list[HeadReport]]:
         """The loss and what each head did.
 
         Args:
             raw: the raw outputs of the heads, each (B, A, H, W, 5 + C), of square images.
-            targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
+            assignments: for each head what its predictions learn, from :meth:`assign`.
             img_size: the side of the images in pixels.
             divisor: of the sums, where the batch is a part of a larger one; by default this batch's own.
 
@@ -112,34 +137,14 @@ class YoloLoss(nn.Module):
             The loss, a scalar, and a HeadReport for each head.
         """
         with torch.autocast(raw[0].device.type, enabled=False):
-            raw = [output.float() for output in raw]
-            assignments = self.assign([tuple(output.shape[2:4]) for output in raw], targets, img_size)
-            divisor = divisor or max(sum(len(a.image) for a in assignments), len(raw[0]))
+            divisor = divisor or max(sum(map(len, assignments)), len(raw[0]))
             parts = [
-                self._head(head, output, assignment.to(output.device), img_size)
+                self._head(head, output.float(), assignment.to(output.device), img_size)
                 for head, output, assignment in zip(self._heads, raw, assignments, strict=True)
             ]
             box, objectness, label = (sum(terms[k] for terms, _ in parts) for k in range(3))
             loss = (BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label) / divisor
         return loss, [report for _, report in parts]
-
-    def positives(self, targets: Tensor, img_size: int) -> int:
-        """How many predictions learn ``targets`` (N, 6); with the number of images it makes the divisor."""
-        grids = [(head.height, head.width) for head in self._spec.at(img_size).heads]
-        return sum(len(a.image) for a in self.assign(grids, targets, img_size))
-
-    def assign(self, grids: list[tuple[int, int]], targets: Tensor, img_size: int) -> list[Assignment]:
-        """Which predictions of each head, of (rows, columns), learn which targets."""
-        sizes = targets[:, 4:6] * img_size
-        counts = [len(anchors) for anchors in self._anchors]
-        iou = size_iou(sizes, torch.cat(self._anchors).to(sizes.device))
-        fits = iou > ANCHOR_IOU
-        if len(targets):
-            fits |= F.one_hot(iou.argmax(dim=1), iou.shape[1]).bool()
-        return [
-            _assign_head(head, grid, targets, sizes, head_fits)
-            for head, grid, head_fits in zip(self._heads, grids, fits.split(counts, dim=1), strict=True)
-        ]
 
     @staticmethod
     def _head(head: Yolo, raw: Tensor, a: Assignment, img_size: int) -> tuple[list[Tensor], HeadReport]:
@@ -149,17 +154,17 @@ class YoloLoss(nn.Module):
         centre, size = head.boxes(chosen, head.anchors[a.anchor])
         size = size.clamp(min=SMALLEST_SIZE)
         predicted = box_convert(torch.cat([centre * cell, size], dim=1), "cxcywh", "xyxy")
-        wanted = box_convert(torch.cat([a.centre * cell, a.size], dim=1), "cxcywh", "xyxy")
-        ciou_loss = complete_box_iou_loss(predicted, wanted)
+        target = box_convert(torch.cat([a.centre * cell, a.size], dim=1), "cxcywh", "xyxy")
+        ciou_loss = complete_box_iou_loss(predicted, target)
 
         logits = head.logits(raw)  # for a stable BCE
-        aim = logits.new_zeros(logits.shape[:-1])
+        expected = logits.new_zeros(logits.shape[:-1])
         where = (a.image, a.anchor, a.row, a.column)
-        # Two targets can claim one prediction; the better fit is its aim.
-        flat = sum(index * stride for index, stride in zip(where, aim.stride(), strict=True))
+        # Two targets can claim one prediction; the better fit is what it learns.
+        flat = sum(index * stride for index, stride in zip(where, expected.stride(), strict=True))
         iou = (1 - ciou_loss.detach()).clamp(0, 1)
-        aim.view(-1).scatter_reduce_(0, flat, iou, "amax")
-        objectness = F.binary_cross_entropy_with_logits(logits[..., 0], aim, reduction="sum")
+        expected.view(-1).scatter_reduce_(0, flat, iou, "amax")
+        objectness = F.binary_cross_entropy_with_logits(logits[..., 0], expected, reduction="sum")
 
         classes = logits[where][:, 1:]
         one_hot = F.one_hot(a.label, head.classes).to(classes.dtype)
@@ -176,7 +181,7 @@ class YoloLoss(nn.Module):
             HeadSum.POSITIVE_OBJECTNESS: confidence[where].sum(),
             HeadSum.OBJECTNESS: confidence.sum(),
         }
-        return terms, HeadReport(torch.stack([sums[name] for name in HeadSum]), aim.numel())
+        return terms, HeadReport(torch.stack([sums[name] for name in HeadSum]), expected.numel())
 
 
 def _assign_head(head: Yolo, grid_size: tuple[int, int], targets: Tensor, sizes: Tensor, fits: Tensor) -> Assignment:
@@ -196,11 +201,11 @@ def _assign_head(head: Yolo, grid_size: tuple[int, int], targets: Tensor, sizes:
     target, anchor = torch.nonzero(fits, as_tuple=True)
     grid = targets.new_tensor([columns, rows])
     position = targets[target, 2:4] * grid
-    own = torch.minimum(position.floor(), grid - 1)
+    holding = torch.minimum(position.floor(), grid - 1)
 
     margin = (head.scale_x_y - 1) / 2
     steps = [(0, 0)] if margin == 0 else [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]
-    cells = own[None] + targets.new_tensor(steps)[:, None]
+    cells = holding[None] + targets.new_tensor(steps)[:, None]
     offset = position[None] - cells
     reached = ((offset > -margin) & (offset < 1 + margin) & (cells >= 0) & (cells < grid)).all(dim=2)
     reached[0] = True

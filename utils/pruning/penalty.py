@@ -9,22 +9,15 @@ Two methods for the penalty ``s * |gamma|``:
   become exactly 0, and cutting them out loses nothing.
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from models import Darknet
-from utils.files import atomic_writer
-from utils.pruning.coupling import Coupling, couple
-from utils.pruning.selection import Gammas, allowed_ratio, prunable_channels
+from utils.pruning.coupling import couple
+from utils.pruning.selection import prunable_channels
 
 METHODS = ("proximal", "subgradient")
-# A gamma below this counts as near zero in the reports.
-NEAR_ZERO = 1e-3
-HISTOGRAM_BINS = 100
 
 
 def gamma_sizes(model: Darknet) -> dict[int, np.ndarray]:
@@ -77,7 +70,7 @@ class GammaPenalty:
         return torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
 
     def before_step(self) -> None:
-        """Add the subgradient; call once an optimizer step, on unscaled gradients."""
+        """Add the subgradient; call once per optimizer step, on unscaled gradients."""
         if self.method != "subgradient":
             return
         for index, weight in self.weights.items():
@@ -87,7 +80,7 @@ class GammaPenalty:
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:
-        """Shrink the gammas toward 0; call once an optimizer step of learning rate ``lr``."""
+        """Shrink the gammas toward 0; call once per optimizer step, of learning rate ``lr``."""
         if self.method != "proximal":
             return
         step = lr * self.s / (1 - self.momentum)
@@ -115,56 +108,3 @@ def soft_threshold(values: list[Tensor], steps: list[Tensor]) -> None:
 def reach(learning_rates: np.ndarray, s: float, momentum: float) -> float:
     """By how much the penalty can lower a gamma at most: the sum of lr * s / (1 - momentum) over the steps."""
     return float(learning_rates.sum() * s / (1 - momentum))
-
-
-@dataclass
-class GammaHistory:
-    """What the gammas under the penalty did, epoch by epoch, for the tables and images.
-
-    Attributes:
-        epochs: the epoch numbers.
-        quintiles: an epoch each, the five quintiles of |gamma| (20 %, 40 %, ... 100 %).
-        near_zero: the share of gammas below NEAR_ZERO.
-        zero: the share of gammas that are exactly 0.
-        allowed: the share of channels that a global threshold could take and leave every layer one.
-        first_layer: |gamma| of the first BatchNorm's channels.
-        histograms: counts of |gamma| in HISTOGRAM_BINS bins from 0 to ``top``.
-        top: the upper end of the histograms: somewhat more than the largest gamma of the first epoch.
-    """
-
-    epochs: list[int] = field(default_factory=list)
-    quintiles: list[np.ndarray] = field(default_factory=list)
-    near_zero: list[float] = field(default_factory=list)
-    zero: list[float] = field(default_factory=list)
-    allowed: list[float] = field(default_factory=list)
-    first_layer: list[np.ndarray] = field(default_factory=list)
-    histograms: list[np.ndarray] = field(default_factory=list)
-    top: float = 0.0
-
-    def record(self, epoch: int, coupling: Coupling, strategy: str, sizes: Gammas) -> None:
-        """Add the state after ``epoch``: ``sizes``, |gamma| of the network that ``coupling`` is of."""
-        masks = prunable_channels(coupling, strategy)
-        gammas = np.concatenate([np.zeros(0, np.float32), *(sizes[index][mask] for index, mask in masks.items())])
-        self.top = self.top or 1.25 * float(gammas.max(initial=1e-6))
-        self.epochs.append(epoch)
-        self.quintiles.append(np.quantile(gammas, np.linspace(0.2, 1, 5)) if len(gammas) else np.zeros(5))
-        self.near_zero.append(float((gammas < NEAR_ZERO).mean()) if len(gammas) else 0.0)
-        self.zero.append(float((gammas == 0).mean()) if len(gammas) else 0.0)
-        self.allowed.append(allowed_ratio(coupling, strategy, sizes))
-        self.first_layer.append(next(iter(sizes.values()), np.zeros(0, np.float32)))
-        self.histograms.append(np.histogram(gammas.clip(max=self.top), HISTOGRAM_BINS, (0, self.top))[0])
-
-    def save(self, path: Path) -> None:
-        """Write as ``.npz``."""
-        with atomic_writer(path) as file:
-            np.savez(file, **{name: np.asarray(value) for name, value in vars(self).items()})
-
-    @classmethod
-    def load(cls, path: Path, before: int) -> "GammaHistory":
-        """Read what was recorded before epoch ``before``; nothing where there is no file."""
-        if not path.exists():
-            return cls()
-        with np.load(path) as saved:
-            rows = int((saved["epochs"] < before).sum())
-            lists = {name: list(saved[name][:rows]) for name in saved.files if name != "top"}
-            return cls(**lists, top=float(saved["top"]))

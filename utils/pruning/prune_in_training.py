@@ -5,9 +5,9 @@ Where the proximal step has driven every gamma of a channel set to exactly 0, in
 :mod:`utils.pruning.surgery` does it, so network and average compute what they did before. Three things follow:
 
 - What is cut cannot come back, while a gamma of 0 that stays could be pulled up by the loss.
-- The weights that see constants at a padded border see them through a carrier, one channel for all. Its kernel and
-  gamma are 0, so both their gradients are 0 and it stays a constant; its beta is trained. Its momentum is set to 0.
-- The other momenta of the optimizer are those of the channels that stay.
+- The weights that see constants at a padded border see them through a carrier, one channel for all. It keeps its kernel
+  and a gamma of 0: a constant, until the loss brings it back to life.
+- The momenta of the optimizer are those of the channels that stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,6 +46,11 @@ class KeptChannels:
     def cut(self, mask: PruneMask) -> None:
         """Drop the channels that ``mask``, of the network that is left, removes."""
         self.channels = {index: numbers[mask.kept_outputs(index)] for index, numbers in self.channels.items()}
+
+    @property
+    def removed(self) -> int:
+        """How many channels were cut."""
+        return sum(layer.channels - len(self.channels[layer.index]) for layer in self.coupling.spec.convolutions)
 
     def counts(self) -> dict[int, int]:
         """How many channels each convolution has left, by layer number."""
@@ -124,12 +129,9 @@ def _is_like(value: object, parameter: Tensor) -> bool:
 
 
 def _carried(value: Tensor, name: str, mask: PruneMask) -> Tensor:
-    """The part of a momentum that stays; 0 for a carrier's kernel and gamma, which stay 0."""
+    """The part of a momentum that stays."""
     index = int(name.split(".")[1])  # module_list.{index}.conv_{index}.weight
     layer = mask.coupling.spec.layers[index]
-    value = value.clone()
-    if name.endswith("weight"):
-        value[_on(value, mask.dead_outputs(index))] = 0
     if value.ndim > 1 and layer.groups == 1:
         value = value[:, _on(value, mask.kept_inputs(layer))]
     return value[_on(value, mask.kept_outputs(index))]

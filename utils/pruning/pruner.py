@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from models import Darknet
 from utils.errors import InputError
 from utils.pruning.coupling import couple
+from utils.pruning.importance import importance
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.residuals import (
     kept_layers,
@@ -14,7 +15,7 @@ from utils.pruning.residuals import (
     silence_residual_blocks,
     weakest_residual_blocks,
 )
-from utils.pruning.selection import Selection, is_separated, select, set_importance
+from utils.pruning.selection import Selection, is_separated, select_least
 from utils.pruning.surgery import Pruned, prune
 
 DEFAULT_RATIO = 0.85  # of the channels, as the older tools have it
@@ -51,6 +52,7 @@ class Pruner:
         round_to: convolutions keep a multiple of this.
         prune_blocks: how many residual blocks to remove whole, the weakest first.
         fold_bias: fold constants into biases even where padding makes that wrong, as older tools do.
+        kind: what decides how important a set is, see :mod:`utils.pruning.importance`.
 
     Attributes:
         residual_blocks: those that are removed.
@@ -67,22 +69,24 @@ class Pruner:
         round_to: int = 1,
         prune_blocks: int = 0,
         fold_bias: bool = False,
+        kind: str = "gamma",
     ):
         self.model = model
         self.strategy = strategy
         self.layer_keep = layer_keep
         self.round_to = round_to
         self.fold_bias = fold_bias
+        self.kind = kind
         self.residual_blocks = weakest_residual_blocks(model.spec, gamma_sizes(model), prune_blocks)
         self.kept_layers = kept_layers(model.spec, self.residual_blocks)
         self._shallow = remove_residual_blocks(model, self.residual_blocks) if self.residual_blocks else model
         self.coupling = couple(self._shallow.spec)
         self.gammas = gamma_sizes(self._shallow)
-        self._importance = set_importance(self.coupling, strategy, self.gammas)
+        self._importance = importance(self._shallow, self.coupling, strategy, kind)
 
     def at(self, ratio: float) -> PruningResult:
         """Prune at ``ratio`` of the prunable channels."""
-        selection = select(self.coupling, self.strategy, self.gammas, ratio, self.layer_keep)
+        selection = select_least(self.coupling, self._importance, ratio, self.layer_keep)
         masked, pruned = prune(
             self._shallow, self.coupling, selection.dead, self._importance, self.round_to, self.fold_bias
         )
@@ -103,6 +107,29 @@ class Pruner:
     def separated(self, selection: Selection) -> bool:
         """Whether the gammas that die are clearly below the kept ones, see :func:`is_separated`."""
         return is_separated(self._importance, selection.dead)
+
+
+def cut_least_important(
+    model: Darknet, strategy: str, img_size: int, ratio: float, target_macs: float | None = None
+) -> PruningResult:
+    """Prune a network that was not trained sparse, by the magnitude of its kernels.
+
+    Args:
+        model: the network, in eval mode; it stays as it is.
+        strategy: see :mod:`utils.pruning.selection`.
+        img_size: the side in pixels that MACs are counted at.
+        ratio: the share of the prunable channels to cut.
+        target_macs: the share of the MACs to leave; then the smallest ratio that does so is cut.
+
+    Raises:
+        InputError: the budget cannot be reached.
+    """
+    pruner = Pruner(model, strategy, kind="magnitude")
+    if target_macs is not None:
+        most = target_macs * model.spec.at(img_size).macs
+        budget = f"at most {target_macs:.1%} of the MACs"
+        ratio = smallest_ratio(lambda r: pruner.at(r).pruned.model.spec.at(img_size).macs <= most, budget)
+    return pruner.at(ratio)
 
 
 def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:

@@ -1,15 +1,14 @@
 """How strong the penalty on the gammas is during a run, and on which of them.
 
-- ``constant``: the same all the time.
-- ``global``: from half-way on DECAY of it, so that what lives recovers; the dead are held less, too.
-- ``local``: from half-way on the channels that will be kept are relieved, to DECAY of it; those that the threshold rule
-  would cut at ``ratio`` go on under the full penalty.
-- ``target``: the strength is found. It is adapted so that the share ``ratio`` dies by half-way, while all are under
-  it and compete; from there on the channels that will be kept are free of it, those that are to die do so by DEADLINE,
-  and each is held at 0 once it gets there.
+- ``constant``: the penalty stays as it is.
+- ``local``: after half of the steps the penalty on the channels that will be kept falls to DECAY times its strength;
+  those that the threshold rule would cut at ``ratio`` stay under the full penalty.
+- ``target``: the strength is found. In the first half of the steps all gammas are under the penalty, and its strength
+  is adapted so that the share ``ratio`` of them gets to 0. After that the channels that will be kept are free of it;
+  the others get to 0 by DEADLINE, and each is held there.
 
-The decays are those of the older pruning tools; here the choice is :func:`utils.pruning.selection.select`, over coupled
-sets. Nothing is remembered but the penalty's own strength and weights, so a checkpoint of those is enough to go on.
+The decay is that of the older pruning tools; here :func:`utils.pruning.selection.select` says which channels will be
+kept, over coupled sets. A schedule has no state but the penalty's strength and weights, which a checkpoint keeps.
 """
 
 import bisect
@@ -26,10 +25,10 @@ from utils.pruning.selection import prunable_sets, select
 HALF = 0.5  # of the steps: from here on the schedules differ
 DECAY = 0.01
 DEADLINE = 0.75  # of the steps: by then what is to die should be dead, so that the rest of the run can recover
-# The loss holds gammas up: about half of a penalty goes into that, so aim at twice the way.
+# The loss pulls gammas up, which takes about half of a penalty: the strength is for twice the way to 0.
 RESISTANCE = 2.0
-DOUBLING = 0.05  # of the steps: in so many the strength at most doubles or halves
-CONTROLS = 10  # of the strength, an epoch
+DOUBLING = 0.05  # of the steps: the strength at most doubles or halves in so many
+CONTROLS = 10  # of the strength, per epoch
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,14 @@ def constant(penalty: GammaPenalty, plan: Plan, step: int) -> None:
     """Leave the penalty as it is."""
 
 
-def decay_global(penalty: GammaPenalty, plan: Plan, step: int) -> None:
-    """Weaken the whole penalty at half-way."""
-    if step == plan.half:
-        penalty.s *= DECAY
-
-
 def decay_local(penalty: GammaPenalty, plan: Plan, step: int) -> None:
-    """Weaken the penalty at half-way where channels will be kept."""
+    """After half of the steps, weaken the penalty on the channels that will be kept."""
     if step == plan.half:
         _relieve(penalty, plan.ratio, DECAY)
 
 
-def aim(penalty: GammaPenalty, plan: Plan, step: int) -> None:
-    """Set the strength so that the largest gamma of the channels to cut gets to 0 in time, if it goes on falling so."""
+def target(penalty: GammaPenalty, plan: Plan, step: int) -> None:
+    """Set the strength so that the largest gamma of the channels to cut gets to 0 in time."""
     if step == plan.half:
         _relieve(penalty, plan.ratio, 0.0)
     if step % plan.every and step != plan.half:
@@ -99,18 +92,17 @@ def aim(penalty: GammaPenalty, plan: Plan, step: int) -> None:
         return
     end = plan.half if step < plan.half else plan.deadline
     way_left = float(plan.rates[step:end].sum()) / (1 - penalty.momentum)
-    wanted = RESISTANCE * farthest / way_left if way_left else float("inf")
+    needed = RESISTANCE * farthest / way_left if way_left else float("inf")
     if step == 0:
-        penalty.s = wanted
+        penalty.s = needed
     else:
-        penalty.s = min(max(wanted, penalty.s / plan.largest_change), penalty.s * plan.largest_change)
+        penalty.s = min(max(needed, penalty.s / plan.largest_change), penalty.s * plan.largest_change)
 
 
 SCHEDULES: dict[str, Callable[[GammaPenalty, Plan, int], None]] = {
     "constant": constant,
-    "global": decay_global,
     "local": decay_local,
-    "target": aim,
+    "target": target,
 }
 
 
@@ -118,18 +110,12 @@ def check_schedule(schedule: str, method: str) -> None:
     """Refuse a schedule that the method cannot follow.
 
     Raises:
-        InputError: ``target`` waits for gammas of exactly 0, which the subgradient never gives.
+        InputError: ``target`` needs gammas of exactly 0, which the subgradient never gives.
     """
     if schedule == "target" and method != "proximal":
-        raise InputError(f"--target_percent without --s waits for gammas of 0: use --sr_method proximal, not {method}")
-
-
-def shares(schedule: str, steps: int) -> np.ndarray:
-    """The share of the first strength that acts in each of ``steps`` on a gamma that is to die; not for ``target``."""
-    found = np.ones(steps)
-    if schedule == "global":
-        found[round(HALF * steps) :] = DECAY
-    return found
+        raise InputError(
+            f"--target_percent without --s needs gammas of exactly 0: use --sr_method proximal, not {method}"
+        )
 
 
 def _condemned(penalty: GammaPenalty, ratio: float) -> dict[int, torch.Tensor]:
@@ -144,8 +130,8 @@ def _condemned(penalty: GammaPenalty, ratio: float) -> dict[int, torch.Tensor]:
 def _ratio_above_floors(penalty: GammaPenalty, ratio: float) -> float:
     """The largest ratio at which the threshold rule cuts no more than ``ratio``.
 
-    It is more than ``ratio`` where layers are at their floors. What the floors keep will recover, so that pruning at
-    ``ratio`` would cut others in its place: they have to die, too.
+    It is more than ``ratio`` where layers are at their floors. The channels that a floor keeps will recover, and
+    pruning at ``ratio`` will cut others in their place: the gammas of those must get to 0, too.
     """
     coupling, gammas = penalty.coupling, gamma_sizes(penalty.model)
     sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
@@ -165,7 +151,7 @@ def _relieve(penalty: GammaPenalty, ratio: float, weight: float) -> None:
 
 
 def _hold(penalty: GammaPenalty, condemned: dict[int, torch.Tensor]) -> None:
-    """Hold the condemned gammas that are 0 there: no gradient is a match for an infinite penalty."""
+    """Hold the condemned gammas that are 0 at 0, by an infinite penalty."""
     for index, channels in condemned.items():
         dead = channels & (penalty.model.batch_norm(index).weight.detach() == 0)
         penalty.weights[index] = penalty.weights[index].masked_fill(dead, float("inf"))

@@ -17,6 +17,10 @@ import numpy as np
 from utils.errors import InputError
 from utils.pruning.coupling import ChannelSet, Coupling
 
+# Gammas that die are clearly below those that live if they are at most SPARSE times the large ones, which the quantile
+# LARGE of those that live stands for: the sign of sparse training.
+SPARSE = 0.5
+LARGE = 0.95
 STRATEGIES = ("normal", "shortcut", "slim")
 # What dies is clearly below what lives where its importance is at most SPARSE times that of the most important, which
 # the quantile LARGE of what lives stands for: the sign of sparse training.
@@ -89,10 +93,23 @@ def select(coupling: Coupling, strategy: str, gammas: Gammas, ratio: float, laye
     Raises:
         InputError: nothing may die under this strategy.
     """
-    importance = set_importance(coupling, strategy, gammas)
+    return select_least(coupling, set_importance(coupling, strategy, gammas), ratio, layer_keep)
+
+
+def select_least(coupling: Coupling, importance: np.ndarray, ratio: float, layer_keep: float = 0.01) -> Selection:
+    """Let the least important ``ratio`` of the prunable channels die, by any importance.
+
+    Args:
+        coupling: the coupled channels.
+        importance: (number of sets,); infinity for the sets that may not die.
+        ratio, layer_keep: see :func:`select`.
+
+    Raises:
+        InputError: nothing may die.
+    """
     order = np.argsort(importance, kind="stable")[: int(np.isfinite(importance).sum())]
     if not len(order):
-        raise InputError(f"--strategy {strategy}: no channel of this network may be pruned")
+        raise InputError("no channel of this network may be pruned under this strategy")
     sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
     share = np.cumsum(sizes[order]) / sizes[order].sum()
     dead = np.zeros(len(importance), bool)

@@ -128,12 +128,14 @@ def compact_blocks(blocks: Sequence[dict[str, str]], counts: Mapping[int, int]) 
 def _copy_convolution(reference: Darknet, compact: Darknet, layer: layers.Convolution, mask: PruneMask) -> None:
     """Copy the kept part of a convolution; it takes over the constants that it no longer reads.
 
+    A carrier keeps its kernel. Its gamma of 0 makes it a constant whatever the kernel adds up, and later training can
+    bring it back to life, which it could not from a kernel of 0.
+
     The sums are taken in double precision: thousands of terms, partly divided by a small constant, and only their
     result is rounded to the float32 of the weights.
     """
     kept = torch.from_numpy(mask.kept_outputs(layer.index))
-    weight = reference.conv(layer.index).weight.detach().double().cpu()
-    weight[torch.from_numpy(mask.dead_outputs(layer.index))] = 0  # constant by its gamma, whatever the kernel adds up
+    weight = reference.conv(layer.index).weight.detach().cpu().double()
     weight, shift = move_constants(weight, layer, mask)
     compact.conv(layer.index).weight.copy_(weight[kept])
     if layer.batch_normalize:
@@ -145,5 +147,5 @@ def _copy_convolution(reference: Darknet, compact: Darknet, layer: layers.Convol
         target.running_mean.sub_(shift[kept].to(target.running_mean))
         target.num_batches_tracked.copy_(source.num_batches_tracked)
     else:
-        bias = reference.conv(layer.index).bias.detach().double().cpu() + shift
+        bias = reference.conv(layer.index).bias.detach().cpu().double() + shift
         compact.conv(layer.index).bias.copy_(bias[kept])

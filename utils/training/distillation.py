@@ -1,4 +1,4 @@
-"""Knowledge distillation: a pruned network learns from the one that it was cut from, besides from the labels."""
+"""Knowledge distillation: a pruned network learns from the labels and from the network that it was cut from."""
 
 import torch
 import torch.nn.functional as F
@@ -6,56 +6,64 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, complete_box_iou_loss
 
 from models import Darknet, Yolo
-from utils.detection.checkpoints import load_weights
+from utils.detection.checkpoints import load_darknet
 from utils.detection.loss import BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, SMALLEST_SIZE
 from utils.devices import autocast
 from utils.errors import InputError
 
-# Boxes and classes of predictions that the teacher takes for an object by less than this weigh next to nothing.
+# Boxes and classes of predictions to which the teacher gives a lower objectness weigh next to nothing.
 LEAST_OBJECTNESS = 0.01
 
 
-def load_teacher(cfg: str, weights: str, student: Darknet, img_size: int, device: torch.device) -> Darknet:
+def load_teacher(weights: str, cfg: str | None, student: Darknet, img_size: int, device: torch.device) -> Darknet:
     """A teacher in eval mode, whose heads predict for the same cells, anchors and classes as the student's.
+
+    Args:
+        weights: a checkpoint, or weights of another kind.
+        cfg: its cfg; None for the cfg in the checkpoint.
+        student: the network that learns from it.
+        img_size: the side of the images in pixels.
+        device: where the two compute.
 
     Raises:
         InputError: a file that is missing or does not fit, or heads that are not the student's.
     """
-    teacher = Darknet(cfg)
-    load_weights(teacher, weights)
-    own, others = (model.spec.at(img_size).heads for model in (student, teacher))
-    if len(own) != len(others):
-        raise InputError(f"{cfg}: a teacher with {len(others)} [yolo] layers for a network with {len(own)}")
-    for head, other in zip(own, others, strict=True):
-        for what in ("anchors", "classes", "width", "height"):
-            mine, theirs = getattr(head, what), getattr(other, what)
-            if mine != theirs:
-                what = {"width": "columns", "height": "rows"}.get(what, what)
+    teacher, _ = load_darknet(weights, cfg)
+    heads, teacher_heads = (model.spec.at(img_size).heads for model in (student, teacher))
+    if len(heads) != len(teacher_heads):
+        raise InputError(
+            f"{cfg or weights}: a teacher with {len(teacher_heads)} [yolo] layers for a network with {len(heads)}"
+        )
+    for head, teacher_head in zip(heads, teacher_heads, strict=True):
+        for name in ("anchors", "classes", "width", "height"):
+            value, teacher_value = getattr(head, name), getattr(teacher_head, name)
+            if value != teacher_value:
+                name = {"width": "columns", "height": "rows"}.get(name, name)
                 raise InputError(
-                    f"{other.where}: {what} {theirs}, but {mine} in {head.where}: the heads of a teacher must have the "
-                    "anchors, classes and strides of the network that learns from it"
+                    f"{teacher_head.where}: {name} {teacher_value}, but {value} in {head.where}: a teacher's heads "
+                    "must have the anchors, classes and strides of the network that learns from it"
                 )
     return teacher.to(device).eval().requires_grad_(False)
 
 
 class Distillation(nn.Module):
-    """The loss of a network's raw heads against a teacher's on the same images.
+    """The loss of a network's raw outputs against a teacher's on the same images.
 
     Objectness scaled distillation, as Mehta and Ozturk have it for YOLO (arXiv 1805.06361, "Objectness scaled
     distillation"): the teacher's box and class of a prediction count as much as the teacher takes it for an object, so
-    that its boxes of the background, which mean nothing, teach nothing. The terms are those of
-    :class:`utils.detection.loss.YoloLoss`, with its gains, and soft aims:
+    that its meaningless boxes of the background teach nothing. The terms are those of
+    :class:`utils.detection.loss.YoloLoss`, with its gains, and the teacher's scores as targets:
 
     - objectness: BCE of every prediction against the teacher's objectness o,
     - boxes: o * (1 - CIoU) with the teacher's box,
     - classes: o * BCE against each of the teacher's class scores.
 
-    The sum is divided by the sum of o, which stands for the number of positives, at least the number of images.
+    The sum is divided by the sum of o, which stands for the number of positives, but at least by the number of images.
     """
 
     def __init__(self, student: Darknet, teacher: Darknet, precision: str):
         super().__init__()
-        self._precision = precision  # that the teacher computes in
+        self._precision = precision  # of the teacher
         # Held in a tuple, so that the networks do not become parts of this module.
         self._networks = (student, teacher)
         self._losses: list[Tensor] = []
@@ -110,8 +118,8 @@ def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_
     cell = raw.new_tensor([img_size / raw.shape[3], img_size / raw.shape[2]])
     anchor = yolo.anchors[seen[1]]
     predicted = _boxes(yolo, raw[seen], anchor, cell)
-    wanted = _boxes(teacher_yolo, teacher_raw[seen], anchor, cell)
-    box = (weight * complete_box_iou_loss(predicted, wanted)).sum()
+    expected = _boxes(teacher_yolo, teacher_raw[seen], anchor, cell)
+    box = (weight * complete_box_iou_loss(predicted, expected)).sum()
     return BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label, scores[..., 0].sum()
 
 

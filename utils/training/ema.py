@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights, which detects better than the weights themselves."""
+"""The exponential moving average of a network's weights, which detects better than the weights in training."""
 
 import copy
 import math

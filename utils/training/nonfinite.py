@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: noticed without waiting for the device, and the batches written out."""
+"""Losses and gradients that are not finite: they are noticed without waiting for the device, and reported."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,11 @@ from utils.drawing import draw_detections
 from utils.errors import InputError
 from utils.files import atomic_writer, write_text
 
+SMALLEST_SCALE = 2.0**-10  # the scale of the loss under float16 falls this low only if no gradient is ever finite
+
 
 class NotFinite(InputError):
-    """The loss or the gradient is no longer a number.
+    """The loss or the gradient is not finite.
 
     Attributes:
         batches: the numbers within the epoch of the batches that may be the cause.
@@ -29,7 +31,7 @@ class NotFinite(InputError):
 class FiniteWatch:
     """Notes the first batch of an epoch whose loss or gradient is not finite.
 
-    What it sees stays on the device, so that no step waits; it looks when it is asked.
+    The notes stay on the device, so that no step waits for them; they are read when :meth:`first` is called.
     """
 
     def __init__(self, device: torch.device):
@@ -41,10 +43,31 @@ class FiniteWatch:
         self._first[what] = torch.where(torch.isfinite(value.detach()), first, first.clamp(max=batch))
 
     def first(self) -> tuple[str, int] | None:
-        """What was not finite first, and in which batch; None where all was finite."""
-        found = [(float(batch), what) for what, batch in self._first.items()]
-        batch, what = min(found, key=lambda entry: entry[0])  # the loss before the gradient that it spoils
+        """What was not finite first, and in which batch; None where all values were finite."""
+        noted = [(float(batch), what) for what, batch in self._first.items()]
+        batch, what = min(noted, key=lambda entry: entry[0])  # the loss before the gradient that it spoils
         return None if batch == torch.inf else (what, int(batch))
+
+    def check(self, where: str, first_step: int, accumulate: int, advice: str) -> None:
+        """Raise :class:`NotFinite` if a value was not finite.
+
+        Args:
+            where: the beginning of the message, which the number of the step follows.
+            first_step: the number of the epoch's first optimizer step.
+            accumulate: batches per optimizer step.
+            advice: the end of the message.
+        """
+        if first := self.first():
+            what, batch = first
+            begin = batch if what == "loss" else batch - batch % accumulate
+            step = first_step + batch // accumulate
+            raise NotFinite(f"{where} {step}: the {what} is not finite. {advice}", range(begin, batch + 1))
+
+
+def check_scale(scaler: torch.amp.GradScaler, where: str, advice: str) -> None:
+    """Raise an InputError where the scale of the loss fell so low that no gradient is finite in float16."""
+    if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+        raise InputError(f"{where}: no gradient is finite in float16 any more. {advice}")
 
 
 def write_batches(batches: DataLoader, numbers: range, names: Sequence[str], folder: Path) -> Path:

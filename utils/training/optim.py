@@ -1,7 +1,8 @@
-"""The optimizer and its learning rate."""
+"""The optimizer and its learning rates."""
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +18,19 @@ def build_sgd(model: nn.Module, lr: float) -> torch.optim.SGD:
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True)
+
+
+def learning_rates(epochs: int, steps_per_epoch: int, lr: float) -> np.ndarray:
+    """The learning rate of every optimizer step of ``epochs``, (steps,): a warm-up to ``lr``, then half a cosine."""
+    steps = epochs * steps_per_epoch
+    warmup = min(round(WARMUP_EPOCHS * steps_per_epoch), steps // 5)
+    return np.array([learning_rate(step, steps, warmup, lr) for step in range(steps)])
+
+
+def learning_rates_around(cut_epoch: int, epochs: int, steps_per_epoch: int, lr: float) -> np.ndarray:
+    """The learning rates of a run that cuts its network after ``cut_epoch`` epochs: two trainings in a row."""
+    parts = [learning_rates(count, steps_per_epoch, lr) for count in (cut_epoch, epochs - cut_epoch)]
+    return np.concatenate(parts)
 
 
 def learning_rate(step: int, steps: int, warmup: int, lr: float) -> float:

@@ -1,85 +1,149 @@
 """What an epoch of training did: its table for the terminal, and its row for the log."""
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from models import Darknet
+from utils.darknet import layers
 from utils.detection.loss import HeadSum
 from utils.detection.metrics import Metrics
-from utils.pruning.penalty import GammaHistory
+from utils.pruning.gamma_history import LEAST_NEAR_ZERO, GammaHistory
+
+MUCH_WAITING = 0.1  # share of an epoch
+LONG_WAITING = 1.0  # seconds; below, a new run's workers are starting
 
 
-def loss_row(sums: np.ndarray, images: int) -> dict[str, float]:
-    """The losses of an epoch for the log: a positive for boxes and classes, an image for objectness.
+@dataclass
+class EpochReport:
+    """What an epoch did.
 
-    Args:
-        sums: over the epoch, (heads, 7) by HeadSum.
-        images: how many there were.
-    """
-    total = sums.sum(axis=0)
-    positives = max(total[HeadSum.POSITIVES], 1)
-    return {
-        "box_loss": total[HeadSum.BOX_LOSS] / positives,
-        "objectness_loss": total[HeadSum.OBJECTNESS_LOSS] / images,
-        "class_loss": total[HeadSum.CLASS_LOSS] / positives,
-        "iou": total[HeadSum.IOU] / positives,
-    }
-
-
-def gamma_row(gammas: GammaHistory, s: float) -> dict[str, float]:
-    """The gammas of the last epoch for the log, and the strength ``s`` of the penalty."""
-    row = {f"gamma_q{20 * (k + 1)}": float(value) for k, value in enumerate(gammas.quintiles[-1])}
-    row |= {"gamma_near_zero": gammas.near_zero[-1], "prune_ratio_allowed": gammas.allowed[-1]}
-    return row | {"gamma_zero": gammas.zero[-1], "s": s}
-
-
-def print_epoch(
-    args: argparse.Namespace,
-    model: Darknet,
-    epoch: int,
-    sums: np.ndarray,
-    cells: list[int],
-    metrics: Metrics | None,
-    gammas: GammaHistory,
-    s: float,
-) -> None:
-    """Print the table of an epoch: what each head did, the gammas, the penalty, and the metrics.
-
-    The losses of boxes and classes are a positive's, that of objectness is a prediction's; objectness is from 0 to 1.
-
-    Args:
-        args: the options of train.py.
-        model: the network in training.
-        epoch: its number, from 0 on.
-        sums: over the epoch, (heads, 7) by HeadSum.
+    Attributes:
+        epoch: its number, from 0.
+        epochs: how many the run has.
+        heads: the [yolo] layers.
+        sums: (heads, 7) by HeadSum, over the epoch.
         cells: how many predictions each head made.
-        metrics: of the epoch's evaluation, if it had one.
-        gammas: up to now.
-        s: the penalty's strength.
+        images: how many images the epoch had.
+        learning_rate: of its last step.
+        seconds: that its training took.
+        seconds_waiting: the part of ``seconds`` in which the main process waited for images.
+        distillation_loss: the mean loss against the teacher; None without one.
+        metrics: of its evaluation; None if it had none.
+        channels: how many channels are left; None without pruning in training.
+        s: the strength of the penalty; None without one.
     """
-    heads = model.spec.at(args.img_size).heads
-    rows = [["YOLO layer", *(str(head.index) for head in heads)]]
-    rows.append(["grid", *(f"{head.width}x{head.height}" for head in heads)])
-    positives = np.maximum(sums[:, HeadSum.POSITIVES], 1)
-    elsewhere = sums[:, HeadSum.OBJECTNESS] - sums[:, HeadSum.POSITIVE_OBJECTNESS]
-    rows.append(["positives", *(f"{count:.0f}" for count in sums[:, HeadSum.POSITIVES])])
-    rows.append(["box loss", *(f"{v:.4f}" for v in sums[:, HeadSum.BOX_LOSS] / positives)])
-    rows.append(["objectness loss", *(f"{v:.3e}" for v in sums[:, HeadSum.OBJECTNESS_LOSS] / cells)])
-    rows.append(["class loss", *(f"{v:.4f}" for v in sums[:, HeadSum.CLASS_LOSS] / positives)])
-    rows.append(["IoU of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.IOU] / positives)])
-    rows.append(["objectness of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.POSITIVE_OBJECTNESS] / positives)])
-    rows.append(["objectness elsewhere", *(f"{v:.4f}" for v in elsewhere / cells)])
-    tqdm.write(AsciiTable(rows, f"epoch {epoch + 1}/{args.epochs}").table)
-    quintiles = " ".join(f"{value:.3g}" for value in gammas.quintiles[-1])
-    tqdm.write(
-        f"|gamma| quintiles {quintiles}; {gammas.near_zero[-1]:.1%} near zero, {gammas.zero[-1]:.1%} exactly; "
-        f"s={s:.3g}; a threshold could prune {gammas.allowed[-1]:.1%} now"
-    )
-    if metrics:
+
+    epoch: int
+    epochs: int
+    heads: Sequence[layers.Yolo]
+    sums: np.ndarray
+    cells: list[int]
+    images: int
+    learning_rate: float
+    seconds: float
+    seconds_waiting: float
+    distillation_loss: float | None = None
+    metrics: Metrics | None = None
+    channels: int | None = None
+    s: float | None = None
+
+    def row(self, gammas: GammaHistory) -> dict[str, float]:
+        """The row of the log: losses of boxes and classes per positive, of objectness per image."""
+        total = self.sums.sum(axis=0)
+        positives = max(total[HeadSum.POSITIVES], 1)
+        row = {
+            "epoch": self.epoch,
+            "box_loss": total[HeadSum.BOX_LOSS] / positives,
+            "objectness_loss": total[HeadSum.OBJECTNESS_LOSS] / self.images,
+            "class_loss": total[HeadSum.CLASS_LOSS] / positives,
+            "iou": total[HeadSum.IOU] / positives,
+            "lr": self.learning_rate,
+            "seconds": self.seconds,
+            "seconds_waiting": self.seconds_waiting,
+        }
+        if self.distillation_loss is not None:
+            row["distillation_loss"] = self.distillation_loss
+        if self.metrics:
+            row |= self.metrics.quality()
+        if self.channels is not None:
+            row["channels"] = self.channels
+        row |= {f"gamma_q{20 * (k + 1)}": float(value) for k, value in enumerate(gammas.quintiles[-1])}
+        row |= {"gamma_near_zero": gammas.near_zero[-1], "prune_ratio_allowed": gammas.allowed[-1]}
+        row["gamma_zero"] = gammas.zero[-1]
+        return row if self.s is None else row | {"s": self.s}
+
+
+def print_epoch(report: EpochReport, gammas: GammaHistory, sparse_ratio: float) -> None:
+    """Print what an epoch did.
+
+    Args:
+        report: of the epoch.
+        gammas: up to the epoch.
+        sparse_ratio: the share of the prunable channels whose gammas are clearly below the others.
+    """
+    tqdm.write(head_table(report))
+    tqdm.write(waiting_line(report.seconds, report.seconds_waiting))
+    tqdm.write(gamma_line(report, gammas, sparse_ratio))
+    if metrics := report.metrics:
         tqdm.write(
             f"mAP@0.5 {metrics.mAP:.4f}  mAP@0.5:0.95 {metrics.mAP_50_95:.4f}  precision {metrics.precision:.3f}  "
             f"recall {metrics.recall:.3f}  F1 {metrics.f1:.3f}"
         )
+
+
+def head_table(report: EpochReport) -> str:
+    """What each head did; objectness is a probability."""
+    sums, cells = report.sums, report.cells
+    positives = np.maximum(sums[:, HeadSum.POSITIVES], 1)
+    others = sums[:, HeadSum.OBJECTNESS] - sums[:, HeadSum.POSITIVE_OBJECTNESS]
+    rows = [
+        ["[yolo] layer", *(str(head.index) for head in report.heads)],
+        ["grid (columns x rows)", *(f"{head.width}x{head.height}" for head in report.heads)],
+        ["positives", *(f"{count:.0f}" for count in sums[:, HeadSum.POSITIVES])],
+        ["box loss per positive", *(f"{v:.4f}" for v in sums[:, HeadSum.BOX_LOSS] / positives)],
+        ["objectness loss per prediction", *(f"{v:.3e}" for v in sums[:, HeadSum.OBJECTNESS_LOSS] / cells)],
+        ["class loss per positive", *(f"{v:.4f}" for v in sums[:, HeadSum.CLASS_LOSS] / positives)],
+        ["mean CIoU of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.IOU] / positives)],
+        ["mean objectness of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.POSITIVE_OBJECTNESS] / positives)],
+        ["mean objectness elsewhere", *(f"{v:.4f}" for v in others / cells)],
+    ]
+    return AsciiTable(rows, f"epoch {report.epoch + 1}/{report.epochs}").table
+
+
+def waiting_line(seconds: float, waiting: float) -> str:
+    """The time of an epoch, the share of it that was spent waiting for images, and what to do where that is much."""
+    share = waiting / max(seconds, 1e-9)
+    line = f"{seconds:.1f} s, of which {share:.0%} waiting for images"
+    if share > MUCH_WAITING and waiting > LONG_WAITING:
+        line += (
+            "\nwarning: reading images holds the training up: raise --n_cpu if there are cores left, or use --cache ram"
+        )
+    return line
+
+
+def gamma_line(report: EpochReport, gammas: GammaHistory, sparse_ratio: float) -> str:
+    """The gammas after an epoch, and what can be pruned now."""
+    quintiles = " ".join(f"{value:.3g}" for value in gammas.quintiles[-1])
+    strength = "" if report.s is None else f"s={report.s:.3g}; "
+    return (
+        f"|gamma| quintiles {quintiles}; {gammas.near_zero[-1]:.1%} near zero, {gammas.zero[-1]:.1%} exactly; "
+        f"{strength}{prunable_now(gammas.near_zero[-1], sparse_ratio, gammas.allowed[-1])}"
+    )
+
+
+def prunable_now(near_zero: float, sparse_ratio: float, allowed_ratio: float) -> str:
+    """What can be pruned, in words.
+
+    Args:
+        near_zero: the share of the prunable channels whose gammas are near zero.
+        sparse_ratio: the share whose gammas are clearly below the others.
+        allowed_ratio: the share that a global threshold could cut before a layer is empty.
+    """
+    if near_zero < LEAST_NEAR_ZERO or not sparse_ratio:
+        return "not sparse yet"
+    if allowed_ratio <= sparse_ratio:
+        return f"up to {allowed_ratio:.1%} of the channels can be pruned before a layer is empty"
+    return f"up to {sparse_ratio:.1%} of the channels can be pruned: their gammas are clearly below the others"

@@ -1,13 +1,19 @@
-"""Going on with a run that was interrupted: whether there is one, and whose options count."""
+"""Resuming a run that was interrupted: whether there is one, and which options it had."""
 
 import argparse
+from typing import Any
 
 from utils.cli import Options
+from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
-from utils.training.runs import Run
+from utils.pruning.schedules import SCHEDULES
+from utils.training.config import CUT
+from utils.training.runs import Run, is_pruned_cfg, remove_partial_files
+from utils.training.state import restore_training
+from utils.training.trainer import Trainer
 
-# They change how a run is carried out, and not what comes of it. The cfg and the data may have moved; they are compared
-# by what they hold.
+# Options that may differ on resume: they do not affect the result. The cfg and the data may have moved; their contents
+# are compared.
 FREE_OPTIONS = {
     "cache",
     "channels_last",
@@ -15,6 +21,7 @@ FREE_OPTIONS = {
     "checkpoint_steps",
     "data_config",
     "debug",
+    "device",
     "evaluation_interval",
     "model_def",
     "n_cpu",
@@ -25,24 +32,55 @@ FREE_OPTIONS = {
 }
 
 
-def resume_point(args: argparse.Namespace, files: Run) -> dict | None:
-    """The checkpoint to go on from, if asked to.
+def resume_point(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
+    """The checkpoint to resume from, if asked to.
 
     Raises:
-        InputError: there is nothing to resume, or an unfinished run would be lost.
+        InputError: there is nothing to resume, the run cannot be resumed, or an unfinished run would be lost.
     """
     if args.overwrite:
         return None
-    unfinished = files.unfinished()
+    unfinished = run.unfinished()
     if args.resume and not unfinished:
-        state = "is finished; to train on, start from its weights with -pre" if files.last.exists() else ""
-        raise InputError(f"--resume: the run {args.name} {state or 'has no checkpoint'} ({files.last})")
+        state = "is finished; to train on, start from its weights with -pre" if run.last.exists() else ""
+        raise InputError(f"--resume: the run {args.name} {state or 'has no checkpoint'} ({run.last})")
     if unfinished and not args.resume:
         raise InputError(
-            f"{files.last}: the run {args.name} stopped after epoch {unfinished['epoch']} of "
+            f"{run.last}: the run {args.name} stopped after epoch {unfinished['epoch']} of "
             f"{unfinished['options']['epochs']}: add --resume to go on, --overwrite to give it up, or another --name"
         )
+    schedule = unfinished["options"].get("s_schedule") if unfinished else None
+    if schedule and schedule not in (CUT, *SCHEDULES):
+        raise InputError(
+            f"--resume: the run {args.name} was started with --s_schedule {schedule}, which no longer exists: "
+            f"start another run with one of {', '.join(SCHEDULES)}"
+        )
     return unfinished
+
+
+def was_pruned(checkpoint: dict[str, Any]) -> bool:
+    """Whether the network of the run that ``checkpoint`` is of is a pruned one.
+
+    Checkpoints of older versions do not say so; there it is one that started from the weights of a pruned cfg, by its
+    file name.
+    """
+    started = checkpoint["options"]
+    by_name = bool(started.get("pretrained_weights")) and is_pruned_cfg(started["model_def"])
+    return checkpoint.get("pruned", by_name)
+
+
+def resume_run(trainer: Trainer, checkpoint: dict[str, Any], run: Run) -> None:
+    """Take ``trainer`` to where the run stopped, and print where that is.
+
+    Raises:
+        InputError: the checkpoint belongs to another cfg, or to a data set of another size.
+    """
+    remove_partial_files(run)
+    restore_training(trainer, checkpoint, run.last)
+    if run.best.exists():  # it may be of a later epoch than the checkpoint, which is to be trained again
+        trainer.best_map = max(trainer.best_map, read_checkpoint(run.best).get("best_map", 0.0))
+    within = f", batch {trainer.progress.batches + 1}" if trainer.progress.batches else ""
+    print(f"resuming {run.name} at epoch {trainer.epoch + 1}{within}")
 
 
 def restore_options(args: Options, started: dict[str, object]) -> None:
@@ -61,6 +99,8 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     for name, value in started.items():
         if name not in args.given and name not in ("name", "resume", "overwrite", "debug"):
             setattr(args, name, value)
+    if isinstance(args.cache, bool):  # as checkpoints of older versions have it
+        args.cache = "ram" if args.cache else "none"
 
 
 def option(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a training run writes beside its checkpoints: options, a CSV row an epoch, TensorBoard events."""
+"""What a training run writes beside its checkpoints: options, a CSV row per epoch, TensorBoard events."""
 
 import csv
 from pathlib import Path
@@ -13,8 +13,8 @@ class RunLog:
     """The log of a run in ``folder``.
 
     Args:
-        folder: where to write; made if missing.
-        options: the resolved options.
+        folder: where to write; it is made if missing.
+        options: the completed options.
         epoch: the first epoch of this start; later rows of an earlier start are dropped.
     """
 
@@ -28,7 +28,7 @@ class RunLog:
         self._events = SummaryWriter(folder, purge_step=epoch or None)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add the row of an epoch: ``epoch`` and numbers; what was not measured is left out."""
+        """Add the row of an epoch: ``epoch`` and numbers; values that were not measured are left out."""
         self.rows.append(row)
         write_csv(self.csv_path, self.rows)
         for name, value in row.items():

@@ -1,12 +1,13 @@
-"""The files of a training run, and what happens to those of an earlier run of the same name."""
+"""The files of a training run, and how those of an earlier run of the same name are kept."""
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils import distributed
 from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
-from utils.files import numbered_names
+from utils.files import numbered_names, remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Run:
     Attributes:
         best: the checkpoint to use: of the best mAP, or with sparse training of the last epoch.
         last: the checkpoint to resume from.
-        folder: options, log, events and images.
+        before_cut: the network before the cut, of a run that cuts it once.
+        folder: with options, log, events and plots.
     """
 
     name: str
@@ -33,6 +35,11 @@ class Run:
         return self.root / "checkpoints" / f"{self.name}_last.pth"
 
     @property
+    def before_cut(self) -> Path:
+        """``checkpoints/{name}_before_cut.pth``."""
+        return self.root / "checkpoints" / f"{self.name}_before_cut.pth"
+
+    @property
     def folder(self) -> Path:
         """``runs/{name}``."""
         return self.root / "runs" / self.name
@@ -43,7 +50,11 @@ class Run:
 
     def exists(self) -> bool:
         """Whether an earlier run left any of these files."""
-        return self.best.exists() or self.last.exists() or self.folder.exists()
+        return any(path.exists() for path in self._paths)
+
+    @property
+    def _paths(self) -> tuple[Path, ...]:
+        return self.best, self.last, self.before_cut, self.folder
 
     def unfinished(self) -> dict | None:
         """The checkpoint to resume from, if the earlier run did not reach its last epoch."""
@@ -62,9 +73,9 @@ class Run:
             return False
 
     def delete(self) -> None:
-        """Delete the files of a run that is given up."""
-        self.last.unlink(missing_ok=True)
-        self.best.unlink(missing_ok=True)
+        """Delete the files of the run."""
+        for checkpoint in (self.last, self.best, self.before_cut):
+            checkpoint.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def set_aside(self) -> "Run | None":
@@ -72,17 +83,46 @@ class Run:
         if not self.exists():
             return None
         free = next(run for name in numbered_names(self.name) if not (run := Run(name, self.root)).exists())
-        for old, new in ((self.best, free.best), (self.last, free.last), (self.folder, free.folder)):
+        for old, new in zip(self._paths, free._paths, strict=True):
             if old.exists():
                 old.rename(new)
         return free
 
 
-def default_name(sparse: bool, model_def: str) -> str:
-    """``yolov3`` for a sparse run, which test_prune.py reads; else by whether the cfg is a pruned one."""
+def make_room(run: Run, overwrite: bool) -> None:
+    """Make the names of a new run's files free: an earlier run is kept under another name.
+
+    Args:
+        run: the new run.
+        overwrite: delete an earlier run that is unfinished.
+    """
+    remove_partial_files(run)
+    if not distributed.is_main():
+        return
+    if overwrite and not run.is_finished():
+        run.delete()
+    elif kept := run.set_aside():
+        print(f"the earlier run {run.name} is kept as {kept.name}")
+
+
+def remove_partial_files(run: Run) -> None:
+    """Remove the partly written files of a run that was killed."""
+    if distributed.is_main():
+        remove_leftovers(run.last.parent)
+        remove_leftovers(run.folder)
+
+
+def default_name(sparse: bool, model_def: str, pruned: bool = False) -> str:
+    """``yolov3`` for a sparse run, which test_prune.py reads; else by whether it trains a pruned network.
+
+    Args:
+        sparse: whether the run trains with a penalty on the gammas.
+        model_def: the network's cfg; a pruned one by its file name counts as pruned.
+        pruned: whether the run starts from a pruned network.
+    """
     if sparse:
         return "yolov3"
-    return "finetune_yolov3" if is_pruned_cfg(model_def) else "baseline_yolov3"
+    return "finetune_yolov3" if pruned or is_pruned_cfg(model_def) else "baseline_yolov3"
 
 
 def is_pruned_cfg(model_def: str) -> bool:

@@ -1,0 +1,51 @@
+"""The batches of a run: augmented training images, shuffled in each epoch, and validation images."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.data import DataLoader, Subset
+
+from utils import distributed
+from utils.data.augmentations import Augmentation
+from utils.data.check import check_data, summary
+from utils.data.data_config import DataConfig
+from utils.data.datasets import DetectionDataset
+from utils.data.image_cache import budget
+from utils.data.loader import EpochSampler, loader
+from utils.training.recipes import WITHOUT_MOSAIC
+
+
+def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader, DataLoader]:
+    """Batches of the training and of the validation images; each process gets its share of both.
+
+    Args:
+        args: the completed options of train.py.
+        data: the data set.
+    """
+    closing = max(1, round(WITHOUT_MOSAIC * args.epochs))
+    augmentation = Augmentation(mosaic=args.mosaic, first_plain_epoch=args.epochs - closing)
+    checked = {split: check_data(data, split, args.skip_bad) for split in ("train", "valid")}
+    print(summary(checked))
+    train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, augmentation, args.seed)
+    valid = DetectionDataset(checked["valid"].images, checked["valid"].labels, args.img_size)
+    fill_caches(args.cache, {data.list_path("train"): train, data.list_path("valid"): valid})
+    rank, world = distributed.rank(), distributed.world()
+    sampler = EpochSampler(len(train), args.seed, args.batch_size, rank, world)
+    local = Subset(valid, distributed.share(len(valid), rank, world))
+    batch_size = args.batch_size // world
+    return loader(train, batch_size, args.n_cpu, sampler), loader(local, batch_size, args.n_cpu)
+
+
+def fill_caches(kind: str, datasets: Mapping[Path, DetectionDataset]) -> None:
+    """Keep the images of data sets, by the paths of their lists, as ``kind`` of KINDS says; print how many."""
+    if kind == "none":
+        return
+    most = free = distributed.from_main(budget)
+    for path, dataset in datasets.items():
+        dataset.fill_cache(kind, path.with_name(f".{path.name}.cache"), free)
+        free -= dataset.cache.nbytes
+    images = sum(map(len, datasets.values()))
+    kept = sum(len(dataset.cache) for dataset in datasets.values())
+    left_out = f"; the others do not fit into {most / 1e9:.2f} GB, half of the free memory" if kept < images else ""
+    print(f"--cache {kind}: {kept} of {images} images, {(most - free) / 1e9:.2f} GB{left_out}")

@@ -1,0 +1,89 @@
+"""What a training run does, as plain values: built once from the options of train.py, and never changed."""
+
+import argparse
+from dataclasses import dataclass, fields
+
+from utils.pruning.pruner import DEFAULT_RATIO
+
+# The run cuts the least important channels once, and trains what is left as an ordinary network.
+CUT = "cut"
+# Where a run with CUT starts from scratch, this share of its epochs trains the network that is to be cut.
+BEFORE_CUT = 0.4
+
+
+@dataclass(frozen=True)
+class SparsityConfig:
+    """How a run with ``-sr`` makes its network small.
+
+    Attributes:
+        s: strength of the penalty; the schedule ``target`` finds the strength itself and ignores it.
+        schedule: how the penalty changes during the run, see :mod:`utils.pruning.schedules`; or CUT, without penalty.
+        ratio: share of the prunable channels that will be cut.
+        method: "proximal" or "subgradient", see :mod:`utils.pruning.penalty`.
+        cut_epoch: under the schedule CUT, the epochs before the cut.
+        target_macs: under the schedule CUT, the share of the MACs to leave, in place of ``ratio``.
+    """
+
+    s: float = 0.01
+    schedule: str = "constant"
+    ratio: float = DEFAULT_RATIO
+    method: str = "proximal"
+    cut_epoch: int = 0
+    target_macs: float | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the run cuts its network once, and has no penalty."""
+        return self.schedule == CUT
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a run. Each is named after the option of train.py that sets it.
+
+    Attributes:
+        sparsity: the penalty on the gammas; None trains without one.
+    """
+
+    # Network and data; the file names are only for messages.
+    model_def: str = "the cfg"
+    data_config: str = "the data set"
+    img_size: int = 416  # pixels, the side of the images
+
+    # Optimisation
+    epochs: int = 100
+    batch_size: int = 16  # global batch size: images per step over all processes, divided by accumulate
+    accumulate: int = 1  # batches per optimizer step
+    learning_rate: float = 0.01  # after the warm-up
+    multiscale_training: bool = False
+    precision: str = "full"
+    channels_last: bool = True
+    sync_bn: bool = False
+    seed: int = 0
+
+    # Sparsity and pruning
+    strategy: str = "normal"  # which channels may be pruned: their gammas are reported, and penalised with sparsity
+    sparsity: SparsityConfig | None = None
+    prune_every: int = 0  # epochs between cuts of dead channels; 0: no cuts
+    distill: bool = True  # after a single cut: learn also from the network before it
+
+    # Run
+    evaluation_interval: int = 1  # epochs
+    checkpoint_interval: int = 5  # epochs
+    checkpoint_steps: int = 0  # optimizer steps between checkpoints within an epoch; 0: none
+
+    @property
+    def cuts_channels(self) -> bool:
+        """Whether the run cuts channels out of its network."""
+        return self.prune_every > 0 or bool(self.sparsity and self.sparsity.is_cut)
+
+    @classmethod
+    def from_options(cls, args: argparse.Namespace) -> "TrainConfig":
+        """The settings that the completed options of train.py ask for."""
+        sparsity = None
+        if args.sr:
+            sparsity = SparsityConfig(
+                args.s, args.s_schedule, args.target_percent, args.sr_method, args.cut_epoch, args.target_macs
+            )
+        names = {field.name for field in fields(cls)} - {"sparsity"}
+        return cls(**{name: getattr(args, name) for name in names}, sparsity=sparsity)
