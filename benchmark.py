@@ -295,7 +295,8 @@ def coco_map(metrics: DetectionMetrics) -> float:
 
 def coco_format(images: DetectedImages, classes: int) -> tuple[dict[str, list], list[dict[str, Any]]]:
     """The ground truth as COCO's file of annotations holds it, and the detections as a file of results."""
-    truth, results = [], []
+    truth: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for image, (detections, boxes) in enumerate(images, start=1):
         for label, x1, y1, x2, y2 in boxes.tolist():
             width, height = x2 - x1, y2 - y1
@@ -324,7 +325,7 @@ def coco_row(args: argparse.Namespace) -> list[Row]:
         evaluation.evaluate()
         evaluation.accumulate()
 
-    steps = [partial(our_metrics, images, classes), evaluate_and_accumulate]
+    steps: list[Callable[[], object]] = [partial(our_metrics, images, classes), evaluate_and_accumulate]
     ours, reference = time_in_turns(steps, torch.device("cpu"), args.rounds, warm_up=1)
     expected, computed = float(evaluation.eval["precision"].mean()), coco_map(collected(images, classes))
     if abs(expected - computed) > 1e-4:
@@ -361,7 +362,7 @@ def calibrated(model: Darknet, images: Tensor, passing: int) -> Darknet:
     logit = np.log(CONF_THRES / class_score)  # far below 0 the sigmoid is the exponential function
     shift = logit - torch.cat(raw).topk(passing * len(images)).values[-1]
     for head in model.spec.heads:
-        model.conv(head.sources[0]).bias.view(len(head.anchors), -1)[:, 4] += shift
+        model.conv(head.sources[0]).get_parameter("bias").view(len(head.anchors), -1)[:, 4] += shift
     return model
 
 

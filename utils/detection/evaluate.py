@@ -22,7 +22,7 @@ from utils.detection.metrics import DetectionMetrics, Metrics
 from utils.detection.options import check_classes
 from utils.detection.runtimes import OnnxModel
 from utils.devices import device_of, memory_advice, smaller_batch
-from utils.signals import Batches, StopRequest
+from utils.signals import Batches
 from utils.timing import Stopwatch
 
 
@@ -77,7 +77,6 @@ def evaluate(
     iou_thres: float = 0.5,
     conf_thres: float = 0.001,
     nms_thres: float = 0.5,
-    stop: StopRequest | None = None,
 ) -> tuple[Metrics, Seconds]:
     """Detect on every image of ``batches`` and compare the detections with the ground-truth boxes.
 
@@ -87,21 +86,15 @@ def evaluate(
         model: the network, a Darknet, which is not changed, or one of :mod:`utils.detection.runtimes`. A Darknet is
             evaluated in its fastest form, see :class:`utils.detection.inference.Inference`.
         batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.loader.collate` makes
-            them.
+            them. Those of :meth:`utils.signals.StopRequest.watch` end the evaluation where a signal arrives.
         names: class names.
         iou_thres: the IoU with a ground-truth box from which on a detection counts as correct.
         conf_thres: detections below this score are left out.
         nms_thres: the IoU of non-maximum suppression.
-        stop: a request to stop, which is honoured between two batches; all processes must pass one, or none.
-
-    Raises:
-        Stopped: ``stop`` received a signal, in this process or in another one.
     """
     model, device = for_inference(model), device_of(model)
     forward, nms = Stopwatch(device), Stopwatch(device)
     local = DetectionMetrics(names, iou_thres)
-    if stop:
-        batches = stop.watch(batches, distributed.largest)
     start = time.perf_counter()
     for images, targets in tqdm(batches, "evaluating", leave=False, unit="batch", disable=not distributed.is_main()):
         with memory_advice(smaller_batch(len(images), images.shape[-1], processes=distributed.world())):
