@@ -8,6 +8,7 @@ that checkpoints of older YOLOv3 ports load.
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -258,16 +259,16 @@ class Darknet(nn.Module):
         InputError: the cfg does not parse, or uses something that is not supported.
     """
 
-    def __init__(self, cfg: str | Path | list[dict[str, str]]):
+    def __init__(self, cfg: str | Path | Sequence[Block]):
         super().__init__()
-        self.spec = parse_network(cfg if isinstance(cfg, list) else read_cfg(cfg))
+        self.spec = parse_network(read_cfg(cfg) if isinstance(cfg, str | Path) else cfg)
         self.module_list = nn.ModuleList(MODULES[type(layer)](layer) for layer in self.spec.layers)
         # Outputs that a later layer than the next one reads; memory of the others is freed at once.
         self._kept = {source for layer in self.spec.layers for source in layer.sources if source != layer.index - 1}
         self._start_heads()
 
     @property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> Sequence[Block]:
         """The cfg's sections, ``[net]`` first."""
         return self.spec.blocks
 

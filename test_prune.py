@@ -1,11 +1,10 @@
 """Cuts the dead channels out of a sparse model: a smaller cfg and checkpoint that compute the same, and the proof."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from models import Darknet
 from utils.cli import ArgumentParser, number, run
@@ -311,9 +310,8 @@ def sweep(pruner: Pruner, bench: Bench, out_cfg: Path, json: str | None) -> None
     rows = measure_sweep(pruner, bench)
     print(sweep_table(rows, parameters, macs))
     plot = Path("runs") / out_cfg.stem / "sweep.png"
-    shares = {
-        name: np.array([row[name] / whole for row in rows])
-        for name, whole in (("parameters", parameters), ("macs", macs))
+    shares: dict[str, Sequence[float]] = {
+        name: [row[name] / whole for row in rows] for name, whole in (("parameters", parameters), ("macs", macs))
     }
     save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), plot)
     print(f"{plot}: mAP against size")

@@ -117,8 +117,7 @@ def train(
             if is_due(config.checkpoint_steps, trainer.step):
                 checkpoints.save_last()
 
-        # Several processes can stop only together, between two steps.
-        valid_batches = stop.watch(valid_batches) if distributed.world() == 1 else valid_batches
+        watched = stop.watch(valid_batches, distributed.largest)
 
         while trainer.epoch < config.epochs:
             if trainer.cut_is_due:
@@ -129,7 +128,7 @@ def train(
             if is_due(config.prune_every, done):
                 prune(trainer)
             if is_due(config.evaluation_interval, done) or done == config.epochs:
-                report.metrics, _ = evaluate(trainer.ema.model, valid_batches, checkpoints.names)
+                report.metrics, _ = evaluate(trainer.ema.model, watched, checkpoints.names)
             trainer.end_epoch()
             if log:
                 log.add(report)

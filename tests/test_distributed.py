@@ -89,6 +89,16 @@ def test_two_processes_talk_and_a_resumed_run_of_theirs_ends_as_a_whole_one(proj
     assert_same(read_checkpoint("checkpoints/parts_ckpt.pth")["model"], whole["ema"])
 
 
+def test_a_signal_in_one_process_stops_all_between_their_batches(project):
+    outcome = torchrun(PROGRAM, "stop")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "all [[0, 1, 2, 3, 4]]" in outcome.stdout
+    # After the last batch of both there is nothing left to stop.
+    assert [line for line in outcome.stdout.splitlines() if line.startswith("stopped")] == [
+        "stopped [(3, 143), (3, 143)]"
+    ]
+
+
 def test_an_error_in_one_process_ends_all(project):
     start = time.perf_counter()
     outcome = torchrun(PROGRAM, "fail")

@@ -5,6 +5,7 @@ A section is a dict of strings, whose ``"type"`` is the section's name. The list
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import InputError
@@ -87,7 +88,7 @@ def parse_cfg(text: str, source: str = "cfg") -> list[Block]:
     return blocks
 
 
-def format_cfg(blocks: list[dict[str, str]]) -> str:
+def format_cfg(blocks: Sequence[Mapping[str, str]]) -> str:
     """The text of a cfg with these sections, as Darknet reads it."""
     return "\n".join(
         f"[{block['type']}]\n" + "".join(f"{key}={value}\n" for key, value in block.items() if key != "type")

@@ -28,7 +28,7 @@ def add_model_options(parser: argparse.ArgumentParser, weights_path: str, onnx: 
     )
 
 
-def add_loading_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
+def add_loading_options(parser: argparse._ActionsContainer, batch_size: int) -> None:
     """Add ``--batch_size`` and ``--n_cpu``."""
     parser.add_argument("--batch_size", type=number(int, 1), default=batch_size, help="images per batch")
     add_workers_option(parser)
@@ -44,7 +44,7 @@ def add_workers_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_threshold_options(parser: argparse.ArgumentParser, conf_thres: float, nms_thres: float) -> None:
+def add_threshold_options(parser: argparse._ActionsContainer, conf_thres: float, nms_thres: float) -> None:
     """Add ``--conf_thres`` and ``--nms_thres``."""
     unit = number(float, 0, 1)
     parser.add_argument("--conf_thres", type=unit, default=conf_thres, help="minimum score of a detection")
