@@ -20,7 +20,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -227,20 +226,6 @@ def _checked(data: DataSet) -> str:
     return "read" if not any(problems) else "partly"
 
 
-def read_encoded(path: Path) -> str:
-    """Text of any encoding."""
-    text = read_text(path, "text", xml=True)
-    assert isinstance(text, str)
-    text.encode("utf-8")  # no lone surrogates
-    return "read"
-
-
-@cache
-def tiny() -> Darknet:
-    """A network of a few thousand parameters."""
-    return Darknet(create_cfg("v3-tiny", 1, 64, width=0.02))
-
-
 def read_weights(path: Path) -> str:
     """``.weights`` reader, of whole files and of backbones."""
     load_weights(tiny(), path, partial=True)
@@ -303,8 +288,8 @@ def label_seeds() -> list[bytes]:
 def text_seeds() -> list[bytes]:
     """Text in the encodings that files are in, with the declarations of XML."""
     seeds = []
-    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "gb18030", "cp1252", "big5", "utf-7"):
-        text = "café, naïve\n" if encoding == "cp1252" else "手機\nperson\n"
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030", "cp1252", "big5", "utf-7", "cp037"):
+        text = "café, naïve\n" if encoding.startswith("cp") else "手機\nperson\n"
         head = f"<?xml version='1.0' encoding='{encoding}'?>\n"
         seeds += [text.encode(encoding), (head + text).encode(encoding), (head + text).encode()]
     return seeds
@@ -417,15 +402,6 @@ def coco_seeds() -> list[bytes]:
     return [whole.encode(), whole.encode("utf-16"), json.dumps([1, 2]).encode()]
 
 
-def text_seeds() -> list[bytes]:
-    """A text in each encoding."""
-    text = "images/\u624b\u638c one.jpg\nimages/b.jpg\n"
-    western = "images/\u00e9t\u00e9.jpg\n\u00dcbung\n"
-    encodings = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030")
-    declared = [f'<?xml version="1.0" encoding="{name}"?><a/>'.encode() for name in ("utf-7", "idna", "cp037", "hex")]
-    return [*(text.encode(encoding) for encoding in encodings), western.encode("cp1252"), *declared]
-
-
 READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]] = {
     "cfg": (read_network, cfg_seeds, "a.cfg"),
     "data": (read_data, data_seeds, "a.data"),
@@ -438,7 +414,6 @@ READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]]
     "yaml": (read_yaml, yaml_seeds, "data.yaml"),
     "xml": (read_annotation_file, xml_seeds, "a.xml"),
     "coco": (read_instances, coco_seeds, "a.json"),
-    "text": (read_encoded, text_seeds, "text.txt"),
     "check": (read_check, check_seeds, "a.json"),
 }
 
