@@ -20,7 +20,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -227,12 +226,6 @@ def _checked(data: DataSet) -> str:
     return "read" if not any(problems) else "partly"
 
 
-@cache
-def tiny() -> Darknet:
-    """A network of a few thousand parameters."""
-    return Darknet(create_cfg("v3-tiny", 1, 64, width=0.02))
-
-
 def read_weights(path: Path) -> str:
     """``.weights`` reader, of whole files and of backbones."""
     load_weights(tiny(), path, partial=True)
@@ -295,8 +288,8 @@ def label_seeds() -> list[bytes]:
 def text_seeds() -> list[bytes]:
     """Text in the encodings that files are in, with the declarations of XML."""
     seeds = []
-    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "gb18030", "cp1252", "big5", "utf-7"):
-        text = "café, naïve\n" if encoding == "cp1252" else "手機\nperson\n"
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030", "cp1252", "big5", "utf-7", "cp037"):
+        text = "café, naïve\n" if encoding.startswith("cp") else "手機\nperson\n"
         head = f"<?xml version='1.0' encoding='{encoding}'?>\n"
         seeds += [text.encode(encoding), (head + text).encode(encoding), (head + text).encode()]
     return seeds

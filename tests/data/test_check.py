@@ -134,6 +134,7 @@ def test_what_is_not_wrong_is_counted(project):
         "lines with commas": 1,
         "duplicate images": 2,
         "images turned by EXIF": 1,
+        "images scaled to 8 bits": 0,
         "images left out": 0,
     }
     text = summary({"train": checked, "valid": check("valid")})
