@@ -226,6 +226,12 @@ def _checked(data: DataSet) -> str:
     return "read" if not any(problems) else "partly"
 
 
+@cache
+def tiny() -> Darknet:
+    """A network of a few thousand parameters."""
+    return Darknet(create_cfg("v3-tiny", 1, 64, width=0.02))
+
+
 def read_weights(path: Path) -> str:
     """``.weights`` reader, of whole files and of backbones."""
     load_weights(tiny(), path, partial=True)
