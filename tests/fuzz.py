@@ -43,7 +43,7 @@ from utils.data.data_config import read_data_config
 from utils.data.image_lists import read_image_list
 from utils.data.images import read_image
 from utils.data.labels import read_labels
-from utils.detection.checkpoints import load_weights
+from utils.detection.pretrained import load_pretrained
 from utils.errors import InputError
 
 SECONDS = 20  # of one case; the slowest take a fraction of one
@@ -184,14 +184,14 @@ def tiny() -> Darknet:
 
 
 def read_weights(path: Path) -> str:
-    """``.weights`` reader, of whole files and of backbones."""
-    load_weights(tiny(), path, partial=True)
+    """``.weights`` reader, of whole files, of backbones and of other numbers of classes."""
+    load_pretrained(tiny(), str(path))
     return "read"
 
 
 def read_pth(path: Path) -> str:
-    """Checkpoint reader."""
-    load_weights(tiny(), path)
+    """Checkpoint reader, of any number of classes."""
+    load_pretrained(tiny(), str(path))
     return "read"
 
 
