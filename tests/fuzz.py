@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ from utils.data.data_config import read_data_config
 from utils.data.image_lists import read_image_list
 from utils.data.images import read_image
 from utils.data.labels import LabelRules, find_labels, read_labels
-from utils.detection.checkpoints import load_weights
+from utils.detection.pretrained import load_pretrained
 from utils.errors import InputError
 from utils.files import read_text
 
@@ -233,14 +234,14 @@ def tiny() -> Darknet:
 
 
 def read_weights(path: Path) -> str:
-    """``.weights`` reader, of whole files and of backbones."""
-    load_weights(tiny(), path, partial=True)
+    """``.weights`` reader, of whole files, of backbones and of other numbers of classes."""
+    load_pretrained(tiny(), str(path))
     return "read"
 
 
 def read_pth(path: Path) -> str:
-    """Checkpoint reader."""
-    load_weights(tiny(), path)
+    """Checkpoint reader, of any number of classes."""
+    load_pretrained(tiny(), str(path))
     return "read"
 
 
