@@ -41,7 +41,7 @@ from utils.darknet.spec import parse_network
 from utils.data.check import READER, read_cache
 from utils.data.converters.coco import read_coco
 from utils.data.converters.samples import DataSet
-from utils.data.converters.voc import read_voc
+from utils.data.converters.voc import parse_xml, read_annotation
 from utils.data.converters.writer import format_labels
 from utils.data.data_config import read_data_config
 from utils.data.image_lists import read_image_list
@@ -203,8 +203,8 @@ def read_yaml(path: Path) -> str:
 
 def read_annotation_file(path: Path) -> str:
     """Reader of Pascal VOC's XML."""
-    data = read_voc(path.parent, None, None, None)
-    return _checked(data)
+    sample = read_annotation(parse_xml(path), path, path.parent / "images/a.png")
+    return _checked(DataSet({"train": [sample]}, sorted(set(sample.classes)) or ["cat"]))
 
 
 def read_instances(path: Path) -> str:
