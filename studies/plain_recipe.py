@@ -31,7 +31,7 @@ from utils.data.images import to_device
 from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import load_state, save_checkpoint
 from utils.detection.evaluate import evaluate, validation_batches
-from utils.detection.options import add_precision_option, add_workers_option, network_size
+from utils.detection.options import add_device_option, add_precision_option, add_workers_option, network_size
 from utils.devices import autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
 from utils.training.run_log import RunLog
@@ -55,6 +55,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--learning_rate", "-lr", type=number(float, above=0), default=1e-3, help="of Adam, at every step"
     )
+    add_device_option(parser)
     add_precision_option(parser)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of weights, order and flips")
     parser.add_argument("--name", default="plain_yolov3", help="name of the run's files")
@@ -123,7 +124,7 @@ def main(args: argparse.Namespace) -> None:
     model = Darknet(args.model_def)
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
-    device = pick_device()
+    device = pick_device(args.device)
     args.precision = args.precision or default_precision(device)
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
     checked = {"train": check_data(data, "train")}

@@ -49,7 +49,8 @@ def find_images(where: str) -> list[Path]:
     if path.is_file():
         return [path]
     paths = path.iterdir() if path.is_dir() else map(Path, glob.glob(where, recursive=True))
-    images = sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    # Hidden files are no images: macOS puts ._a.jpg beside a.jpg on other systems' disks.
+    images = sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file())
     if not images:
         raise InputError(f"--image_folder {where}: no image there")
     return images

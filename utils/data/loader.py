@@ -21,8 +21,9 @@ class EpochSampler(Sampler):
     """Yields (epoch, index). The order is new in each epoch and depends on the seed and the epoch alone.
 
     In distributed training each process takes its consecutive part of every global batch, so that all processes
-    together see the batches of a single process. The last batch may be smaller: the parts may then differ by one
-    image, and if it has fewer images than there are processes, it is filled up with the first images of the epoch.
+    together see the batches of a single process. The last batch may be smaller, and the parts may then differ by one
+    image. Where a process would have a single image, of which BatchNorm cannot take statistics in every network, the
+    last batch is filled up with the first images of the epoch, so that each process has two.
 
     Args:
         length: number of images.
@@ -46,8 +47,13 @@ class EpochSampler(Sampler):
 
     def __len__(self) -> int:
         full, remainder = divmod(self.length, self.batch_size)
-        last = len(share(max(remainder, self.world), self.rank, self.world)) if remainder else 0
+        last = len(share(max(remainder, self._least), self.rank, self.world)) if remainder else 0
         return full * self.batch_size // self.world + last
+
+    @property
+    def _least(self) -> int:
+        """The smallest last batch: two images per process, or one where all batches have one."""
+        return self.world * min(2, max(1, self.batch_size // self.world))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self.order()[self.start :])
@@ -58,8 +64,8 @@ class EpochSampler(Sampler):
         items = []
         for start in range(0, self.length, self.batch_size):
             batch = order[start : start + self.batch_size]
-            if len(batch) < self.world:
-                batch = np.resize(np.concatenate([batch, order]), self.world)
+            if len(batch) < self._least:
+                batch = np.resize(np.concatenate([batch, order]), self._least)
             items += [(self.epoch, int(batch[position])) for position in share(len(batch), self.rank, self.world)]
         return items
 

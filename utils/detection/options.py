@@ -1,6 +1,7 @@
 """Options that several programs share, and checks that model and data agree."""
 
 import argparse
+import re
 
 from models import Darknet
 from utils.cli import number
@@ -75,6 +76,23 @@ def add_precision_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
 
 
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--device``, for :func:`utils.devices.pick_device`."""
+    parser.add_argument(
+        "--device",
+        type=device_name,
+        metavar="DEVICE",
+        help="cuda, cuda:N (the GPU of that number), mps (Apple's) or cpu; default: a GPU if there is one, else cpu",
+    )
+
+
+def device_name(text: str) -> str:
+    """An argparse ``type`` for ``--device``."""
+    if not re.fullmatch(r"cuda(:\d+)?|mps|cpu", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device: give cuda, cuda:N, mps or cpu")
+    return text
+
+
 def network_size(model: Darknet | OnnxModel, img_size: int | None) -> int:
     """The side in pixels of the square input: ``img_size``, or the cfg's where that is None.
 
@@ -83,17 +101,35 @@ def network_size(model: Darknet | OnnxModel, img_size: int | None) -> int:
     """
     spec = model.spec
     if img_size is None:
-        if spec.height != spec.width:
+        height, width = spec.cfg_size
+        if height != width:
             raise InputError(
-                f"the cfg's input is {spec.width}x{spec.height}, but images are letterboxed to a square: "
-                "give --img_size"
+                f"the cfg's input is {width}x{height}, but images are letterboxed to a square: give --img_size"
             )
-        img_size = spec.height
+        img_size = height
     stride = spec.stride
     if img_size % stride:
         nearest = max(round(img_size / stride), 1) * stride
         raise InputError(f"an input of {img_size} pixels is not a multiple of {stride}: {nearest} would be")
     return img_size
+
+
+def check_batch_norm(model: Darknet, img_size: int, batch_size: int) -> None:
+    """Raise an InputError where training computes BatchNorm's statistics of a single value, which has no variance.
+
+    Args:
+        model: the network.
+        img_size: side of the images in pixels.
+        batch_size: images per forward pass.
+    """
+    if batch_size > 1:
+        return
+    for layer in model.spec.at(img_size).convolutions:
+        if layer.batch_normalize and layer.height * layer.width == 1:
+            raise InputError(
+                f"{layer.where}: with images of {img_size} pixels and one image per forward pass, BatchNorm has one "
+                "value per channel to take statistics of: use a --batch_size of at least 2 per process"
+            )
 
 
 def check_classes(model: Darknet | OnnxModel, data: DataConfig) -> None:

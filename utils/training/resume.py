@@ -21,6 +21,7 @@ FREE_OPTIONS = {
     "checkpoint_steps",
     "data_config",
     "debug",
+    "device",
     "evaluation_interval",
     "model_def",
     "n_cpu",

@@ -252,26 +252,33 @@ class Trainer:
             self.ema.model, config.strategy, config.img_size, sparsity.ratio, sparsity.target_macs
         )
 
-    def cut_once(self) -> PruningResult | None:
+    @property
+    def has_cut(self) -> bool:
+        """Whether this run cuts its network once, and has done so."""
+        sparsity = self.config.sparsity
+        return bool(sparsity and sparsity.is_cut and self.kept_channels and self.kept_channels.removed)
+
+    @property
+    def cut_is_due(self) -> bool:
+        """Whether this run cuts its network before the next step."""
+        sparsity = self.config.sparsity
+        return bool(sparsity and sparsity.is_cut and self.epoch == sparsity.cut_epoch and not self.has_cut)
+
+    def cut_once(self) -> PruningResult:
         """Cut the least important channels out of the average of the weights, and start over with what is left.
 
-        What is left is trained as an ordinary network: with an optimizer, an average and learning rates of its own.
-
-        Returns:
-            What was cut; None where the run does so at another epoch, or has done it.
+        What is left is trained as an ordinary network: with an optimizer, an average and learning rates of its own. Its
+        teacher is the network before the cut, unless another one was given or none is wanted.
 
         Raises:
             InputError: the budget cannot be reached, or the compact network does not compute the same.
         """
-        sparsity = self.config.sparsity
-        if not sparsity or not sparsity.is_cut or not self.kept_channels:
-            return None
-        if self.epoch != sparsity.cut_epoch or self.kept_channels.removed:
-            return None
-        result = self._least_important(sparsity)
+        result = self._least_important(self.config.sparsity)
         compact = result.pruned.model
         prove(result.reference, compact, self.config.img_size)
-        self._attach(self._laid_out(compact.requires_grad_(True)))
+        if self.config.distill and not self.teacher:
+            self.teacher = self.ema.model
+        self._attach(self._laid_out(compact))
         self.ema = ModelEma(self.model)
         self.kept_channels.cut(result.pruned.mask)
         self.pruned = True
