@@ -1,13 +1,15 @@
 import os
 
 import pytest
-
-# What the tests compare is exact on a CPU only: to the bit, in float32, and in as many processes as they like.
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-
 import torch
 
 from tests.networks import CFGS, DARKNET_CFGS, or_skip
+
+
+def pytest_configure(config):
+    # What the tests compare is exact on a CPU only: to the bit, in float32, and in as many processes as they like.
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)
