@@ -29,6 +29,7 @@ from utils.data.loader import loader
 from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
 from utils.detection.metrics import COCO_IOU, DetectionMetrics, average_precision
+from utils.detection.options import add_device_option
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
 from utils.devices import pick_device
 from utils.errors import InputError
@@ -75,12 +76,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=number(int, 1), default=9, help="measurements of each side, taken in turns")
     parser.add_argument("--images", type=number(int, 8), default=64, help="images in the row test")
     parser.add_argument("--n_cpu", type=number(int, 0), default=2, help="worker processes in the row test")
+    add_device_option(parser)
     parser.add_argument("--json", metavar="FILE", default="runs/benchmark.json", help="the file for the results")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print, write."""
+    pick_device(args.device)  # so that a wrong one ends the program, not the rows
     machine = describe_machine()
     print(", ".join(f"{key} {value}" for key, value in machine.items() if value))
     rows, problems = [], {}
@@ -130,7 +133,7 @@ def table(rows: list[Row]) -> str:
 
 def step_row(args: argparse.Namespace) -> list[Row]:
     """A step of sparse training of the full network against its bare convolutions, BatchNorms and activations."""
-    ours, bare = time_steps(read_cfg(FULL), 4, pick_device(), args.rounds)
+    ours, bare = time_steps(read_cfg(FULL), 4, pick_device(args.device), args.rounds)
     return [Row("training step, batch 4", ours, bare, ours.median / bare.median, "of the bare layers", 1.1)]
 
 
@@ -157,7 +160,7 @@ def clustered_predictions(images: int = 8, boxes: int = 10_647, passing: int = 3
 
 def nms_row(args: argparse.Namespace) -> list[Row]:
     """NMS of a batch of predictions against torchvision's ``batched_nms`` on the boxes that pass alone."""
-    device = pick_device()
+    device = pick_device(args.device)
     predictions = clustered_predictions().to(device)
     score = predictions[..., 4] * predictions[..., 5]
     image, box = (score >= CONF_THRES).nonzero(as_tuple=True)
@@ -287,7 +290,7 @@ def labelled(paths: list[Path], size: int) -> DetectionDataset:
 
 def test_row(args: argparse.Namespace) -> list[Row]:
     """test.py, from image files to mAP, against the forward passes alone, in images per second at the same batch."""
-    device, batch_size = pick_device(), 8
+    device, batch_size = pick_device(args.device), 8
     with tempfile.TemporaryDirectory() as folder:
         dataset = labelled(write_images(Path(folder), args.images), SIZE)
         images = to_device(torch.stack([dataset[number][0] for number in range(batch_size)]), device)
@@ -312,7 +315,7 @@ def test_row(args: argparse.Namespace) -> list[Row]:
 
 def speed_up_row(args: argparse.Namespace, name: str, ready: Callable[[Darknet], nn.Module]) -> list[Row]:
     """The speed-up of the forward pass from the full to the published pruned network, as a share of the MACs' ratio."""
-    device = pick_device()
+    device = pick_device(args.device)
     models = [Darknet(cfg).to(device).eval() for cfg in (PRUNED, FULL)]
     fewer = models[1].spec.at(SIZE).macs / models[0].spec.at(SIZE).macs
     images = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)

@@ -15,22 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.darknet import layers
+from utils.darknet.activations import ACTIVATIONS
 from utils.darknet.cfg import Block, read_cfg
 from utils.darknet.layers import IMAGE
 from utils.darknet.spec import parse_network
 from utils.darknet.weights import load_darknet_weights, save_darknet_weights
-
-ACTIVATIONS = {
-    "linear": nn.Identity,
-    "leaky": lambda: nn.LeakyReLU(0.1),
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "logistic": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "elu": nn.ELU,
-    "mish": nn.Mish,
-    "swish": nn.SiLU,
-}
 
 # Initial objectness of a new network, see Darknet._start_heads.
 PRIOR = 0.01
@@ -77,6 +66,24 @@ class MaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H', W')."""
         return self.pool(F.pad(x, self.pad, value=-math.inf) if any(self.pad) else x)
+
+
+class LocalAvgPool(nn.Module):
+    """Darknet's local average pooling: the mean of those pixels of a window that lie inside of the feature map."""
+
+    def __init__(self, layer: layers.LocalAvgPool):
+        super().__init__()
+        before = layer.padding // 2
+        after = layer.padding - before
+        self.pad = (before, after, before, after)
+        self.pool = nn.AvgPool2d(layer.size, layer.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H', W')."""
+        if not any(self.pad):
+            return self.pool(x)
+        share_inside = self.pool(F.pad(torch.ones_like(x[:1, :1]), self.pad))
+        return self.pool(F.pad(x, self.pad)) / share_inside
 
 
 class Upsample(nn.Module):
@@ -216,6 +223,7 @@ class Yolo(nn.Module):
 MODULES = {
     layers.Convolution: convolution,
     layers.MaxPool: MaxPool,
+    layers.LocalAvgPool: LocalAvgPool,
     layers.AvgPool: lambda layer: nn.AdaptiveAvgPool2d(1),
     layers.Upsample: Upsample,
     layers.Route: Route,
@@ -229,6 +237,11 @@ MODULES = {
     layers.Empty: lambda layer: nn.Identity(),
     layers.Yolo: Yolo,
 }
+
+
+def grey(images: Tensor) -> Tensor:
+    """RGB images (B, 3, H, W) to grey ones (B, 1, H, W), weighted as OpenCV and Pillow do (ITU-R BT.601)."""
+    return 0.299 * images[:, 0:1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:3]
 
 
 class Darknet(nn.Module):
@@ -277,7 +290,12 @@ class Darknet(nn.Module):
         return self.module_list[index].get_submodule(f"batch_norm_{index}")
 
     def raw_outputs(self, images: Tensor) -> list[Tensor]:
-        """The raw outputs (B, A, H, W, 5 + C) of each detection head for images (B, 3, S, S) in [0, 1]."""
+        """The raw outputs (B, A, H, W, 5 + C) of each detection head for images (B, 3, H, W) in [0, 1].
+
+        A network with ``channels=1`` takes grey images (B, 1, H, W), too, and turns RGB images to grey.
+        """
+        if self.spec.channels == 1 and images.shape[1] == 3:
+            images = grey(images)
         outputs: dict[int, Tensor] = {IMAGE: images}
         raw = []
         x = images

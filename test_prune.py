@@ -9,12 +9,11 @@ import numpy as np
 
 from models import Darknet
 from utils.cli import ArgumentParser, number, run
-from utils.darknet.weights import is_darknet_weights
 from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
-from utils.detection.options import add_skip_bad_option, network_size
+from utils.detection.options import add_device_option, add_skip_bad_option, add_workers_option, network_size
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
@@ -107,7 +106,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--img_size", type=number(int, 32), help="side of the input in pixels; default: the size in the checkpoint"
     )
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="images per batch")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
+    add_workers_option(parser)
+    add_device_option(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
     return parser
 
@@ -191,7 +191,7 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
     batches, _ = validation_batches(model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad)
-    model.to(pick_device()).eval()
+    model.to(pick_device(args.device)).eval()
     return Bench(batches, data.names, img_size, device_of(model))
 
 
@@ -233,12 +233,11 @@ def choose_ratio(pruner: Pruner, bench: Bench, args: argparse.Namespace, metadat
 
 def original_network(metadata: dict[str, Any], model: Darknet) -> Darknet:
     """What the pruned network is compared with: ``model``, or where training has cut it, the network before."""
-    options = metadata.get("options", {})
-    path = options.get("pretrained_weights")
-    if options.get("s_schedule") != "cut" or not path or is_darknet_weights(path) or not Path(path).is_file():
+    path = metadata.get("before_cut")
+    if not path or not Path(path).is_file():
         return model
     original, _ = load_darknet(path, None)
-    print(f"before is {path}, which the run that cut the network started from")
+    print(f"before is {path}, the network that training has cut")
     return original.to(device_of(model)).eval()
 
 

@@ -11,9 +11,9 @@ from utils import distributed
 from utils.boxes import check_nms
 from utils.cli import ArgumentParser, Options, run
 from utils.data.data_config import read_data_config
-from utils.detection.checkpoints import load_weights
 from utils.detection.evaluate import evaluate
-from utils.detection.options import check_classes, network_size
+from utils.detection.options import check_batch_norm, check_classes, network_size
+from utils.detection.pretrained import load_pretrained
 from utils.devices import pick_device
 from utils.pruning.prune_in_training import KeptChannels
 from utils.pruning.pruner import PruningResult
@@ -60,17 +60,23 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
-    if args.pretrained_weights and not checkpoint and load_pretrained(model, args.pretrained_weights):
-        args.cut_epoch = 0  # a trained network can be cut at once
+    check_batch_norm(model, args.img_size, args.batch_size // (1 if args.sync_bn else distributed.world()))
+    if args.pretrained_weights and not checkpoint:
+        taken = load_pretrained(model, args.pretrained_weights, args.pretrained_cfg)
+        print(taken.line)
+        if taken.is_all:
+            args.cut_epoch = 0  # a trained network can be cut at once
     batches, valid_batches = make_loaders(args, data)
-    device = pick_device()
+    device = pick_device(args.device)
     options.complete_precision(args, device)
     check_nms(device)
 
     config = TrainConfig.from_options(args)
-    teacher = None
-    if args.teacher_cfg:
-        teacher = load_teacher(args.teacher_cfg, args.teacher_weights, model, args.img_size, device)
+    teacher, weights = None, args.teacher_weights
+    if not weights and args.distill and kept_channels and kept_channels.removed and args.s_schedule == CUT:
+        weights = str(run_files.before_cut)
+    if weights:
+        teacher = load_teacher(weights, args.teacher_cfg, model, args.img_size, device)
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
     trainer.pruned = pruned
@@ -116,8 +122,9 @@ def train(
         valid_batches = stop.watch(valid_batches) if distributed.world() == 1 else valid_batches
 
         while trainer.epoch < config.epochs:
-            if result := trainer.cut_once():
-                print_cut(trainer, result)
+            if trainer.cut_is_due:
+                checkpoints.save_before_cut()
+                print_cut(trainer, trainer.cut_once())
             report = trainer.train_epoch(batches, after_step)
             done = trainer.epoch + 1
             if is_due(config.prune_every, done):
@@ -169,14 +176,6 @@ def make_model(args: Options, run_files: Run, checkpoint: dict[str, Any] | None)
         kept_channels.load_state(kept_channels_state(checkpoint), run_files.last)
         model = Darknet(kept_channels.blocks(model.blocks))
     return model, kept_channels
-
-
-def load_pretrained(model: Darknet, path: str) -> bool:
-    """Start from weights of any kind, and print how many layers they fill; return whether it is all of them."""
-    metadata = load_weights(model, path, partial=True)
-    filled = f"{metadata['filled']} of {len(model.spec.convolutions)}" if "filled" in metadata else "all"
-    print(f"{path}: weights for {filled} convolutions")
-    return metadata.get("filled", len(model.spec.convolutions)) == len(model.spec.convolutions)
 
 
 def prune(trainer: Trainer) -> None:

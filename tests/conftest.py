@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.networks import CFGS, DARKNET_CFGS, or_skip
+from utils import notices
 
 
 def pytest_configure(config):
@@ -14,7 +15,8 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def _same_every_time():
-    """The same random weights in every run; on networks this small a second thread costs more than it gives."""
+    """The same random weights and notices in every run; a second thread costs more than it gives on small networks."""
+    notices.forget()
     torch.manual_seed(0)
     torch.set_num_threads(1)
 

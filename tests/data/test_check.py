@@ -121,6 +121,7 @@ def test_what_is_not_wrong_is_counted(project):
         "duplicate boxes": 2,
         "duplicate images": 2,
         "images turned by EXIF": 1,
+        "images scaled to 8 bits": 0,
         "images left out": 0,
     }
     text = summary({"train": checked, "valid": check("valid")})

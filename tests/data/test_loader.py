@@ -67,7 +67,24 @@ def test_processes_share_every_batch_of_one_process(length, batch_size, world):
         assert len(local) == len(sampler)
         parts.append([local[k : k + batch_size // world] for k in range(0, len(local), batch_size // world)])
     assert {len(local) for local in parts} == {-(-length // batch_size)}  # as many steps for each
-    assert all(shares for local in parts for shares in local)
+    assert min(len(shares) for local in parts for shares in local) >= 2
     seen = [index for shares in zip(*parts, strict=True) for local in shares for index in local]
     assert seen[:length] == whole
-    assert len(seen) - length < world  # what fills up a last batch that is smaller than the number of processes
+    remainder = length % batch_size
+    filled_up = max(2 * world - remainder, 0) if remainder else 0  # so that each process has two images
+    assert len(seen) - length == filled_up
+
+
+@pytest.mark.parametrize(("length", "batch_size", "sizes"), [(5, 2, [2, 2, 2]), (9, 4, [4, 4, 2]), (1, 3, [2])])
+def test_a_last_batch_of_one_image_is_filled_up(length, batch_size, sizes):
+    sampler = EpochSampler(length, 4, batch_size)
+    items = list(sampler)
+    assert len(items) == len(sampler) == sum(sizes)
+    assert {index for _, index in items} == set(range(length))
+    assert items[:length] == list(EpochSampler(length, 4))
+    assert items[length:] == items[: len(items) - length]
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(6, 4), (8, 4), (5, 1), (11, 4)])
+def test_other_last_batches_are_left_as_they_are(length, batch_size):
+    assert list(EpochSampler(length, 4, batch_size)) == list(EpochSampler(length, 4))

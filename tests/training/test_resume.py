@@ -177,7 +177,10 @@ def as_older_versions_wrote_it(path):
     torch.save(checkpoint, path)
 
 
-@pytest.mark.parametrize("extra", [[], ["-sr"], ["-sr", "--s", "1", "--prune_every", "1", "-pre", "start.pth"]])
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["-sr", "--s", "1", "--force"], ["-sr", "--s", "1", "--force", "--prune_every", "1", "-pre", "start.pth"]],
+)
 def test_a_checkpoint_of_an_older_version_is_resumed(project, monkeypatch, extra):
     save_checkpoint("start.pth", uneven(Darknet("config/yolov3-hand.cfg")))
     options = ["--epochs", "3", *extra]

@@ -21,14 +21,14 @@ from tqdm import tqdm
 
 from utils.data.data_config import DataConfig
 from utils.data.image_lists import ListEntry, read_list_entries
-from utils.data.images import decode_image
+from utils.data.images import ImageTraits, decode_strictly
 from utils.data.labels import Labels, label_path, scan_labels
 from utils.distributed import is_main
 from utils.errors import InputError
 from utils.files import write_text
 
 MAX_SHOWN = 10  # problems that are printed
-READER = f"Pillow {PIL.__version__}"  # the cache of another version is not used: it may read other images
+READER = f"Pillow {PIL.__version__}, 8 bits"  # the cache of another version is not used: it may read other images
 
 
 class Decoded(NamedTuple):
@@ -38,12 +38,14 @@ class Decoded(NamedTuple):
         size: bytes of the file.
         changed: when the file was last changed, in ns.
         turned: whether its EXIF orientation rotated or mirrored the image.
+        deep: whether it has more than 8 bits per value.
         problem: the error message, or None.
     """
 
     size: int
     changed: int
     turned: bool
+    deep: bool
     problem: str | None
 
 
@@ -104,6 +106,7 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False) -> CheckedD
         "duplicate boxes": sum(image.labels.repeated for image in good),
         "duplicate images": len(images) - len(set(map(os.path.realpath, images))),
         "images turned by EXIF": sum(image.decoded.turned for image in good),
+        "images scaled to 8 bits": sum(image.decoded.deep for image in good),
         "images left out": len(bad),
     }
     return CheckedData(images, labels, counts)
@@ -147,12 +150,12 @@ def check_image(entry: ListEntry, classes: int, cache: Mapping[str, Decoded]) ->
 
 def decode(path: Path, status: os.stat_result) -> Decoded:
     """Decode an image and record the result, without the pixels."""
-    turned, problem = False, None
+    traits, problem = ImageTraits(False, False), None
     try:
-        _, turned = decode_image(path)
+        _, traits = decode_strictly(path)
     except InputError as error:
         problem = str(error).removeprefix(f"{path}: ")
-    return Decoded(status.st_size, status.st_mtime_ns, turned, problem)
+    return Decoded(status.st_size, status.st_mtime_ns, *traits, problem)
 
 
 def report_problems(bad: list[CheckedImage], list_path: Path, skip_bad: bool) -> None:
@@ -178,6 +181,11 @@ def summary(checked: Mapping[str, CheckedData]) -> str:
     columns = [key for key in next(iter(counts.values())) if key in always or any(row[key] for row in counts.values())]
     rows = [["list", *columns], *([name, *(row[key] for key in columns)] for name, row in counts.items())]
     text = AsciiTable(rows).table
+    if deep := sum(row["images scaled to 8 bits"] for row in counts.values()):
+        text += (
+            f"\nwarning: {deep} images have more than 8 bits per value: each is scaled to 8 bits from the range that "
+            "its file states, or else from that of its values"
+        )
     sets = [set(map(os.path.realpath, split.images)) for split in checked.values()]
     if len(sets) > 1 and (shared := set.intersection(*sets)):
         text += (
@@ -198,10 +206,10 @@ def read_cache(path: Path) -> dict[str, Decoded]:
         return {}
 
 
-def _to_decoded(size: int, changed: int, turned: bool, problem: str | None) -> Decoded:
+def _to_decoded(size: int, changed: int, turned: bool, deep: bool, problem: str | None) -> Decoded:
     if not isinstance(problem, str | None):
         raise TypeError("a problem is a text or null")
-    return Decoded(int(size), int(changed), bool(turned), problem)
+    return Decoded(int(size), int(changed), bool(turned), bool(deep), problem)
 
 
 def write_cache(path: Path, decoded: Mapping[str, Decoded]) -> None:

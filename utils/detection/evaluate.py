@@ -35,7 +35,12 @@ class Seconds:
 
 
 def validation_batches(
-    model: Darknet | OnnxModel, data: DataConfig, img_size: int, batch_size: int, n_cpu: int, skip_bad: bool = False
+    model: Darknet | OnnxModel,
+    data: DataConfig,
+    img_size: int,
+    batch_size: int,
+    n_cpu: int | None,
+    skip_bad: bool = False,
 ) -> tuple[DataLoader, CheckedData]:
     """The validation images of a data set in batches, for :func:`evaluate`, after the data and the classes are checked.
 
@@ -46,7 +51,7 @@ def validation_batches(
         data: the data set.
         img_size: the side S in pixels of the square to which images are letterboxed.
         batch_size: images per batch of this process.
-        n_cpu: worker processes that read images.
+        n_cpu: worker processes that read images; None for :func:`utils.workers.default_workers`.
         skip_bad: leave out images that are missing, unreadable or wrongly labelled.
 
     Returns:

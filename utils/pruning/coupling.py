@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from utils.darknet import layers
+from utils.darknet.activations import NOT_ZERO_AT_ZERO
 from utils.darknet.layers import IMAGE
 from utils.darknet.spec import NetworkSpec
-
-# Activations of which the value at 0 is not 0: a channel behind one cannot be silenced.
-NOT_ZERO_AT_ZERO = ("logistic",)
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def couple(spec: NetworkSpec) -> Coupling:
     [False, True, False, True]
     """
     channels = _Channels()
-    outputs = {IMAGE: channels.new(3)}
+    outputs = {IMAGE: channels.new(spec.channels)}
     channels.fix(outputs[IMAGE], "the image")
     owner: dict[int, tuple[int, int]] = {}
     for layer in spec.layers:

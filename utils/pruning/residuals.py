@@ -12,10 +12,10 @@ import torch
 
 from models import Darknet
 from utils.darknet import layers
+from utils.darknet.activations import NOT_ZERO_AT_ZERO
 from utils.darknet.spec import NetworkSpec
 from utils.devices import device_of
 from utils.errors import InputError
-from utils.pruning.coupling import NOT_ZERO_AT_ZERO
 from utils.pruning.selection import Gammas
 
 

@@ -135,7 +135,7 @@ def _copy_convolution(reference: Darknet, compact: Darknet, layer: layers.Convol
     result is rounded to the float32 of the weights.
     """
     kept = torch.from_numpy(mask.kept_outputs(layer.index))
-    weight = reference.conv(layer.index).weight.detach().double().cpu()
+    weight = reference.conv(layer.index).weight.detach().cpu().double()
     weight, shift = move_constants(weight, layer, mask)
     compact.conv(layer.index).weight.copy_(weight[kept])
     if layer.batch_normalize:
@@ -147,5 +147,5 @@ def _copy_convolution(reference: Darknet, compact: Darknet, layer: layers.Convol
         target.running_mean.sub_(shift[kept].to(target.running_mean))
         target.num_batches_tracked.copy_(source.num_batches_tracked)
     else:
-        bias = reference.conv(layer.index).bias.detach().double().cpu() + shift
+        bias = reference.conv(layer.index).bias.detach().cpu().double() + shift
         compact.conv(layer.index).bias.copy_(bias[kept])

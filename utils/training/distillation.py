@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Darknet, Yolo
-from utils.detection.checkpoints import load_weights
+from utils.detection.checkpoints import load_darknet
 from utils.detection.loss import BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, box_in_pixels, ciou_loss
 from utils.devices import autocast
 from utils.errors import InputError
@@ -14,17 +14,25 @@ from utils.errors import InputError
 LEAST_OBJECTNESS = 0.01
 
 
-def load_teacher(cfg: str, weights: str, student: Darknet, img_size: int, device: torch.device) -> Darknet:
+def load_teacher(weights: str, cfg: str | None, student: Darknet, img_size: int, device: torch.device) -> Darknet:
     """A teacher in eval mode, whose heads predict for the same cells, anchors and classes as the student's.
+
+    Args:
+        weights: a checkpoint, or weights of another kind.
+        cfg: its cfg; None for the cfg in the checkpoint.
+        student: the network that learns from it.
+        img_size: the side of the images in pixels.
+        device: where the two compute.
 
     Raises:
         InputError: a file that is missing or does not fit, or heads that are not the student's.
     """
-    teacher = Darknet(cfg)
-    load_weights(teacher, weights)
+    teacher, _ = load_darknet(weights, cfg)
     heads, teacher_heads = (model.spec.at(img_size).heads for model in (student, teacher))
     if len(heads) != len(teacher_heads):
-        raise InputError(f"{cfg}: a teacher with {len(teacher_heads)} [yolo] layers for a network with {len(heads)}")
+        raise InputError(
+            f"{cfg or weights}: a teacher with {len(teacher_heads)} [yolo] layers for a network with {len(heads)}"
+        )
     for head, teacher_head in zip(heads, teacher_heads, strict=True):
         for name in ("anchors", "classes", "width", "height"):
             value, teacher_value = getattr(head, name), getattr(teacher_head, name)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from models import Darknet
 from utils import distributed
 from utils.data.images import to_device
+from utils.data.loader import Waiting
 from utils.detection.loss import HeadReport, YoloLoss
 from utils.devices import amp_dtype, autocast, device_of, memory_advice, smaller_batch
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
@@ -136,7 +137,8 @@ class Trainer:
         batches.sampler.start = self.progress.batches * batches.batch_size
         self.model.train()
         bar = self._progress_bar(batches)
-        for parts in groups(bar, config.accumulate):
+        waiting = Waiting(bar)
+        for parts in groups(waiting, config.accumulate):
             is_read = self.step % READING_STEPS == 0
             with memory_advice(advice):
                 loss, reports = self.train_step(parts, float(self.rates[self.step]))
@@ -148,7 +150,7 @@ class Trainer:
             after_step()
         self.check_finite()
         self.gather()
-        return self._epoch_report(len(batches.dataset), began)
+        return self._epoch_report(len(batches.dataset), began, waiting.seconds)
 
     def train_step(self, parts: Sequence[Batch], lr: float) -> tuple[Tensor, list[list[HeadReport]]]:
         """Take one optimizer step on a batch that comes in ``parts``, and from as many processes as there are.
@@ -259,26 +261,33 @@ class Trainer:
             self.ema.model, config.strategy, config.img_size, sparsity.ratio, sparsity.target_macs
         )
 
-    def cut_once(self) -> PruningResult | None:
+    @property
+    def has_cut(self) -> bool:
+        """Whether this run cuts its network once, and has done so."""
+        sparsity = self.config.sparsity
+        return bool(sparsity and sparsity.is_cut and self.kept_channels and self.kept_channels.removed)
+
+    @property
+    def cut_is_due(self) -> bool:
+        """Whether this run cuts its network before the next step."""
+        sparsity = self.config.sparsity
+        return bool(sparsity and sparsity.is_cut and self.epoch == sparsity.cut_epoch and not self.has_cut)
+
+    def cut_once(self) -> PruningResult:
         """Cut the least important channels out of the average of the weights, and start over with what is left.
 
-        What is left is trained as an ordinary network: with an optimizer, an average and learning rates of its own.
-
-        Returns:
-            What was cut; None where the run does so at another epoch, or has done it.
+        What is left is trained as an ordinary network: with an optimizer, an average and learning rates of its own. Its
+        teacher is the network before the cut, unless another one was given or none is wanted.
 
         Raises:
             InputError: the budget cannot be reached, or the compact network does not compute the same.
         """
-        sparsity = self.config.sparsity
-        if not sparsity or not sparsity.is_cut or not self.kept_channels:
-            return None
-        if self.epoch != sparsity.cut_epoch or self.kept_channels.removed:
-            return None
-        result = self._least_important(sparsity)
+        result = self._least_important(self.config.sparsity)
         compact = result.pruned.model
         prove(result.reference, compact, self.config.img_size)
-        self._attach(self._laid_out(compact.requires_grad_(True)))
+        if self.config.distill and not self.teacher:
+            self.teacher = self.ema.model
+        self._attach(self._laid_out(compact))
         self.ema = ModelEma(self.model)
         self.kept_channels.cut(result.pruned.mask)
         self.pruned = True
@@ -318,7 +327,7 @@ class Trainer:
             disable=not distributed.is_main(),
         )
 
-    def _epoch_report(self, images: int, began: float) -> EpochReport:
+    def _epoch_report(self, images: int, began: float, waited: float) -> EpochReport:
         return EpochReport(
             epoch=self.epoch,
             epochs=self.config.epochs,
@@ -328,6 +337,7 @@ class Trainer:
             images=images,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - began,
+            seconds_waiting=waited,
             distillation_loss=self.distillation.take_mean() if self.distillation else None,
         )
 
