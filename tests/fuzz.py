@@ -20,8 +20,10 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -37,6 +39,7 @@ from tests.networks import CFGS, DARKNET_CFGS
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.spec import parse_network
+from utils.data.augmentations import REDUCTIONS
 from utils.data.check import READER, read_cache
 from utils.data.converters.coco import read_coco
 from utils.data.converters.samples import DataSet
@@ -44,9 +47,9 @@ from utils.data.converters.voc import parse_xml, read_annotation
 from utils.data.converters.writer import format_labels
 from utils.data.data_config import read_data_config
 from utils.data.image_lists import read_image_list
-from utils.data.images import read_image
+from utils.data.images import open_image, read_image
 from utils.data.labels import LabelRules, find_labels, read_labels
-from utils.detection.checkpoints import load_weights
+from utils.detection.pretrained import load_pretrained
 from utils.errors import InputError
 from utils.files import read_text
 
@@ -187,6 +190,11 @@ def read_image_file(path: Path) -> str:
     image = read_image(path)
     assert image.mode == "RGB"
     assert np.asarray(image).dtype == np.uint8
+    opened = open_image(path)
+    assert (opened.width, opened.height) == image.size
+    for reduction in REDUCTIONS:
+        expected = max(opened.height // reduction, 1), max(opened.width // reduction, 1), 3
+        assert opened.decode(reduction).shape == expected
     return "read"
 
 
@@ -233,14 +241,14 @@ def tiny() -> Darknet:
 
 
 def read_weights(path: Path) -> str:
-    """``.weights`` reader, of whole files and of backbones."""
-    load_weights(tiny(), path, partial=True)
+    """``.weights`` reader, of whole files, of backbones and of other numbers of classes."""
+    load_pretrained(tiny(), str(path))
     return "read"
 
 
 def read_pth(path: Path) -> str:
-    """Checkpoint reader."""
-    load_weights(tiny(), path)
+    """Checkpoint reader, of any number of classes."""
+    load_pretrained(tiny(), str(path))
     return "read"
 
 
@@ -327,6 +335,8 @@ def image_seeds() -> list[bytes]:
     seeds.append(_saved(image, "JPEG", progressive=True))
     seeds.append(_saved(image, "GIF", save_all=True, append_images=[image.rotate(90)]))
     seeds.append(_saved(image, "TIFF", compression="tiff_lzw"))
+    deep = np.asarray(image).astype(np.uint16) * 16
+    seeds += [cv2.imencode(suffix, deep)[1].tobytes() for suffix in (".png", ".tiff", ".ppm")]
     return seeds
 
 
@@ -360,7 +370,7 @@ def check_seeds() -> list[bytes]:
     """A memory as it is written, and JSON of other shapes."""
     good = {
         "reader": READER,
-        "images": {"/a.png": [1, 2, False, None, "4x4-0-0"], "/b.png": [3, 4, True, "damaged", ""]},
+        "images": {"/a.png": [1, 2, False, True, None, "4x4-0-0"], "/b.png": [3, 4, True, False, "damaged", ""]},
     }
     return [json.dumps(good).encode(), b"[[[[]]]]", b'{"images": {"a": 1}}']
 

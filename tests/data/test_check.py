@@ -382,3 +382,15 @@ def test_images_of_one_pixel_width_can_be_trained_on(project):
         assert len(boxes) == 1
         assert np.isfinite(boxes.numpy()).all()
         assert (boxes[:, 3:] > 0).all()
+
+
+def test_deep_images_are_counted_with_a_warning(project):
+    assert "8 bits" not in summary({"train": check()})
+    pixels = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(pixels).save(project / "data/images/train_1.png")
+    for _ in range(2):  # the second time it is remembered
+        checked = check()
+        assert checked.counts["images scaled to 8 bits"] == 1
+        text = summary({"train": checked})
+        assert "images scaled to 8 bits" in text
+        assert "warning: 1 images have more than 8 bits" in text
