@@ -24,6 +24,8 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
         args: the completed options of train.py.
         data: the data set.
     """
+    for split in ("train", "valid"):
+        data.list_path(split)  # both are there, before the images of the first are decoded
     closing = max(1, round(WITHOUT_MOSAIC * args.epochs))
     augmentation = Augmentation(mosaic=args.mosaic, first_plain_epoch=args.epochs - closing)
     checked = {split: check_data(data, split, args.skip_bad, label_rules(args)) for split in ("train", "valid")}
