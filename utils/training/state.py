@@ -3,8 +3,8 @@
 ``training`` in a checkpoint is a dict of plain values and tensors: ``model`` (the weights in training; the checkpoint's
 own ``model`` is their average), ``optimizer``, ``scaler``, ``ema_updates``, ``progress`` (of the epoch that was
 running), ``steps_per_epoch``, ``rng``, ``cuda_rng``; with sparse training also ``penalty``, with a teacher
-``distillation``, and with pruning in training ``kept_channels``. Older versions wrote the last one as ``survivors``, and
-wrote it and ``penalty`` in every run.
+``distillation``, and with pruning in training ``kept_channels``. Older versions wrote the last one as ``survivors``,
+and wrote it and ``penalty`` in every run.
 """
 
 from collections.abc import Mapping, Sequence
