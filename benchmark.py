@@ -1,16 +1,19 @@
 """Benchmarks the project on this machine against references, row by row; prints and writes the table."""
 
 import argparse
+import itertools
 import os
 import platform
 import tempfile
+import time
 import tracemalloc
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torchvision
@@ -24,10 +27,11 @@ from studies.step_benchmark import time_steps
 from utils.boxes import non_max_suppression
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import read_cfg
+from utils.data.augmentations import Augmentation
 from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
 from utils.data.labels import label_path, read_labels
-from utils.data.loader import loader
+from utils.data.loader import EpochSampler, loader
 from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
 from utils.detection.metrics import (
@@ -366,24 +370,24 @@ def calibrated(model: Darknet, images: Tensor, passing: int) -> Darknet:
     return model
 
 
-def write_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Write JPEG images of blurred noise, 640 x 480, with one to four labelled boxes each; return their paths."""
+def write_images(folder: Path, count: int, size: tuple[int, int] = (640, 480), seed: int = 0) -> list[Path]:
+    """Write JPEG images of blurred noise with one to four labelled boxes each; return their paths."""
     random = np.random.default_rng(seed)
     for name in ("images", "labels"):
         (folder / name).mkdir()
     paths = [folder / "images" / f"{number:04d}.jpg" for number in range(count)]
     for path in paths:
-        coarse = random.integers(0, 256, (60, 80, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC).save(path, quality=90)
+        coarse = random.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
         boxes = np.concatenate([random.uniform(0.3, 0.7, (random.integers(1, 5), 2))] * 2, 1) * (1, 1, 0.4, 0.4)
         lines = ["0 " + " ".join(f"{value:.4f}" for value in box) for box in boxes]
         (folder / "labels" / path.with_suffix(".txt").name).write_text("\n".join(lines) + "\n")
     return paths
 
 
-def labelled(paths: list[Path], size: int) -> DetectionDataset:
-    """The data set of images with one class, letterboxed to ``size`` pixels."""
-    return DetectionDataset(paths, [read_labels(label_path(path), 1)[0] for path in paths], size)
+def labelled(paths: list[Path], size: int, augmentation: Augmentation | None = None) -> DetectionDataset:
+    """The data set of images with one class, letterboxed or augmented to ``size`` pixels."""
+    return DetectionDataset(paths, [read_labels(label_path(path), 1)[0] for path in paths], size, augmentation)
 
 
 def test_row(args: argparse.Namespace) -> list[Row]:
@@ -406,6 +410,100 @@ def test_row(args: argparse.Namespace) -> list[Row]:
     speed = alone.median / ours.median
     name = f"test.py, {args.images} images"
     return [Row(name, ours, alone, speed, "of the forward passes' speed", 0.9, at_least=True)]
+
+
+# Training images
+
+
+def loading_row(args: argparse.Namespace, size: tuple[int, int], count: int, bar: float) -> list[Row]:
+    """Augmented training images on one core against ultralytics' YOLODataset with the same changes.
+
+    Where ultralytics is not installed, the reference is plain OpenCV code that decodes images in full. The times are
+    what one image takes of a core, whatever else runs on it.
+    """
+    rows = []
+    threads = torch.get_num_threads()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = write_images(Path(folder), count, size)
+            for mosaic in (0.5, 0.0):
+                reference, name = reference_loader(paths, mosaic)
+                epochs = itertools.count()
+
+                def ours(mosaic: float = mosaic, epochs: Iterator[int] = epochs) -> None:
+                    dataset = labelled(paths, SIZE, Augmentation(mosaic=mosaic))  # a new one, which remembers nothing
+                    sampler = EpochSampler(len(dataset), 0)
+                    sampler.epoch = next(epochs)
+                    for item in sampler:
+                        dataset[item]
+
+                times = time_in_turns([ours, reference], torch.device("cpu"), args.rounds, 1, time.process_time)
+                own, other = (Timing(*(value / count for value in astuple(time))) for time in times)
+                what = f"training images, {size[0]}x{size[1]}, mosaic {mosaic:g}"
+                rows.append(Row(what, own, other, other.median / own.median, f"of {name}'s speed", bar, at_least=True))
+    finally:
+        torch.set_num_threads(threads)
+    return rows
+
+
+def reference_loader(paths: list[Path], mosaic: float) -> tuple[Callable[[], None], str]:
+    """A function that augments each image once, and its name."""
+    folder = paths[0].parent.parent
+    os.environ.update(YOLO_CONFIG_DIR=str(folder), YOLO_OFFLINE="true", YOLO_VERBOSE="false")
+    try:
+        from ultralytics.cfg import get_cfg
+        from ultralytics.data.dataset import YOLODataset
+    except ImportError:
+        return partial(plain_augmentation, paths, mosaic), "plain OpenCV code"
+    cv2.setNumThreads(0)
+    none = dict.fromkeys(("degrees", "shear", "perspective", "flipud", "mixup", "copy_paste"), 0.0)
+    changes = {"hsv_h": 0.02, "hsv_s": 0.5, "hsv_v": 0.4, "translate": 0.15, "scale": 0.4, "fliplr": 0.5}
+    dataset = YOLODataset(
+        img_path=str(paths[0].parent),
+        imgsz=SIZE,
+        augment=True,
+        hyp=get_cfg(overrides={"mosaic": mosaic, **changes, **none}),
+        data={"names": {0: "hand"}, "nc": 1, "channels": 3},
+        task="detect",
+    )
+
+    def load() -> None:
+        for index in np.random.default_rng(0).permutation(len(paths)).tolist():
+            dataset[index]
+
+    return load, "ultralytics"
+
+
+def plain_augmentation(paths: list[Path], mosaic: float) -> None:
+    """Decode images in full, and mix, move, colour and mirror them."""
+    random = np.random.default_rng(0)
+
+    def read(index: int) -> np.ndarray:
+        pixels = cv2.imdecode(np.fromfile(paths[index], np.uint8), cv2.IMREAD_COLOR)
+        scale = SIZE / max(pixels.shape)
+        return cv2.resize(pixels, None, fx=scale, fy=scale)
+
+    for index in range(len(paths)):
+        side = SIZE
+        image = read(index)
+        if random.random() < mosaic:
+            side = 2 * SIZE
+            four = [image, *(read(other) for other in random.integers(len(paths), size=3).tolist())]
+            image = np.full((side, side, 3), 127, np.uint8)
+            for place, part in enumerate(four):
+                top, left = SIZE * (place // 2), SIZE * (place % 2)
+                image[top : top + part.shape[0], left : left + part.shape[1]] = part
+        scale, shift = random.uniform(0.6, 1.4) * SIZE / side, random.uniform(-0.15, 0.15, 2) * SIZE
+        matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+        image = cv2.warpAffine(image, matrix, (SIZE, SIZE), borderValue=(127, 127, 127))
+        change = 1 + random.uniform(-1, 1, 3) * (0.02, 0.5, 0.4)
+        table = (np.arange(256)[:, None] * change).clip(0, 255).astype(np.uint8)[None]
+        image = cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), table), cv2.COLOR_HSV2RGB)
+        if random.random() < 0.5:
+            image = cv2.flip(image, 1)
+        np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 # The pruned network
@@ -436,6 +534,8 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "map_coco": coco_row,
     "map_memory": memory_row,
     "test": test_row,
+    "loading": partial(loading_row, size=(640, 480), count=64, bar=1.3),
+    "loading-large": partial(loading_row, size=(2560, 1920), count=32, bar=1.5),
     "pruned": partial(speed_up_row, name="PyTorch", ready=for_inference),
     "onnxruntime": partial(
         speed_up_row, name="ONNX Runtime", ready=partial(exported, runtime=OnnxModel, package="onnxruntime")

@@ -12,7 +12,13 @@ from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
-from utils.detection.options import add_device_option, add_skip_bad_option, add_workers_option, network_size
+from utils.detection.options import (
+    add_check_options,
+    add_device_option,
+    add_workers_option,
+    label_rules,
+    network_size,
+)
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
@@ -100,7 +106,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--out_weights",
         help="the pruned checkpoint, or x.weights for a Darknet file; default: the weights' name with prune_ in front",
     )
-    add_skip_bad_option(parser)
+    add_check_options(parser)
     parser.add_argument(
         "--img_size", type=number(int, 32), help="side of the input in pixels; default: the size in the checkpoint"
     )
@@ -189,7 +195,9 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     """What measures networks on the validation images; ``model`` is brought to its device, in eval mode."""
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
-    batches, _ = validation_batches(model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad)
+    batches, _ = validation_batches(
+        model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
+    )
     model.to(pick_device(args.device)).eval()
     return Bench(batches, data.names, img_size, device_of(model))
 

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from models import Darknet
 from utils import distributed
+from utils.boxes import check_nms
 from utils.cli import ArgumentParser, Options, run
 from utils.data.data_config import read_data_config
 from utils.detection.evaluate import evaluate
@@ -68,7 +69,7 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     batches, valid_batches = make_loaders(args, data)
     device = pick_device(args.device)
     options.complete_precision(args, device)
-    torch.backends.cudnn.benchmark = not args.multiscale_training
+    check_nms(device)
 
     config = TrainConfig.from_options(args)
     teacher, weights = None, args.teacher_weights

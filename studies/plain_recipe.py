@@ -32,7 +32,7 @@ from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import load_state, save_checkpoint
 from utils.detection.evaluate import evaluate, validation_batches
 from utils.detection.options import add_device_option, add_precision_option, add_workers_option, network_size
-from utils.devices import autocast, default_precision, device_of, pick_device
+from utils.devices import amp_dtype, autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
 from utils.training.run_log import RunLog
 from utils.training.runs import Run
@@ -161,6 +161,8 @@ def train_epoch(
     """One epoch of steps; its row for the log."""
     began, total = time.perf_counter(), 0.0
     device = device_of(model)
+    scaled = precision == "mixed" and amp_dtype(device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=scaled)  # it finds its scale anew in each epoch, within steps
     batches.sampler.epoch = epoch
     model.train()
     for images, targets in tqdm(batches, f"epoch {epoch + 1}", leave=False, unit="batch"):
@@ -169,8 +171,9 @@ def train_epoch(
             raw = [output.float() for output in model(images)]
         loss = plain_loss(model.heads, raw, targets, images.shape[-1])
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         total += loss.item()
     return {"epoch": epoch, "loss": total / len(batches), "seconds": time.perf_counter() - began}
 

@@ -15,6 +15,8 @@ from torchvision.ops import nms
 from utils.errors import InputError
 
 PRECISIONS = ("mixed", "full")
+# Where not PyTorch's own allocator, but the driver, cuDNN or cuBLAS, finds no memory.
+GPU_IS_FULL = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 # The oldest NVIDIA driver for each major version of CUDA, and a PyTorch build for it.
@@ -212,10 +214,16 @@ def describe_device(device: torch.device, precision: str, processes: int) -> str
     """The device, precision and number of processes of a run, in one line."""
     names = {"cpu": "no GPU: on the CPU", "mps": "Apple's GPU"}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else names[device.type]
-    computing = (
-        f"mixed precision ({str(amp_dtype(device)).removeprefix('torch.')})" if precision == "mixed" else "float32"
-    )
+    full = "float32 (convolutions in TF32)" if uses_tf32(device) else "float32"
+    computing = f"mixed precision ({str(amp_dtype(device)).removeprefix('torch.')})" if precision == "mixed" else full
     return f"{name}, {computing}" + (f", {processes} processes" if processes > 1 else "")
+
+
+def uses_tf32(device: torch.device) -> bool:
+    """Whether convolutions in float32 round their inputs to TF32 (10 bits), as PyTorch lets Ampere and newer GPUs."""
+    if device.type != "cuda" or not torch.backends.cudnn.allow_tf32:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -247,9 +255,10 @@ def memory_advice(advice: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in GPU_IS_FULL)
+        if not on_gpu and "can't allocate memory" not in str(error):
             raise
-        memory = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
+        memory = "the GPU's memory" if on_gpu else "the memory"
         raise InputError(f"{memory} is too small: {advice}") from error
 
 

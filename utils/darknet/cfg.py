@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.files import read_text
 from utils.notices import notice
 
 # Darknet accepts two names for each of these sections; we use the second.
@@ -45,13 +46,7 @@ def read_cfg(path: str | Path) -> list[Block]:
     Raises:
         InputError: the file is missing, is not text, or does not parse; the message names file and line.
     """
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such cfg file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file, so not a Darknet cfg") from None
-    return parse_cfg(text, str(path))
+    return parse_cfg(read_text(path, "cfg file"), str(path))
 
 
 def parse_cfg(text: str, source: str = "cfg") -> list[Block]:

@@ -10,13 +10,9 @@ BITS_PER_SAMPLE, LOWEST, HIGHEST = 258, (280, 340), (281, 341)
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether the file of an opened image has more than 8 bits per value; its pixels need not be decoded."""
-    return image.mode[0] in "IF" or _is_deep_colour(image)
-
-
-def _is_deep_colour(image: Image.Image) -> bool:
-    """Whether Pillow would read colours of 16 bits, and drop the lower 8."""
-    return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and image.mode[0] not in "IF"
+    """Whether the file of an image, which was opened but not decoded, has more than 8 bits per value."""
+    # Of colours of 16 bits Pillow drops the lower 8. Only how it will decode them tells that they are there.
+    return image.mode[0] in "IF" or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def to_8_bits(image: Image.Image, content: bytes) -> np.ndarray:
@@ -35,7 +31,7 @@ def to_8_bits(image: Image.Image, content: bytes) -> np.ndarray:
     """
     is_float = image.mode[0] == "F"
     low, high = _stated_range(image)
-    values = _colours(image, content) if _is_deep_colour(image) else np.asarray(image)
+    values = np.asarray(image) if image.mode[0] in "IF" else _colours(image, content)
     finite = np.isfinite(values)
     values = np.where(finite, values, values[finite].min() if finite.any() else 0).astype(np.float64)
     lowest, highest = values.min(), values.max()

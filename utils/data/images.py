@@ -168,7 +168,8 @@ def decode_strictly(path: str | Path) -> tuple[np.ndarray, ImageTraits]:
         InputError: the file is missing, is not an image, is truncated, or would be absurdly large.
     """
     with _opened(path) as (image, file):
-        traits = ImageTraits(image.getexif().get(ExifTags.Base.Orientation, 1) != 1, is_deep(image))
+        is_deep_image = is_deep(image)  # before getexif(), which decodes a PNG to look for the orientation
+        traits = ImageTraits(image.getexif().get(ExifTags.Base.Orientation, 1) != 1, is_deep_image)
         if not traits.deep:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB")), traits
         position = file.tell()
@@ -178,7 +179,7 @@ def decode_strictly(path: str | Path) -> tuple[np.ndarray, ImageTraits]:
         pixels = to_8_bits(image, content)
         # Only now, as Pillow turns a TIFF itself when it decodes it.
         upright = turn(pixels, image.getexif().get(ExifTags.Base.Orientation, 1))
-        return np.asarray(Image.fromarray(np.ascontiguousarray(upright)).convert("RGB")), traits
+        return (cv2.cvtColor(upright, cv2.COLOR_GRAY2RGB) if upright.ndim == 2 else upright), traits
 
 
 @contextmanager

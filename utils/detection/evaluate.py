@@ -16,6 +16,7 @@ from utils.data.check import CheckedData, check_data
 from utils.data.data_config import DataConfig
 from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
+from utils.data.labels import LENIENT, LabelRules
 from utils.data.loader import loader
 from utils.detection.inference import for_inference
 from utils.detection.metrics import DetectionMetrics, Metrics
@@ -42,6 +43,7 @@ def validation_batches(
     batch_size: int,
     n_cpu: int | None,
     skip_bad: bool = False,
+    rules: LabelRules = LENIENT,
 ) -> tuple[DataLoader, CheckedData]:
     """The validation images of a data set in batches, for :func:`evaluate`, after the data and the classes are checked.
 
@@ -54,6 +56,7 @@ def validation_batches(
         batch_size: images per batch of this process.
         n_cpu: worker processes that read images; None for :func:`utils.workers.default_workers`.
         skip_bad: leave out images that are missing, unreadable or wrongly labelled.
+        rules: how label lines are read.
 
     Returns:
         The batches, images (B, 3, S, S) uint8 and targets (N, 6); and the checked data, whose counts
@@ -63,7 +66,7 @@ def validation_batches(
         InputError: the network has another number of classes than the data set, or the data are bad.
     """
     check_classes(model, data)
-    checked = check_data(data, "valid", skip_bad)
+    checked = check_data(data, "valid", skip_bad, rules)
     dataset = DetectionDataset(checked.images, checked.labels, img_size)
     local = distributed.share(len(dataset), distributed.rank(), distributed.world())
     return loader(dataset, batch_size, n_cpu, sampler=local), checked

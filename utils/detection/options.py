@@ -6,6 +6,7 @@ import re
 from models import Darknet
 from utils.cli import number
 from utils.data.data_config import DataConfig
+from utils.data.labels import LabelRules
 from utils.detection.runtimes import OnnxModel
 from utils.devices import PRECISIONS
 from utils.errors import InputError
@@ -64,11 +65,24 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_skip_bad_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--skip_bad``, for :func:`utils.data.check.check_data`."""
+def add_check_options(parser: argparse._ActionsContainer) -> None:
+    """Add ``--skip_bad``, ``--strict`` and ``--labels_with_score``, for :func:`utils.data.check.check_data`."""
     parser.add_argument(
         "--skip_bad", action="store_true", help="leave out images that are missing, unreadable or wrongly labelled"
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="a box that passes the border of the image or has no area is an error; it is clipped or dropped otherwise",
+    )
+    parser.add_argument(
+        "--labels_with_score", action="store_true", help="label lines have a confidence behind the box; it is ignored"
+    )
+
+
+def label_rules(args: argparse.Namespace) -> LabelRules:
+    """How label lines are read, by the options of :func:`add_check_options`."""
+    return LabelRules(args.strict, args.labels_with_score)
 
 
 def add_precision_option(parser: argparse.ArgumentParser) -> None:

@@ -120,8 +120,10 @@ def carry_optimizer(
     parameters = dict(after.named_parameters())
     for name, parameter in before.named_parameters():
         if parameter in old.state:
-            new.state[parameters[name]] = {
-                key: _carried(value, name, mask) if _is_like(value, parameter) else value
+            kept = parameters[name]
+            new.state[kept] = {
+                # Indexing need not keep the memory format, and the optimizer is slow where a momentum has another one.
+                key: torch.empty_like(kept).copy_(_carried(value, name, mask)) if _is_like(value, parameter) else value
                 for key, value in old.state[parameter].items()
             }
 

@@ -3,11 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, complete_box_iou_loss
 
 from models import Darknet, Yolo
 from utils.detection.checkpoints import load_darknet
-from utils.detection.loss import BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, SMALLEST_SIZE
+from utils.detection.loss import BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, box_in_pixels, ciou_loss
 from utils.devices import autocast
 from utils.errors import InputError
 
@@ -108,22 +107,19 @@ def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_
         img_size: the side of the images in pixels.
     """
     logits, scores = yolo.logits(raw), teacher_yolo.logits(teacher_raw).sigmoid()
-    objectness = F.binary_cross_entropy_with_logits(logits[..., 0], scores[..., 0], reduction="sum")
+    confidence = scores[..., 0]
+    objectness = F.binary_cross_entropy_with_logits(logits[..., 0], confidence, reduction="sum")
 
-    seen = (scores[..., 0] > LEAST_OBJECTNESS).nonzero(as_tuple=True)
-    weight = scores[seen][:, 0]
-    classes = F.binary_cross_entropy_with_logits(logits[seen][:, 1:], scores[seen][:, 1:], reduction="none")
-    label = (weight[:, None] * classes).sum()
+    # All predictions take part, most with a weight of 0: to pick the others out, the host would have to count them.
+    seen = confidence > LEAST_OBJECTNESS
+    weight = confidence * seen
+    label = F.binary_cross_entropy_with_logits(logits[..., 1:], scores[..., 1:], weight[..., None], reduction="sum")
 
-    cell = raw.new_tensor([img_size / raw.shape[3], img_size / raw.shape[2]])
-    anchor = yolo.anchors[seen[1]]
-    predicted = _boxes(yolo, raw[seen], anchor, cell)
-    expected = _boxes(teacher_yolo, teacher_raw[seen], anchor, cell)
-    box = (weight * complete_box_iou_loss(predicted, expected)).sum()
-    return BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label, scores[..., 0].sum()
-
-
-def _boxes(yolo: Yolo, raw: Tensor, anchors: Tensor, cell: Tensor) -> Tensor:
-    """Boxes (N, 4) xyxy in input pixels, relative to the corner of their cell."""
-    centre, size = yolo.boxes(raw, anchors)
-    return box_convert(torch.cat([centre * cell, size.clamp(min=SMALLEST_SIZE)], dim=1), "cxcywh", "xyxy")
+    anchors = yolo.anchors[:, None, None]
+    # What the network predicts for the background may be of any size; 0 times its loss need not be a number.
+    predicted, expected = (
+        box_in_pixels(*head.boxes(torch.where(seen[..., None], output[..., :4], 0.0), anchors), raw.shape, img_size)
+        for head, output in ((yolo, raw), (teacher_yolo, teacher_raw))
+    )
+    box = (weight * ciou_loss(predicted, expected)).sum()
+    return BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label, confidence.sum()

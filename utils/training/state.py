@@ -15,6 +15,7 @@ import torch
 from utils.darknet.cfg import parse_cfg
 from utils.detection.checkpoints import load_state
 from utils.errors import InputError
+from utils.training.optim import load_momenta
 from utils.training.trainer import Trainer
 
 
@@ -59,7 +60,7 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -
         )
     load_state(trainer.model, state["model"], path)
     load_state(trainer.ema.model, checkpoint["model"], path)
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    load_momenta(trainer.optimizer, state["optimizer"])
     if state["scaler"]:  # empty where bfloat16 needed none
         trainer.scaler.load_state_dict(state["scaler"])
     trainer.ema.updates = state["ema_updates"]

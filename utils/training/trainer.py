@@ -22,7 +22,7 @@ from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.proof import prove
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
 from utils.pruning.pruner import PruningResult, cut_least_important
-from utils.pruning.schedules import SCHEDULES, Plan
+from utils.pruning.schedules import READING_STEPS, SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
 from utils.training.config import SparsityConfig, TrainConfig
 from utils.training.distillation import Distillation
@@ -35,7 +35,6 @@ from utils.training.progress import EpochProgress
 from utils.training.report import EpochReport
 
 GRADIENT_NORM = 10.0  # larger gradients are scaled down to this norm
-DISPLAY_STEPS = 10  # the loss is read from the device this often
 
 Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) uint8 and targets (N, 6), as utils.data.loader.collate makes them
 T = TypeVar("T")
@@ -84,9 +83,9 @@ class Trainer:
         self.best_map = 0.0
         self.pruned = False
         self.penalty: GammaPenalty | None = None
-        self._attach(self._laid_out(model))
         scaled = config.precision == "mixed" and amp_dtype(self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self._attach(self._laid_out(model))
         self.ema = ModelEma(self.model)
         self.progress = EpochProgress(len(self.model.heads))
         self.watch = FiniteWatch(self.device)
@@ -108,7 +107,7 @@ class Trainer:
         self.network = distribute(model)
         self.loss = YoloLoss(model)
         self.distillation = Distillation(model, self.teacher, self.config.precision) if self.teacher else None
-        self.optimizer = build_sgd(model, self.config.learning_rate)
+        self.optimizer = build_sgd(model, self.config.learning_rate, fused=self.scaler.is_enabled())
         self.penalty = self._make_penalty(model)
 
     def _make_penalty(self, model: Darknet) -> GammaPenalty | None:
@@ -139,12 +138,13 @@ class Trainer:
         self.model.train()
         bar = self._progress_bar(batches)
         waiting = Waiting(bar)
-        for number, parts in enumerate(groups(waiting, config.accumulate)):
+        for parts in groups(waiting, config.accumulate):
+            is_read = self.step % READING_STEPS == 0
             with memory_advice(advice):
                 loss, reports = self.train_step(parts, float(self.rates[self.step]))
             for report in reports:
                 self.progress.add(report)
-            if number % DISPLAY_STEPS == 0:
+            if is_read:
                 self.check_finite()
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             after_step()
@@ -156,6 +156,7 @@ class Trainer:
         """Take one optimizer step on a batch that comes in ``parts``, and from as many processes as there are.
 
         The loss is that of the whole batch: its divisor counts the images and positives of all parts and processes.
+        The host does not wait for the device, except where a schedule of the penalty reads the gammas.
 
         Args:
             parts: the parts of the batch that this process takes.
@@ -176,7 +177,7 @@ class Trainer:
         for number, ((images, _), assigned) in enumerate(zip(parts, assignments, strict=True), start=1):
             images = resize(to_device(images, self.device, self.config.channels_last), size)
             is_last = number == len(parts)
-            with contextlib.nullcontext() if is_last else without_exchange(self.network):
+            with self._algorithms_for(images), contextlib.nullcontext() if is_last else without_exchange(self.network):
                 with autocast(self.device, self.config.precision):
                     raw = self.network(images)
                 loss, report = self.loss(raw, assigned, size, max(image_count, positives) / world)
@@ -189,13 +190,21 @@ class Trainer:
         self._optimizer_step(lr, self.progress.batches + len(parts) - 1)
         return sum(losses), reports
 
+    def _algorithms_for(self, images: Tensor) -> contextlib.AbstractContextManager:
+        """A context in which cuDNN searches its fastest algorithms, but not for the last, smaller batch of an epoch."""
+        is_full = len(images) == self.config.batch_size // distributed.world()
+        return algorithm_search(is_full and not self.config.multiscale_training)
+
     def _optimizer_step(self, lr: float, batch: int) -> None:
         """One step of the optimizer, the penalty and the average; ``batch`` is the last one of the step."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
-        if not self.scaler.is_enabled():  # it leaves out the steps whose gradient overflows in float16
+        taken = None
+        if self.scaler.is_enabled():  # it skips the steps whose gradient overflows in float16
+            taken = norm.isfinite().float()
+        else:
             self.watch.see("gradient", norm, batch)
         if self.penalty and (sparsity := self.config.sparsity):
             plan = Plan(self.rates, sparsity.ratio, self.steps_per_epoch)
@@ -205,8 +214,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad()
         if self.penalty:
-            self.penalty.after_step(lr)
-        self.ema.update(self.model)
+            self.penalty.after_step(lr, taken)
+        self.ema.update(self.model, taken)
         if self.penalty:
             self.penalty.copy_zeros(self.ema.model)
         self.step += 1
@@ -331,6 +340,20 @@ class Trainer:
             seconds_waiting=waited,
             distillation_loss=self.distillation.take_mean() if self.distillation else None,
         )
+
+
+@contextlib.contextmanager
+def algorithm_search(search: bool) -> Iterator[None]:
+    """A context in which cuDNN tries all of its algorithms on the first input of each shape, or takes its first guess.
+
+    A search takes seconds per shape for a large network, and pays where many batches of that shape follow.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = search
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
