@@ -484,6 +484,7 @@ def plain_augmentation(paths: list[Path], mosaic: float) -> None:
 
     def read(index: int) -> np.ndarray:
         pixels = cv2.imdecode(np.fromfile(paths[index], np.uint8), cv2.IMREAD_COLOR)
+        assert pixels is not None
         scale = SIZE / max(pixels.shape)
         return cv2.resize(pixels, None, fx=scale, fy=scale)
 

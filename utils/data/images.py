@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -75,7 +75,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def _upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
     width, height = image.size
-    if image.format == "TIFF":  # whether image.size is upright already depends on the version of Pillow
+    if isinstance(
+        image, TiffImagePlugin.TiffImageFile
+    ):  # whether image.size is upright already depends on the version of Pillow
         width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
     return (height, width) if _orientation(image, path) in SWAPS_SIDES else (width, height)
 
