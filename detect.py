@@ -1,36 +1,44 @@
 """Detects objects on images, a video or a camera: writes them with boxes drawn, and the detections as JSON."""
 
 import argparse
-import contextlib
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.cli import ArgumentParser, run
 from utils.data.images import Images, find_images, to_square
 from utils.data.loader import loader
+from utils.detection.detections_file import DetectionsFile
 from utils.detection.detector import Detector, load_model
-from utils.detection.inference import for_inference
+from utils.detection.inference import for_inference, on_device
 from utils.detection.options import (
     add_compile_option,
+    add_device_option,
     add_loading_options,
     add_model_options,
     add_threshold_options,
     class_names,
     network_size,
 )
-from utils.detection.video import AHEAD, Video, video_writer
-from utils.devices import pick_device
+from utils.detection.video import AHEAD, open_video, video_writer
 from utils.drawing import draw_detections
 from utils.errors import InputError
-from utils.files import atomic_writer, write_json
+from utils.files import atomic_writer, remove_leftovers
+from utils.signals import Stopped, StopRequest
+
+EXIT_WITH_ERRORS = 1
+SHOWN_ERRORS = 10
+NOTICE = "writing what is done; once more to quit at once"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -39,51 +47,89 @@ def get_args_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--image_folder", default="data/images", help="a folder, an image, or a glob in quotes")
     source.add_argument(
-        "--video", metavar="FILE", help="a video, or the number of a camera, which Ctrl-C ends; always frame by frame"
+        "--video",
+        metavar="SOURCE",
+        help="a video, a folder of frames, or a camera (0, /dev/video0, rtsp://, http://), which Ctrl-C ends; "
+        "always frame by frame",
     )
     add_model_options(parser, "checkpoints/yolov3_ckpt.pth")
     parser.add_argument("--class_path", help="file of class names, one per line; default: those in the weights file")
     add_threshold_options(parser, conf_thres=0.5, nms_thres=0.4)
     add_loading_options(parser, batch_size=1)
     add_compile_option(parser)
+    add_device_option(parser)
     parser.add_argument("--output", default="output", help="folder for the images or the video, and detections.json")
     parser.add_argument("--json", metavar="FILE", help="file for the detections; default: detections.json in --output")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    """Detect, draw, and write."""
-    model, metadata = load_model(args.weights_path, args.model_def, (args.conf_thres, args.nms_thres))
+    """Detect, draw, and write.
+
+    Raises:
+        Stopped: Ctrl-C or SIGTERM, before all images or frames were done; those that were are written.
+        SystemExit: with status 1, where an image could not be read or a camera was given up.
+    """
+    model, metadata = load_model(args.weights_path, args.model_def, (args.conf_thres, args.nms_thres), args.device)
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     names = class_names(args.class_path, metadata.get("names"), model)
-    detector = Detector(for_inference(model.to(pick_device()), args.compile), img_size, args.conf_thres, args.nms_thres)
+    ready = for_inference(on_device(model, args.device), args.compile)
+    detector = Detector(ready, img_size, args.conf_thres, args.nms_thres)
 
-    start = time.perf_counter()
-    results = detect_video(detector, names, args) if args.video else detect_images(detector, names, args)
-    seconds = time.perf_counter() - start
-    json_path = Path(args.json) if args.json else Path(args.output) / "detections.json"
-    write_json(json_path, results)
-    boxes = sum(len(result["detections"]) for result in results)
     unit = "frames" if args.video else "images"
-    print(f"{len(results)} {unit}, {boxes} boxes, {len(results) / seconds:.1f} {unit} per second")
+    json_path = Path(args.json) if args.json else Path(args.output) / "detections.json"
+    run_on = detect_video if args.video else detect_images
+    remove_leftovers(Path(args.output))
+    start = time.perf_counter()
+    with StopRequest(NOTICE) as stop, DetectionsFile(json_path, unit) as file:
+        boxes, is_complete = run_on(detector, names, args, file, stop)
+    count = len(file.results)
+    print(f"{count} {unit}, {boxes} boxes, {count / (time.perf_counter() - start):.1f} {unit} per second")
     print(f"{args.output}: the {'video' if args.video else 'images'} with boxes\n{json_path}: the detections")
+    if file.errors:
+        report_errors(file.errors, json_path)
+    if stop.received and not is_complete:
+        raise Stopped(f"stopped by {stop.received.name}; the {unit} until then are written", stop.received)
+    if file.errors:
+        sys.exit(EXIT_WITH_ERRORS)
 
 
-def detect_images(detector: Detector, names: list[str], args: argparse.Namespace) -> list[dict]:
-    """Write each image with its boxes; return the results for the JSON file."""
-    output, paths, results, pending = Path(args.output), find_images(args.image_folder), [], deque()
+def report_errors(errors: Sequence[dict[str, str]], json_path: Path) -> None:
+    """Print the first errors and their number."""
+    for error in errors[:SHOWN_ERRORS]:
+        where = error.get("video") or error["image"]
+        reason = error["error"]
+        print(f"error: {reason if reason.startswith(where) else f'{where}: {reason}'}", file=sys.stderr)
+    print(f"{len(errors)} failed: {json_path} lists them under errors", file=sys.stderr)
+
+
+def detect_images(
+    detector: Detector, names: list[str], args: argparse.Namespace, file: DetectionsFile, stop: StopRequest
+) -> tuple[int, bool]:
+    """Write each image with its boxes, and its results to ``file``; return the number of boxes, and whether all went.
+
+    Images that cannot be read are left out, and are errors of ``file``.
+    """
+    output, paths, boxes = Path(args.output), find_images(args.image_folder), 0
+    pending: deque[tuple[dict[str, Any], Future]] = deque()
     targets = [output / name for name in output_names(paths)]
     refuse_inputs(paths, targets)
-    with ThreadPoolExecutor() as pool:  # draws and encodes while the network detects
-        for path, image, detections in detect(detector, paths, args):
-            target = targets[len(results)]
-            results.append({"image": str(path), "output": str(target), "detections": describe(detections, names)})
-            pending.append(pool.submit(write_image, target, image, detections, names))
-            if len(pending) > AHEAD:
-                pending.popleft().result()
-        for written in pending:
+
+    def finish(most: int) -> None:
+        while len(pending) > most:
+            record, written = pending.popleft()
             written.result()
-    return results
+            file.add(record)
+
+    with ThreadPoolExecutor() as pool:  # draws and encodes while the network detects
+        for position, image, detections in detect(detector, paths, args, stop, file):
+            files = {"image": str(paths[position]), "output": str(targets[position])}
+            record = files | {"detections": describe(detections, names)}
+            boxes += len(detections)
+            pending.append((record, pool.submit(write_image, targets[position], image, detections, names)))
+            finish(most=AHEAD)
+        finish(most=0)
+    return boxes, len(file.results) + len(file.errors) == len(paths)
 
 
 def refuse_inputs(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
@@ -100,17 +146,42 @@ def write_image(target: Path, image: Image.Image, detections: Tensor, names: lis
         drawn.save(file, format="PNG" if target.suffix == ".png" else "JPEG", quality=92)
 
 
+class ReadableImages(Dataset):
+    """The items of ``images``; in place of an image that cannot be read, the reason."""
+
+    def __init__(self, images: Images):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Image.Image] | str:
+        try:
+            return self.images[index]
+        except InputError as error:
+            return str(error)
+
+
 def detect(
-    detector: Detector, paths: Sequence[Path], args: argparse.Namespace
-) -> Iterator[tuple[Path, Image.Image, Tensor]]:
-    """The path, the image, and the detections (D, 6) in its pixels, one image after another."""
-    batches = loader(Images(paths, detector.img_size), args.batch_size, args.n_cpu, collate_fn=list)
-    remaining = iter(paths)
+    detector: Detector, paths: Sequence[Path], args: argparse.Namespace, stop: StopRequest, file: DetectionsFile
+) -> Iterator[tuple[int, Image.Image, Tensor]]:
+    """The number of an image, the image, and the detections (D, 6) in its pixels, one image after another."""
+    batches = loader(ReadableImages(Images(paths, detector.img_size)), args.batch_size, args.n_cpu, collate_fn=list)
+    start = 0
     with tqdm(total=len(paths), desc="detecting", unit="image", leave=False) as bar:
         for items in batches:
-            squares, images = zip(*items, strict=True)
-            for image, boxes in zip(images, detector(squares, images), strict=True):
-                yield next(remaining), image, boxes
+            if stop.received:
+                return
+            readable = []
+            for position, item in enumerate(items, start):
+                if isinstance(item, str):
+                    file.fail({"image": str(paths[position]), "error": item})
+                else:
+                    readable.append((position, *item))
+            if readable:
+                positions, squares, images = zip(*readable, strict=True)
+                yield from zip(positions, images, detector(squares, images), strict=True)
+            start += len(items)
             bar.update(len(items))
 
 
@@ -128,28 +199,37 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def detect_video(detector: Detector, names: list[str], args: argparse.Namespace) -> list[dict]:
-    """Write the video with its boxes; return the results of each frame for the JSON file.
+def detect_video(
+    detector: Detector, names: list[str], args: argparse.Namespace, file: DetectionsFile, stop: StopRequest
+) -> tuple[int, bool]:
+    """Write the video with its boxes, and each frame's results to ``file``; return the number of boxes, and whether
+    all frames went, which those of a camera do when it is stopped.
 
     Other threads decode, draw and encode, so that none of that delays the network.
     """
-    video = Video(args.video)
-    target = Path(args.output) / (f"camera{args.video}.mp4" if video.live else f"{Path(args.video).stem}.mp4")
+    video = open_video(args.video)
+    target = Path(args.output) / f"{video.name}.mp4"
     refuse_inputs([Path(args.video)], [target])
-    results, pending = [], deque()
+    pending: deque[Future] = deque()
+    boxes = 0
     with video_writer(target, video.fps, video.size) as write, ThreadPoolExecutor(1) as pool:
-        with contextlib.suppress(KeyboardInterrupt) if video.live else contextlib.nullcontext():
-            for number, frame in tqdm(video, "detecting", unit="frame", leave=False):
-                (detections,) = detector([to_square(frame, detector.img_size)], [frame])
-                results.append({"frame": number, "detections": describe(detections, names)})
-                pending.append(pool.submit(draw_frame, write, number, frame, detections, names))
-                if len(pending) > AHEAD:
-                    pending.popleft().result()
+        for number, frame in tqdm(video.frames(lambda: stop.received is not None), "detecting", leave=False):
+            (detections,) = detector([to_square(frame, detector.img_size)], [frame])
+            file.add({"frame": number, "detections": describe(detections, names)})
+            boxes += len(detections)
+            pending.append(pool.submit(draw_frame, write, number, frame, detections, names))
+            if len(pending) > AHEAD:
+                pending.popleft().result()
         for drawn in pending:
             drawn.result()
-        if not results:
-            raise InputError(f"--video {args.video}: no frame can be read")
-    return results
+        if not file.results:
+            reason = "; ".join(error["error"] for error in video.errors) or "no frame can be read"
+            raise InputError(f"--video {video.label}: {reason}")
+    for error in video.errors:
+        file.fail(error)
+    if video.camera:
+        print(f"{video.camera.dropped} frames were dropped for newer ones, {video.camera.outages} outages")
+    return boxes, video.camera is not None or stop.received is None
 
 
 def draw_frame(

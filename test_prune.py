@@ -1,20 +1,24 @@
 """Cuts the dead channels out of a sparse model: a smaller cfg and checkpoint that compute the same, and the proof."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from models import Darknet
 from utils.cli import ArgumentParser, number, run
-from utils.darknet.weights import is_darknet_weights
 from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
-from utils.detection.options import add_check_options, label_rules, network_size
+from utils.detection.options import (
+    add_check_options,
+    add_device_option,
+    add_workers_option,
+    label_rules,
+    network_size,
+)
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
@@ -38,7 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="the sparse model's checkpoint; a Darknet .weights file or a plain state dict needs --model_def",
     )
     parser.add_argument("--model_def", help="the sparse model's cfg; default: the cfg in the checkpoint")
-    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
 
     share = number(float, 0, 1)
     amount = parser.add_argument_group("how much to prune (one of these)").add_mutually_exclusive_group()
@@ -107,7 +111,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--img_size", type=number(int, 32), help="side of the input in pixels; default: the size in the checkpoint"
     )
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="images per batch")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
+    add_workers_option(parser)
+    add_device_option(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
     return parser
 
@@ -193,7 +198,7 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     batches, _ = validation_batches(
         model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
     )
-    model.to(pick_device()).eval()
+    model.to(pick_device(args.device)).eval()
     return Bench(batches, data.names, img_size, device_of(model))
 
 
@@ -235,12 +240,11 @@ def choose_ratio(pruner: Pruner, bench: Bench, args: argparse.Namespace, metadat
 
 def original_network(metadata: dict[str, Any], model: Darknet) -> Darknet:
     """What the pruned network is compared with: ``model``, or where training has cut it, the network before."""
-    options = metadata.get("options", {})
-    path = options.get("pretrained_weights")
-    if options.get("s_schedule") != "cut" or not path or is_darknet_weights(path) or not Path(path).is_file():
+    path = metadata.get("before_cut")
+    if not path or not Path(path).is_file():
         return model
     original, _ = load_darknet(path, None)
-    print(f"before is {path}, which the run that cut the network started from")
+    print(f"before is {path}, the network that training has cut")
     return original.to(device_of(model)).eval()
 
 
@@ -306,10 +310,8 @@ def sweep(pruner: Pruner, bench: Bench, out_cfg: Path, json: str | None) -> None
     rows = measure_sweep(pruner, bench)
     print(sweep_table(rows, parameters, macs))
     plot = Path("runs") / out_cfg.stem / "sweep.png"
-    shares = {
-        name: np.array([row[name] / whole for row in rows])
-        for name, whole in (("parameters", parameters), ("macs", macs))
-    }
+    whole = {"parameters": parameters, "macs": macs}
+    shares: dict[str, Sequence[float]] = {name: [row[name] / whole[name] for row in rows] for name in whole}
     save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), plot)
     print(f"{plot}: mAP against size")
     if json:

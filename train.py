@@ -8,11 +8,12 @@ from torch.utils.data import DataLoader
 
 from models import Darknet
 from utils import distributed
+from utils.boxes import check_nms
 from utils.cli import ArgumentParser, Options, run
 from utils.data.data_config import read_data_config
-from utils.detection.checkpoints import load_weights
 from utils.detection.evaluate import evaluate
-from utils.detection.options import check_classes, network_size
+from utils.detection.options import check_batch_norm, check_classes, network_size
+from utils.detection.pretrained import load_pretrained
 from utils.devices import pick_device
 from utils.pruning.prune_in_training import KeptChannels
 from utils.pruning.pruner import PruningResult
@@ -59,17 +60,23 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
     check_classes(model, data)
-    if args.pretrained_weights and not checkpoint and load_pretrained(model, args.pretrained_weights):
-        args.cut_epoch = 0  # a trained network can be cut at once
+    check_batch_norm(model, args.img_size, args.batch_size // (1 if args.sync_bn else distributed.world()))
+    if args.pretrained_weights and not checkpoint:
+        taken = load_pretrained(model, args.pretrained_weights, args.pretrained_cfg)
+        print(taken.line)
+        if taken.is_all:
+            args.cut_epoch = 0  # a trained network can be cut at once
     batches, valid_batches = make_loaders(args, data)
-    device = pick_device()
+    device = pick_device(args.device)
     options.complete_precision(args, device)
-    torch.backends.cudnn.benchmark = not args.multiscale_training
+    check_nms(device)
 
     config = TrainConfig.from_options(args)
-    teacher = None
-    if args.teacher_cfg:
-        teacher = load_teacher(args.teacher_cfg, args.teacher_weights, model, args.img_size, device)
+    teacher, weights = None, args.teacher_weights
+    if not weights and args.distill and kept_channels and kept_channels.removed and args.s_schedule == CUT:
+        weights = str(run_files.before_cut)
+    if weights:
+        teacher = load_teacher(weights, args.teacher_cfg, model, args.img_size, device)
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
     trainer.pruned = pruned
@@ -111,18 +118,18 @@ def train(
             if is_due(config.checkpoint_steps, trainer.step):
                 checkpoints.save_last()
 
-        # Several processes can stop only together, between two steps.
-        valid_batches = stop.watch(valid_batches) if distributed.world() == 1 else valid_batches
+        watched = stop.watch(valid_batches, distributed.largest)
 
         while trainer.epoch < config.epochs:
-            if result := trainer.cut_once():
-                print_cut(trainer, result)
+            if trainer.cut_is_due:
+                checkpoints.save_before_cut()
+                print_cut(trainer, trainer.cut_once())
             report = trainer.train_epoch(batches, after_step)
             done = trainer.epoch + 1
             if is_due(config.prune_every, done):
                 prune(trainer)
             if is_due(config.evaluation_interval, done) or done == config.epochs:
-                report.metrics, _ = evaluate(trainer.ema.model, valid_batches, checkpoints.names)
+                report.metrics, _ = evaluate(trainer.ema.model, watched, checkpoints.names)
             trainer.end_epoch()
             if log:
                 log.add(report)
@@ -151,6 +158,7 @@ def complete_options(args: Options) -> tuple[Run, dict[str, Any] | None, bool]:
         restore_options(args, checkpoint["options"])
         pruned = was_pruned(checkpoint)
     else:
+        assert origin
         print(f"start: {origin.reason}")
         options.complete_sparsity(args)
         pruned = origin.pruned
@@ -170,17 +178,9 @@ def make_model(args: Options, run_files: Run, checkpoint: dict[str, Any] | None)
     return model, kept_channels
 
 
-def load_pretrained(model: Darknet, path: str) -> bool:
-    """Start from weights of any kind, and print how many layers they fill; return whether it is all of them."""
-    metadata = load_weights(model, path, partial=True)
-    filled = f"{metadata['filled']} of {len(model.spec.convolutions)}" if "filled" in metadata else "all"
-    print(f"{path}: weights for {filled} convolutions")
-    return metadata.get("filled", len(model.spec.convolutions)) == len(model.spec.convolutions)
-
-
 def prune(trainer: Trainer) -> None:
     """Cut dead channels out of the network in training, and print what is left."""
-    if cut := trainer.prune():
+    if (cut := trainer.prune()) and trainer.kept_channels:
         macs = trainer.model.spec.at(trainer.config.img_size).macs
         left = sum(trainer.kept_channels.counts().values())
         print(f"{cut} dead channels cut out; {left} are left, and {macs / 1e9:.3f} G MACs per image")
@@ -189,7 +189,7 @@ def prune(trainer: Trainer) -> None:
 def print_cut(trainer: Trainer, result: PruningResult) -> None:
     """Print what the cut of a run with ``-sr`` has left."""
     spec, size = trainer.model.spec, trainer.config.img_size
-    left = spec.at(size).macs / trainer.kept_channels.coupling.spec.at(size).macs
+    left = spec.at(size).macs / result.reference.spec.at(size).macs
     print(
         f"{result.ratio:.1%} of the prunable channels cut, the least important ones; {spec.parameters:,} parameters "
         f"and {left:.1%} of the MACs are left, which train as an ordinary network from here on"

@@ -7,6 +7,7 @@ only; Adam at a constant learning rate, no warm-up, no average of the weights.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python studies/plain_recipe.py`: the repository root is not on the path yet
@@ -30,8 +31,8 @@ from utils.data.images import to_device
 from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import load_state, save_checkpoint
 from utils.detection.evaluate import evaluate, validation_batches
-from utils.detection.options import add_precision_option, network_size
-from utils.devices import autocast, default_precision, device_of, pick_device
+from utils.detection.options import add_device_option, add_precision_option, add_workers_option, network_size
+from utils.devices import amp_dtype, autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
 from utils.training.run_log import RunLog
 from utils.training.runs import Run
@@ -47,13 +48,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=number(int, 1), default=16, help="images per step")
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="DataLoader workers; 0: none")
+    add_workers_option(parser)
     parser.add_argument("--img_size", type=number(int, 32), help="side of the images in pixels; default: the cfg's")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
     parser.add_argument(
         "--learning_rate", "-lr", type=number(float, above=0), default=1e-3, help="of Adam, at every step"
     )
+    add_device_option(parser)
     add_precision_option(parser)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of weights, order and flips")
     parser.add_argument("--name", default="plain_yolov3", help="name of the run's files")
@@ -61,7 +63,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def flip(load, index: int, count: int, size: int, epoch: int, random: np.random.Generator):
+def flip(load, index: int, partners: Sequence[int], size: int, epoch: int, random: np.random.Generator):
     """A letterboxed image, every second one mirrored; called as :class:`utils.data.augmentations.Augmentation` is."""
     image, boxes = letterbox(load(index), size)
     if random.random() < 0.5:
@@ -122,7 +124,7 @@ def main(args: argparse.Namespace) -> None:
     model = Darknet(args.model_def)
     args.img_size = network_size(model, args.img_size)
     data = read_data_config(args.data_config)
-    device = pick_device()
+    device = pick_device(args.device)
     args.precision = args.precision or default_precision(device)
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
     checked = {"train": check_data(data, "train")}
@@ -159,6 +161,8 @@ def train_epoch(
     """One epoch of steps; its row for the log."""
     began, total = time.perf_counter(), 0.0
     device = device_of(model)
+    scaled = precision == "mixed" and amp_dtype(device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=scaled)  # it finds its scale anew in each epoch, within steps
     batches.sampler.epoch = epoch
     model.train()
     for images, targets in tqdm(batches, f"epoch {epoch + 1}", leave=False, unit="batch"):
@@ -167,8 +171,9 @@ def train_epoch(
             raw = [output.float() for output in model(images)]
         loss = plain_loss(model.heads, raw, targets, images.shape[-1])
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         total += loss.item()
     return {"epoch": epoch, "loss": total / len(batches), "seconds": time.perf_counter() - began}
 

@@ -266,6 +266,6 @@ def _sparse(data: DataSet, seed: int, sparsity: Sparsity, strategy: str, ratio: 
 
     options = _training(data, seed, small, data.tune, "-pre", weights_of(pruned))
     yield Job(f"{pruned}/finetuned", "finetuned", data, "train.py", options, small, settings, (pruned,), data.tune)
-    options += ("--teacher_cfg", data.model_def, "--teacher_weights", weights_of(baseline))
+    options += ("--teacher_weights", weights_of(baseline))
     needs = (pruned, baseline)
     yield Job(f"{pruned}/distilled", "distilled", data, "train.py", options, small, settings, needs, data.tune)

@@ -1,18 +1,22 @@
 import os
 
 import pytest
-
-# What the tests compare is exact on a CPU only: to the bit, in float32, and in as many processes as they like.
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-
 import torch
 
 from tests.networks import CFGS, DARKNET_CFGS, or_skip
+from utils import notices
+
+
+def pytest_configure(config):
+    # What the tests compare is exact on a CPU only: to the bit, in float32, and in as many processes as they like.
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)
 def _same_every_time():
-    """The same random weights in every run; on networks this small a second thread costs more than it gives."""
+    """The same random weights and notices in every run; a second thread costs more than it gives on small networks."""
+    notices.forget()
     torch.manual_seed(0)
     torch.set_num_threads(1)
 

@@ -23,6 +23,7 @@ from contextlib import contextmanager, redirect_stderr
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -38,12 +39,17 @@ from tests.networks import CFGS, DARKNET_CFGS
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.spec import parse_network
+from utils.data.augmentations import REDUCTIONS
 from utils.data.check import READER, read_cache
+from utils.data.converters.coco import read_coco
+from utils.data.converters.samples import DataSet
+from utils.data.converters.voc import parse_xml, read_annotation
+from utils.data.converters.writer import format_labels
 from utils.data.data_config import read_data_config
 from utils.data.image_lists import read_image_list
-from utils.data.images import read_image
+from utils.data.images import open_image, read_image
 from utils.data.labels import LabelRules, find_labels, read_labels
-from utils.detection.checkpoints import load_weights
+from utils.detection.pretrained import load_pretrained
 from utils.errors import InputError
 from utils.files import read_text
 
@@ -184,7 +190,48 @@ def read_image_file(path: Path) -> str:
     image = read_image(path)
     assert image.mode == "RGB"
     assert np.asarray(image).dtype == np.uint8
+    opened = open_image(path)
+    assert (opened.width, opened.height) == image.size
+    for reduction in REDUCTIONS:
+        expected = max(opened.height // reduction, 1), max(opened.width // reduction, 1), 3
+        assert opened.decode(reduction).shape == expected
     return "read"
+
+
+def read_yaml(path: Path) -> str:
+    """``data.yaml`` reader, with the folders and lists that the file leads to."""
+    data = read_data_config(path)
+    assert len(data.names) == data.classes > 0
+    assert all(data.names)
+    for split in ("train", "valid"):
+        data.images(split)
+    return "read"
+
+
+def read_annotation_file(path: Path) -> str:
+    """Reader of Pascal VOC's XML."""
+    sample = read_annotation(parse_xml(path), path, path.parent / "images/a.png")
+    return _checked(DataSet({"train": [sample]}, sorted(set(sample.classes)) or ["cat"]))
+
+
+def read_instances(path: Path) -> str:
+    """Reader of COCO instances, as one file."""
+    data = read_coco({"train": (path, path.parent)})
+    return _checked(data)
+
+
+def _checked(data: DataSet) -> str:
+    samples = [sample for split in data.splits.values() for sample in split]
+    assert data.names
+    assert len(set(data.names)) == len(data.names)
+    for sample in samples:
+        assert sample.boxes.shape == (len(sample.classes), 4)
+        assert np.isfinite(sample.boxes).all()
+        assert set(sample.classes) <= set(data.names)
+        format_labels(sample, (32, 24), data.names)
+    problems = [item.problem for item in (*data.left_out, *(i for sample in samples for i in sample.left_out))]
+    assert not [problem for problem in problems if problem and "\n" in problem]
+    return "read" if not any(problems) else "partly"
 
 
 @cache
@@ -194,14 +241,14 @@ def tiny() -> Darknet:
 
 
 def read_weights(path: Path) -> str:
-    """``.weights`` reader, of whole files and of backbones."""
-    load_weights(tiny(), path, partial=True)
+    """``.weights`` reader, of whole files, of backbones and of other numbers of classes."""
+    load_pretrained(tiny(), str(path))
     return "read"
 
 
 def read_pth(path: Path) -> str:
-    """Checkpoint reader."""
-    load_weights(tiny(), path)
+    """Checkpoint reader, of any number of classes."""
+    load_pretrained(tiny(), str(path))
     return "read"
 
 
@@ -255,8 +302,8 @@ def label_seeds() -> list[bytes]:
 def text_seeds() -> list[bytes]:
     """Text in the encodings that files are in, with the declarations of XML."""
     seeds = []
-    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "gb18030", "cp1252", "big5", "utf-7"):
-        text = "café, naïve\n" if encoding == "cp1252" else "手機\nperson\n"
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030", "cp1252", "big5", "utf-7", "cp037"):
+        text = "café, naïve\n" if encoding.startswith("cp") else "手機\nperson\n"
         head = f"<?xml version='1.0' encoding='{encoding}'?>\n"
         seeds += [text.encode(encoding), (head + text).encode(encoding), (head + text).encode()]
     return seeds
@@ -288,6 +335,8 @@ def image_seeds() -> list[bytes]:
     seeds.append(_saved(image, "JPEG", progressive=True))
     seeds.append(_saved(image, "GIF", save_all=True, append_images=[image.rotate(90)]))
     seeds.append(_saved(image, "TIFF", compression="tiff_lzw"))
+    deep = np.asarray(image).astype(np.uint16) * 16
+    seeds += [cv2.imencode(suffix, deep)[1].tobytes() for suffix in (".png", ".tiff", ".ppm")]
     return seeds
 
 
@@ -321,9 +370,52 @@ def check_seeds() -> list[bytes]:
     """A memory as it is written, and JSON of other shapes."""
     good = {
         "reader": READER,
-        "images": {"/a.png": [1, 2, False, None, "4x4-0-0"], "/b.png": [3, 4, True, "damaged", ""]},
+        "images": {"/a.png": [1, 2, False, True, None, "4x4-0-0"], "/b.png": [3, 4, True, False, "damaged", ""]},
     }
     return [json.dumps(good).encode(), b"[[[[]]]]", b'{"images": {"a": 1}}']
+
+
+def yaml_seeds() -> list[bytes]:
+    """Descriptions of Ultralytics and Roboflow, and what bombs are made of."""
+    return [
+        b"path: .\ntrain: images\nval: [list.txt, images]\nnames:\n  0: cat\n  1: no\n",
+        b"train: ../images\nval: ../images\n\nnc: 2\nnames: ['cat', \"dog\"]\nroboflow:\n  version: 3\n",
+        b"train: list.txt\nval: list.txt\nnc: 3\n# comment\n",
+        b"a: &a [x, x]\nb: &b [*a, *a, *a]\ntrain: *b\nnames: *a\n",
+        b"train: " + b"[" * 60 + b"]" * 60 + b"\nnames: {0: cat}\n",
+    ]
+
+
+def xml_seeds() -> list[bytes]:
+    """Annotations of labelImg, Roboflow and others, in several encodings."""
+    box = "<bndbox><xmin>1</xmin><ymin>2.5</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
+    points = "<polygon><x1>1</x1><y1>1</y1><x2>3</x2><y2>1</y2><x3>3</x3><y3>3</y3></polygon>"
+    text = "<annotation><filename>a.png</filename><size><width/><height>4</height></size>{}</annotation>"
+    plain = text.format(f"<object><name>cat</name>{box}</object><object><name>dog</name>{points}</object>")
+    chinese = text.format(f"<object><name>\u624b\u638c</name>{box}</object>")
+    bomb = '<!DOCTYPE a [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>' + text.format("&b;")
+    return [
+        plain.encode(),
+        f'<?xml version="1.0" encoding="gbk"?>{chinese}'.encode("gbk"),
+        f'<?xml version="1.0" encoding="UTF-16"?>{chinese}'.encode("utf-16"),
+        bomb.encode(),
+    ]
+
+
+def coco_seeds() -> list[bytes]:
+    """Instances with boxes, polygons, masks and crowds."""
+    categories = [{"id": 0, "name": "pets"}, {"id": 1, "name": "cat", "supercategory": "pets"}]
+    images = [{"id": 1, "file_name": "images/a.png", "width": 4, "height": 4}, {"id": "2", "file_name": "b.jpg"}]
+    forms = [
+        {"bbox": [0, 0, 2, 2.5]},
+        {"segmentation": [[0, 0, 3, 0, 3, 3]], "iscrowd": 0},
+        {"segmentation": {"size": [4, 4], "counts": [5, 2, 9]}},
+        {"segmentation": {"size": [4, 4], "counts": "52N01"}},
+        {"bbox": [1, 1, 1, 1], "iscrowd": 1},
+    ]
+    annotations = [{"id": k, "image_id": 1 + k % 2, "category_id": 1, **form} for k, form in enumerate(forms)]
+    whole = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    return [whole.encode(), whole.encode("utf-16"), json.dumps([1, 2]).encode()]
 
 
 READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]] = {
@@ -335,6 +427,9 @@ READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]]
     "weights": (read_weights, weights_seeds, "a.conv.1"),
     "pth": (read_pth, pth_seeds, "a.pth"),
     "images": (read_image_file, image_seeds, "a.png"),
+    "yaml": (read_yaml, yaml_seeds, "data.yaml"),
+    "xml": (read_annotation_file, xml_seeds, "a.xml"),
+    "coco": (read_instances, coco_seeds, "a.json"),
     "check": (read_check, check_seeds, "a.json"),
 }
 

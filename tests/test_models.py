@@ -9,6 +9,8 @@ import torch
 from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import narrow, randomize
+from utils.darknet.activations import ACTIVATIONS as SUPPORTED
+from utils.darknet.activations import NOT_ZERO_AT_ZERO
 from utils.darknet.cfg import parse_cfg, read_cfg
 from utils.data.data_config import DataConfig
 from utils.detection.complexity import count_parameters, state_dict_size
@@ -169,6 +171,17 @@ ACTIVATIONS = {
     "elu": lambda x: np.where(x >= 0, x, np.exp(x) - 1),
     "mish": lambda x: x * np.tanh(np.log(1 + np.exp(x))),
     "swish": lambda x: x / (1 + np.exp(-x)),
+    "h_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "hard_mish": lambda x: np.where(x > 0, x, np.where(x > -2, x**2 / 2 + x, 0)),
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(0.797885 * x + 0.035677 * x**3)),
+    "selu": lambda x: 1.0507 * np.where(x >= 0, x, 1.6732 * (np.exp(x) - 1)),
+    "relie": lambda x: np.where(x > 0, x, 0.01 * x),
+    "ramp": lambda x: np.where(x > 0, 1.1 * x, 0.1 * x),
+    "loggy": lambda x: 2 / (1 + np.exp(-x)) - 1,
+    "hardtan": lambda x: np.clip(x, -1, 1),
+    "lhtan": lambda x: np.where(x < 0, 0.001 * x, np.where(x > 1, 0.001 * (x - 1) + 1, x)),
+    "plse": lambda x: np.where(x < -4, 0.01 * (x + 4), np.where(x > 4, 0.01 * (x - 4) + 1, 0.125 * x + 0.5)),
+    "stair": np.vectorize(lambda x: x // 2 + (x - math.floor(x) if math.floor(x) % 2 else 0)),
 }
 
 
@@ -188,6 +201,12 @@ def test_activations(name, text):
     assert found[0].min() < -6
     assert found[0].max() > 6
     assert_equal(found[1], ACTIVATIONS[name](found[0]))
+
+
+def test_every_activation_is_tested_and_those_that_are_not_zero_at_zero_are_known():
+    assert ACTIVATIONS.keys() == SUPPORTED.keys()
+    at_zero = {name: make()(torch.zeros(1)).item() for name, make in SUPPORTED.items()}
+    assert {name for name, value in at_zero.items() if value} == set(NOT_ZERO_AT_ZERO)
 
 
 def add(x, *others):
@@ -269,6 +288,36 @@ def test_reorg3d_reads_memory_as_darknet_does(stride, channels):
 def test_upsample_repeats_pixels_and_scales_values(options, stride, scale):
     found = outputs(spec(f"{linear(2)}[upsample]\n{options}\n"))
     assert_equal(found[1], scale * found[0].repeat(stride, axis=1).repeat(stride, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),  # size, stride_y, stride_x, padding
+    [
+        ("size=2\nstride=2", (2, 2, 2, 1)),
+        ("size=3\nstride=1", (3, 1, 1, 2)),
+        ("size=3\nstride_x=2\nstride_y=1\npadding=1", (3, 1, 2, 1)),
+        ("size=2\nstride=2\npadding=0", (2, 2, 2, 0)),
+        ("size=5\nstride=2\npadding=4", (5, 2, 2, 4)),
+    ],
+)
+def test_local_avgpool_is_the_mean_of_what_lies_inside_of_the_map(options, numbers):
+    found = outputs(spec(f"{linear(4)}[local_avgpool]\n{options}\n", 7, 9))
+    size, stride_y, stride_x, padding = numbers
+    expected = np.zeros(found[1].shape)
+    for i, j in np.ndindex(expected.shape[1:]):
+        top, left = i * stride_y - padding // 2, j * stride_x - padding // 2
+        window = found[0][:, max(top, 0) : top + size, max(left, 0) : left + size]
+        expected[:, i, j] = window.mean(axis=(1, 2))
+    assert_equal(found[1], expected)
+
+
+def test_a_grey_network_turns_rgb_to_grey_and_takes_grey_images_as_they_are():
+    head = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nanchors=10,14\nclasses=1\n"
+    model = Darknet(parse_cfg("[net]\nwidth=9\nheight=6\nchannels=1\n" + head)).eval()
+    rgb = torch.rand(2, 3, 6, 9)
+    luma = (rgb * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    torch.testing.assert_close(model(rgb), model(luma))
+    assert model.conv(0).weight.shape == (6, 1, 1, 1)
 
 
 def test_avgpool_is_the_mean_of_the_image():

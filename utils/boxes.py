@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert, box_iou, nms
+
+from utils.errors import InputError
 
 # At most so many candidates per image enter NMS, and so many detections per image leave it; the best by score. Only
 # better boxes suppress a box, so the limit on candidates has no effect if MAX_DETECTIONS of them stay.
@@ -93,6 +96,21 @@ def non_max_suppression(predictions: Tensor, conf_thres: float, nms_thres: float
     return [of_image[:MAX_DETECTIONS] for of_image in detections.split(counts)]
 
 
+def check_nms(device: torch.device) -> None:
+    """Run NMS on ``device`` once.
+
+    Raises:
+        InputError: torchvision cannot; it was built without the device that torch was built for.
+    """
+    try:
+        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device), torch.ones(1, device=device), 0.5)
+    except (NotImplementedError, RuntimeError) as error:
+        raise InputError(
+            f"torchvision {torchvision.__version__} has no NMS for {device.type}: install the torchvision that belongs "
+            f"to torch {torch.__version__}, from the same index"
+        ) from error
+
+
 def _candidates(predictions: Tensor, conf_thres: float) -> tuple[Tensor, Tensor, Tensor]:
     """The candidates of NMS: boxes (N, 4) xyxy, scores (N,), and groups (N,), image * C + class, in rising order."""
     images, boxes, attributes = predictions.shape
@@ -128,12 +146,12 @@ def _best(score: Tensor, counts: list[int]) -> Tensor:
 def _suppress_by_group(xyxy: Tensor, score: Tensor, group: Tensor, nms_thres: float) -> Tensor:
     """The indices of the boxes that NMS within each group keeps, by falling score; groups follow each other."""
     counts = group.bincount().tolist()
-    offset, keep = 0, [group[:0]]
+    offset, parts = 0, [group[:0]]
     for boxes, scores in zip(xyxy.split(counts), score.split(counts), strict=True):
         if len(boxes):
-            keep.append(offset + _suppress(boxes, scores, nms_thres))
+            parts.append(offset + _suppress(boxes, scores, nms_thres))
             offset += len(boxes)
-    keep = torch.cat(keep)
+    keep = torch.cat(parts)
     return keep[score[keep].argsort(descending=True, stable=True)]
 
 

@@ -9,7 +9,7 @@ import gc
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -24,8 +24,13 @@ T = TypeVar("T")
 # Where all processes raise the same error, the others wait so long before they end, so that the main one can report it
 # before torchrun kills it.
 PATIENCE_SECONDS = 2.0
-# gloo's messages where another process has ended; that process, or torchrun, reports the reason.
-LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
+# gloo's and NCCL's messages where another process has ended; that process, or torchrun, reports the reason.
+LOST = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError|ncclSystemError|remote process exit|"
+    r"NCCL communicator was aborted"
+)
+# What init_process_group needs to know; torchrun sets all of it.
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def world() -> int:
@@ -80,15 +85,35 @@ def processes() -> Iterator[None]:
 
 
 def join() -> None:
-    """Form a group with the other processes; where there are GPUs, use the one with this process's local rank."""
+    """Form a group with the other processes; where there are GPUs, use the one of this process.
+
+    Raises:
+        InputError: more processes on this machine than it has GPUs, or the environment does not say where the others
+            are.
+    """
+    if missing := [name for name in RENDEZVOUS if not os.environ.get(name)]:
+        raise InputError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for several processes, but {', '.join(missing)} is not set: "
+            "start them with torchrun, or unset WORLD_SIZE"
+        )
     if torch.cuda.is_available():
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= gpus:
-            raise InputError(
-                f"torchrun: process {local + 1} on this machine, which has {gpus} GPUs: lower --nproc_per_node"
-            )
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(local_gpu(os.environ, torch.cuda.device_count()))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def local_gpu(environment: Mapping[str, str], gpus: int) -> int:
+    """The number of the GPU of this process, among the ``gpus`` that it sees.
+
+    Raises:
+        InputError: it is not the first process on this machine, and no GPU is left for it.
+    """
+    rank = environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID")
+    local = int(environment["RANK"]) % gpus if rank is None else int(rank)
+    if local < gpus:
+        return local
+    if gpus == 1 and "TORCHELASTIC_RUN_ID" not in environment:  # a scheduler shows each task its own GPU only
+        return 0
+    raise InputError(f"torchrun: process {local + 1} on this machine, which has {gpus} GPUs: lower --nproc_per_node")
 
 
 def from_main(function: Callable[[], T]) -> T:

@@ -1,11 +1,15 @@
 """DataLoader workers, the processes that read images: how they handle signals, and the errors when one of them dies."""
 
 import errno
+import math
 import os
 import re
 import signal
 import sys
 from multiprocessing.queues import Queue
+from pathlib import Path
+
+import cv2
 
 from utils.errors import InputError
 
@@ -16,7 +20,31 @@ CAUSES = {
 # On a CPU the workers compete with the network's threads, which wait for the slowest of them. So the network gets
 # priority, and the workers read ahead in the time that it leaves.
 NICENESS = 10
+MAX_WORKERS = 16  # by default; more than a GPU needs, and each takes memory
+# What a container may use per period: version 2 of Linux control groups has both in one file.
+CPU_LIMITS = (
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
 UNKNOWN = "run the program with --n_cpu 0 to see the cause"
+
+
+def default_workers() -> int:
+    """The number of workers where none is given: this process's share of the cores, at most MAX_WORKERS."""
+    return min(usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MAX_WORKERS)
+
+
+def usable_cores() -> int:
+    """The number of cores that this process may use, at least 1, within the limit of a container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in CPU_LIMITS:
+        try:
+            quota, period = (int(word) for file in files for word in Path(file).read_text().split())
+        except (OSError, ValueError):  # the file does not exist, or says that there is no limit
+            continue
+        if quota > 0:
+            cores = min(cores, math.ceil(quota / period))
+    return max(cores, 1)
 
 
 def start_worker(worker: int) -> None:
@@ -28,7 +56,8 @@ def start_worker(worker: int) -> None:
     """
     os.setpgid(0, 0)
     os.nice(NICENESS)
-    Queue._on_queue_feeder_error = staticmethod(end_worker)
+    cv2.setNumThreads(0)  # the workers are the threads; and those of the parent do not exist in a forked process
+    Queue._on_queue_feeder_error = staticmethod(end_worker)  # type: ignore[attr-defined]  # not a public method
 
 
 def end_worker(error: Exception, batch: object) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from config.create_cfg import create_cfg
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
-from utils.darknet.layers import IMAGE, AvgPool, Convolution, Dropout, MaxPool
+from utils.darknet.layers import IMAGE, AvgPool, Convolution, Dropout, LocalAvgPool, MaxPool
 from utils.darknet.parse import ACTIVATIONS
 from utils.darknet.spec import parse_network
 from utils.errors import InputError
@@ -64,6 +64,7 @@ def test_padding_stride_and_dilation_of_a_convolution(options, padding, size):
     assert (conv.padding, conv.height, conv.width) == (padding, *size)
 
 
+@pytest.mark.parametrize("kind", ["maxpool", "local_avgpool"])
 @pytest.mark.parametrize(
     ("options", "size", "padding", "shape"),
     [
@@ -76,9 +77,9 @@ def test_padding_stride_and_dilation_of_a_convolution(options, padding, size):
         ("size=2\nstride_x=2\nstride_y=1", 2, 1, (16, 16)),
     ],
 )
-def test_size_and_padding_of_a_maxpool(options, size, padding, shape):
-    pool = layers(f"[maxpool]\n{options}\n")[0]
-    assert isinstance(pool, MaxPool)
+def test_size_and_padding_of_a_pool(kind, options, size, padding, shape):
+    pool = layers(f"[{kind}]\n{options}\n")[0]
+    assert type(pool) is {"maxpool": MaxPool, "local_avgpool": LocalAvgPool}[kind]
     assert (pool.size, pool.padding, (pool.height, pool.width)) == (size, padding, shape)
 
 
@@ -115,6 +116,19 @@ def test_a_head_takes_its_anchors_in_the_order_of_its_mask():
         "", "[convolutional]\nfilters=12\nsize=1\n[yolo]\nmask=2,0\nnum=3\nanchors=1,2, 3,4, 5.5,6\nclasses=1\n"
     )[-1]
     assert head.anchors == ((5.5, 6), (1, 2))
+
+
+@pytest.mark.parametrize("num", ["num=1", "num=2", "num=3", "num=9", ""])
+def test_the_anchors_are_those_that_the_mask_names_whatever_num_is(num, capsys):
+    text = f"[convolutional]\nfilters=12\nsize=1\n[yolo]\nmask=1,2\n{num}\nanchors=1,2, 3,4, 5,6\nclasses=1\n"
+    assert layers("", text.replace("\n\n", "\n"))[-1].anchors == ((3, 4), (5, 6))
+    warning = capsys.readouterr().err
+    assert ("mask= names anchor 2 of 3" in warning) == (num in ("num=1", "num=2", ""))
+
+
+def test_anchors_without_a_mask_are_the_first_num():
+    head = layers("", "[convolutional]\nfilters=12\nsize=1\n[yolo]\nnum=2\nanchors=1,2,3,4,5,6\nclasses=1\n")[-1]
+    assert head.anchors == ((1, 2), (3, 4))
 
 
 def test_cross_iteration_batch_normalization_is_batch_normalization():
@@ -244,7 +258,11 @@ def test_a_network_lists_its_convolutions_and_heads():
         (CONV + "stride_x=0\n", "5: layer 0 [convolutional]", "stride_x=0 must be from 1"),
         (CONV + "padding=-1\n", "5: layer 0 [convolutional]", "padding=-1 must be from 0"),
         (CONV + "batch_normalize=yes\n", "5: layer 0 [convolutional]", "batch_normalize=yes is not 0 or 1"),
-        (CONV + "activation=gelu\n", "5: layer 0 [convolutional]", "activation=gelu is not one of linear, leaky"),
+        (
+            CONV + "activation=normalize_channels\n",
+            "5: layer 0 [convolutional]",
+            "activation=normalize_channels is not one of linear, leaky",
+        ),
         (CONV + "[activation]\nactivation=\n", "8: layer 1 [activation]", "activation= is not one of"),
         (CONV + "[route]\n", "8: layer 1 [route]", "layers= is missing"),
         (CONV + "[route]\nlayers=\n", "8: layer 1 [route]", "layers= is not a list of numbers"),
@@ -256,12 +274,21 @@ def test_a_network_lists_its_convolutions_and_heads():
         (CONV + "[upsample]\nscale=inf\n", "8: layer 1 [upsample]", "scale=inf is not a finite number"),
         (CONV + "[upsample]\nstride=-2\n", "8: layer 1 [upsample]", "stride=-2 must be from 1"),
         # types and options that are not known
-        ("[region]\nclasses=1\n", "5: layer 0 [region]", "not supported; supported are convolutional, "),
-        ("[gaussian_yolo]\n", "5: layer 0 [gaussian_yolo]", "not supported"),
+        (
+            "[region]\nclasses=1\n",
+            "5: layer 0 [region]",
+            "this layer type is for YOLOv2 and not supported; supported are convolutional, ",
+        ),
+        ("[Gaussian_yolo]\n", "5: layer 0 [Gaussian_yolo]", "not supported"),
+        # a layer type that is not supported is named before anything that is wrong with other layers
+        ("[convolutional]\n[avgpool]\n[soft]\n", "7: layer 2 [softmax]", "is for classifiers and not supported"),
+        ("[convolutional]\n[cost]\ntype=sse\n", "6: layer 1 [cost]", "is for classifiers and not supported"),
         (CONV + "[net]\n", "8: layer 1 [net]", "not supported"),
-        (CONV + "fliters=4\n", "5: layer 0 [convolutional]", "option fliters=4 is not known"),
-        (CONV + "jitter=.3\n", "5: layer 0 [convolutional]", "option jitter=.3 is not known"),
-        (CONV + "[maxpool]\nfilters=4\n", "8: layer 1 [maxpool]", "option filters=4 is not known"),
+        (
+            "[convolutional]\nfliters=4\nsize=1\n",
+            "5: layer 0 [convolutional]",
+            "filters= is missing: did you mean fliters?",
+        ),
         (CONV + "[shortcut]\nfrom=0\nweights_type=per_feature\n", "8: layer 1 [shortcut]", "weights_type=per_feature"),
         # sources
         ("[route]\nlayers=-1\n", "5: layer 0 [route]", "refers to layer -1"),
@@ -335,12 +362,11 @@ def test_a_wrong_layer_is_named_with_its_file_line_and_number(text, where, what)
     [
         (7, "mask=0\nanchors=1,1\nnum=1\nclasses=1", "reads 7 channels from layer 0, .* need filters=6 there"),
         (6, "mask=0,1\nanchors=1,1,2,2\nnum=2\nclasses=1", "reads 6 channels from layer 0, .* need filters=12 there"),
-        (6, "mask=1\nanchors=1,1\nnum=1\nclasses=1", "mask=1 must name anchors from 0 to 0"),
-        (6, "mask=-1\nanchors=1,1\nnum=1\nclasses=1", "mask=-1 must name anchors from 0 to 0"),
+        (6, "mask=1\nanchors=1,1\nnum=1\nclasses=1", "mask= names anchor 1, but anchors= has only those from 0 to 0"),
+        (6, "mask=-1\nanchors=1,1\nnum=1\nclasses=1", "mask= names anchor -1, but"),
         (6, "mask=0\nnum=1\nclasses=1", "anchors= is missing"),
-        (6, "mask=0\nanchors=1,1,2\nnum=1\nclasses=1", "anchors= has 3 numbers: num=1 needs 2"),
-        (6, "mask=0\nanchors=1,1\nnum=2\nclasses=1", "anchors= has 2 numbers: num=2 needs 4"),
-        (6, "mask=0\nanchors=1,1,2,2\nclasses=1", "anchors= has 4 numbers: num=1 needs 2"),
+        (6, "mask=0\nanchors=1,1,2\nnum=1\nclasses=1", "anchors= has 3 numbers: it needs pairs"),
+        (12, "anchors=1,1\nnum=2\nclasses=1", "mask= names anchor 1, but anchors= has only those from 0 to 0"),
         (6, "mask=0\nanchors=1,0\nnum=1\nclasses=1", "anchors= .* positive"),
         (6, "mask=0\nanchors=1,-2\nnum=1\nclasses=1", "anchors= .* positive"),
         (6, "mask=0\nanchors=nan,1\nnum=1\nclasses=1", "anchors= .* positive"),
@@ -364,7 +390,7 @@ def test_a_wrong_head_is_named_with_its_file_line_and_number(filters, yolo, what
         ("[net]\nwidth=32\n", "height= is missing"),
         ("[net]\nheight=32\n", "width= is missing"),
         ("[net]\nwidth=32\nheight=0\n", "height=0 must be from 1"),
-        ("[net]\nwidth=32\nheight=32\nchannels=1\n", "channels=1: images are RGB"),
+        ("[net]\nwidth=32\nheight=32\nchannels=4\n", "channels=4: images are RGB or grey, so channels must be 3 or 1"),
     ],
 )
 def test_a_wrong_net_section_is_named(net, what):
@@ -399,6 +425,7 @@ def test_plain_dicts_will_do_and_messages_then_name_the_layer_alone():
         (CONV, "share_index", "-1000000000"),
         ("[maxpool]\n", "antialiasing", "0"),
         ("[maxpool]\n", "maxpool_depth", "0"),
+        ("[maxpool]\n", "maxpool_zero_nonmax", "0"),
         ("[maxpool]\n", "out_channels", "1"),
         ("[upsample]\n", "reverse", "0"),
         ("[reorg]\n", "reverse", "0"),
@@ -414,6 +441,49 @@ def test_an_option_that_is_not_built_is_accepted_only_where_it_changes_nothing(s
     assert f"{option}=3 changes what the layer computes and is not supported" in message
     assert f": layer {len(plain) - 3} [" in message
     assert f"{option}=x is not a number" in refused(f"{section}{option}=x\n")
+
+
+def test_an_option_that_darknet_does_not_know_is_warned_of_once_and_stays_in_the_cfg(capsys):
+    text = "[net]\nwidth=32\nheight=16\nmosiac=1\n\n" + CONV + "zzz=1\n\n" + CONV + "zzz=1\njitter=.3\n\n" + HEAD
+    blocks = parse_cfg(text, "a.cfg")
+    parse_network(blocks)
+    parse_network(blocks, 64)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: a.cfg:1: [net]: option mosiac=1 is not known and has no effect: did you mean mosaic?",
+        "warning: a.cfg:6: layer 0 [convolutional]: option zzz=1 is not known and has no effect",
+        "warning: a.cfg:11: layer 1 [convolutional]: option jitter=.3 is not known and has no effect",
+    ]
+    assert format_cfg(blocks).replace("\n\n", "\n") == text.replace("\n\n", "\n")
+
+
+def test_options_of_darknets_own_training_are_known(capsys):
+    layers(CONV, net="[net]\nwidth=32\nheight=16\nsgdr_cycle=1000\nsgdr_mult=2\n")
+    assert capsys.readouterr().err == ""
+
+
+DOWN_AND_UP = (
+    "[convolutional]\nfilters=4\nsize=3\npad=1\nstride=2\n" * 2 + "[upsample]\nstride=2\n[route]\nlayers=-1,0\n"
+)
+
+
+def test_a_cfg_whose_size_does_not_suit_its_layers_can_be_run_at_another():
+    spec = parse_network(parse_cfg("[net]\nwidth=50\nheight=30\n" + DOWN_AND_UP + HEAD))
+    assert spec.cfg_size == (30, 50)
+    assert spec.stride == 4
+    assert shape(spec.at(32).layers[3]) == (8, 16, 16)
+    assert shape(spec.at((32, 64)).layers[3]) == (8, 16, 32)
+    with pytest.raises(InputError, match=r"layer 3 \[route\]: its inputs must have one size"):
+        spec.at(30)
+
+
+def test_layers_that_fit_together_at_no_size_are_refused_with_the_size_of_the_cfg():
+    message = refused(DOWN_AND_UP + "[route]\nlayers=-1,1\n", net="[net]\nwidth=50\nheight=30\n")
+    assert "layer 3 [route]: its inputs must have one size, but layer 2 gives 26x16, layer 0 gives 25x15" in message
+
+
+def test_the_channels_of_the_input_are_those_of_the_cfg():
+    spec = parse_network(parse_cfg("[net]\nwidth=32\nheight=16\nchannels=1\n" + CONV + HEAD))
+    assert (spec.channels, spec.convolutions[0].inputs, spec.convolutions[0].parameters) == (1, 1, 4)
 
 
 def test_options_for_training_pass_through_to_the_written_cfg():

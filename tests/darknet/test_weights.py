@@ -7,9 +7,9 @@ import torch
 from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import randomize
-from train import load_pretrained
 from utils.darknet.cfg import parse_cfg
-from utils.darknet.weights import is_darknet_weights, load_darknet_weights
+from utils.darknet.weights import count_values, is_darknet_weights, load_darknet_weights
+from utils.detection.pretrained import load_pretrained
 from utils.errors import InputError
 
 SMALL = """[net]
@@ -194,6 +194,11 @@ def test_what_is_no_weights_file_is_refused_and_changes_nothing(tmp_path, conten
     assert_same(before, state(model))
 
 
+def test_the_values_of_a_file_are_counted_without_its_header(tmp_path):
+    assert count_values(weights_file(tmp_path / "a.weights", header(), values())) == COUNT
+    assert count_values(weights_file(tmp_path / "a.weights", header(0, 1, 0), values())) == COUNT
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.weights: there is no such weights file"):
         small().load_darknet_weights(tmp_path / "none.weights")
@@ -219,6 +224,10 @@ def test_an_existing_file_is_replaced_whole_or_not_at_all(tmp_path):
         ("checkpoints/yolov3-tiny_final.weights", True),
         ("darknet53.conv.74", True),
         ("yolov3-tiny.conv.15", True),
+        ("yolov4-tiny.conv.29", True),
+        ("yolov3-tiny-hand.backup", True),
+        (".weights", False),
+        ("a.weights.pth", False),
         ("yolov3_ckpt.pth", False),
         ("my.conv.pth", False),
         ("a.weights/yolov3_ckpt.pth", False),
@@ -230,16 +239,16 @@ def test_a_darknet_file_is_known_by_its_name(name, darknets):
 
 
 @pytest.mark.parametrize("base", ["v3", "v3-spp"])
-def test_darknet53_fills_every_network_that_begins_with_it_and_the_count_is_said(tmp_path, base, capsys):
+def test_darknet53_fills_every_network_that_begins_with_it_and_the_count_is_said(tmp_path, base):
     source = randomize(Darknet(create_cfg("v3", 1, 64, width=0.0625)))
     source.save_darknet_weights(tmp_path / "whole.weights")
     backbone = source.spec.convolutions[:52]  # up to layer 74
     size = sum(sum(t.numel() for t in source.module_list[c.index].state_dict().values()) - 1 for c in backbone)
     (tmp_path / "darknet53.conv.74").write_bytes((tmp_path / "whole.weights").read_bytes()[: 20 + 4 * size])
     model = Darknet(create_cfg(base, 3, 96, width=0.0625))
-    load_pretrained(model, str(tmp_path / "darknet53.conv.74"))
+    line = load_pretrained(model, str(tmp_path / "darknet53.conv.74")).line
     count = len(model.spec.convolutions)
-    assert f"weights for 52 of {count} convolutions" in capsys.readouterr().out
+    assert f"weights for 52 of {count} convolutions" in line
     assert all(torch.equal(model.conv(c.index).weight, source.conv(c.index).weight) for c in backbone)
     with pytest.raises(InputError, match="too short: layer 75"):
         model.load_darknet_weights(tmp_path / "darknet53.conv.74")

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from PIL import Image
 
 from utils.boxes import Letterbox
 from utils.data.augmentations import GREY, MIN_VISIBLE, Augmentation, LabelledImage, canvas, draw, letterbox
@@ -16,7 +15,12 @@ def sample(size, rectangle, label=0):
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     x1, y1, x2, y2 = rectangle
     pixels[y1:y2, x1:x2] = COLOURS[label]
-    return LabelledImage(Image.fromarray(pixels), np.array([[label, *rectangle]], np.float32))
+    return LabelledImage(pixels, np.array([[label, *rectangle]], np.float32))
+
+
+def one_colour(size, colour, boxes):
+    """An image of one colour."""
+    return LabelledImage(np.full((size[1], size[0], 3), colour, np.uint8), boxes)
 
 
 def seen(image, label):
@@ -49,7 +53,7 @@ def test_boxes_follow_the_pixels(mosaic, largest_scale):
     for seed in range(150):
         random = np.random.default_rng(seed)
         load, areas = four_images(random)
-        image, boxes = Augmentation(mosaic=mosaic, **NO_COLOUR)(load, 0, 4, SIZE, 0, random)
+        image, boxes = Augmentation(mosaic=mosaic, **NO_COLOUR)(load, 0, range(4), SIZE, 0, random)
         assert image.shape == (SIZE, SIZE, 3)
         targets = {int(box[0]): box[1:] for box in boxes}
         assert len(targets) == len(boxes)
@@ -75,7 +79,7 @@ def test_the_four_images_of_a_mosaic_meet_in_one_point():
     for seed in range(20):
         four = iter([sample((90, 90), (0, 0, 90, 90), label) for label in range(4)])
         augmentation = Augmentation(mosaic=1.0, stretch=0.3, **NO_COLOUR)
-        image, _ = augmentation(lambda index, four=four: next(four), 0, 4, SIZE, 0, np.random.default_rng(seed))
+        image, _ = augmentation(lambda index, four=four: next(four), 0, range(4), SIZE, 0, np.random.default_rng(seed))
         places = [seen(image, label)[0] for label in range(4)]  # above: 0 and 1, below: 2 and 3; perhaps mirrored
         left, right = (0, 1) if places[0][0] < places[1][0] else (1, 0)
         x, y = places[left][2:]
@@ -85,13 +89,11 @@ def test_the_four_images_of_a_mosaic_meet_in_one_point():
 
 
 def test_both_sides_of_a_flip_are_seen_and_boxes_turn_with_it():
-    image, boxes = sample((SIZE, SIZE), (8, 16, 24, 80))
+    given = sample((SIZE, SIZE), (8, 16, 24, 80))
     augmentation = Augmentation(**STILL, **NO_COLOUR)
     plain = []
     for seed in range(40):
-        drawn, moved = augmentation(
-            lambda index: LabelledImage(image, boxes), 0, 1, SIZE, 0, np.random.default_rng(seed)
-        )
+        drawn, moved = augmentation(lambda index: given, 0, range(1), SIZE, 0, np.random.default_rng(seed))
         assert moved.tolist() in ([[0, 8, 16, 24, 80]], [[0, SIZE - 24, 16, SIZE - 8, 80]])
         np.testing.assert_allclose(seen(drawn, 0)[0], moved[0, 1:], atol=1)
         plain.append(moved[0, 1] == 8)
@@ -104,19 +106,18 @@ def test_without_changes_an_image_is_letterboxed():
     mirrored = [[0, SIZE - at[0, 3], at[0, 2], SIZE - at[0, 1], at[0, 4]]]
     for seed in range(6):
         drawn, moved = Augmentation(**STILL, **NO_COLOUR)(
-            lambda index: given, 0, 1, SIZE, 0, np.random.default_rng(seed)
+            lambda index: given, 0, range(1), SIZE, 0, np.random.default_rng(seed)
         )
         flipped = np.abs(moved - at).max() > 1
-        np.testing.assert_allclose(drawn[:, ::-1] if flipped else drawn, expected, atol=3)  # HSV and back
+        # HSV and back, and OpenCV draws in steps of 1/32 pixel.
+        np.testing.assert_allclose(drawn[:, ::-1] if flipped else drawn, expected, atol=5)
         np.testing.assert_allclose(moved, mirrored if flipped else at, atol=1e-3)
 
 
 def test_an_image_without_boxes_stays_without():
-    image, boxes = sample((80, 40), (8, 8, 40, 32))
+    given = one_colour((80, 40), COLOURS[0], np.zeros((0, 5), np.float32))
     for mosaic in (0.0, 1.0):
-        _, moved = Augmentation(mosaic=mosaic)(
-            lambda index: LabelledImage(image, boxes[:0]), 0, 1, SIZE, 0, np.random.default_rng(0)
-        )
+        _, moved = Augmentation(mosaic=mosaic)(lambda index: given, 0, range(1), SIZE, 0, np.random.default_rng(0))
         assert moved.shape == (0, 5)
 
 
@@ -128,7 +129,7 @@ def test_mosaic_ends_at_its_last_epoch():
             asked.append(index)
             return sample((40, 40), (8, 8, 24, 24))
 
-        Augmentation(**options)(load, 6, 9, 32, epoch, np.random.default_rng(seed))
+        Augmentation(**options)(load, 6, range(9), 32, epoch, np.random.default_rng(seed))
         assert asked[0] == 6
         assert set(asked) <= set(range(9))
         return len(asked)
@@ -142,12 +143,11 @@ def test_mosaic_ends_at_its_last_epoch():
 
 
 def test_colour_moves_within_its_limits_and_boxes_do_not_care():
-    grey = Image.new("RGB", (SIZE, SIZE), (100, 100, 100))
-    boxes = np.array([[0, 8, 16, 40, 80]], np.float32)
+    grey = one_colour((SIZE, SIZE), (100, 100, 100), np.array([[0, 8, 16, 40, 80]], np.float32))
     levels = []
     for seed in range(60):
         drawn, moved = Augmentation(**STILL, hue=0, saturation=0, value=0.4)(
-            lambda index: LabelledImage(grey, boxes), 0, 1, SIZE, 0, np.random.default_rng(seed)
+            lambda index: grey, 0, range(1), SIZE, 0, np.random.default_rng(seed)
         )
         assert np.ptp(drawn) == 0
         levels.append(int(drawn[0, 0, 0]))
@@ -157,13 +157,13 @@ def test_colour_moves_within_its_limits_and_boxes_do_not_care():
 
 
 def test_saturation_and_hue_leave_the_brightness():
-    orange = Image.new("RGB", (SIZE, SIZE), (200, 120, 60))
+    orange = one_colour((SIZE, SIZE), (200, 120, 60), np.zeros((0, 5), np.float32))
     colours = set()
     for seed in range(20):
         drawn, _ = Augmentation(**STILL, value=0)(
-            lambda index: LabelledImage(orange, np.zeros((0, 5), np.float32)),
+            lambda index: orange,
             0,
-            1,
+            range(1),
             SIZE,
             0,
             np.random.default_rng(seed),
@@ -176,12 +176,9 @@ def test_saturation_and_hue_leave_the_brightness():
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3000), (3000, 1)])
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_thin_images(size, mosaic):
-    boxes = np.array([[0, 0, 0, *size]], np.float32)
-    image = Image.new("RGB", size, COLOURS[0])
+    given = one_colour(size, COLOURS[0], np.array([[0, 0, 0, *size]], np.float32))
     for seed in range(20):
-        drawn, moved = Augmentation(mosaic=mosaic)(
-            lambda index: LabelledImage(image, boxes), 0, 1, 64, 0, np.random.default_rng(seed)
-        )
+        drawn, moved = Augmentation(mosaic=mosaic)(lambda index: given, 0, range(1), 64, 0, np.random.default_rng(seed))
         assert drawn.shape == (64, 64, 3)
         assert ((moved[:, 1:] >= 0) & (moved[:, 1:] <= 64)).all()
         assert (moved[:, 3:] > moved[:, 1:3]).all()
@@ -191,7 +188,7 @@ def test_thin_images(size, mosaic):
 
 
 def whole(width, height, *boxes):
-    return LabelledImage(Image.new("RGB", (width, height), COLOURS[0]), np.array(boxes, np.float32).reshape(-1, 5))
+    return one_colour((width, height), COLOURS[0], np.array(boxes, np.float32).reshape(-1, 5))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +225,7 @@ def test_drawing_stays_within_the_window():
 def test_drawing_leaves_the_boxes_it_was_given():
     given = whole(100, 100, [1, 10, 20, 50, 60])
     draw(canvas(100), given, Letterbox(0.5, 0.5, -10, 0))
-    assert given[1].tolist() == [[1, 10, 20, 50, 60]]
+    assert given.boxes.tolist() == [[1, 10, 20, 50, 60]]
 
 
 def test_letterbox_by_hand():

@@ -134,6 +134,7 @@ def test_what_is_not_wrong_is_counted(project):
         "lines with commas": 1,
         "duplicate images": 2,
         "images turned by EXIF": 1,
+        "images scaled to 8 bits": 0,
         "images left out": 0,
     }
     text = summary({"train": checked, "valid": check("valid")})
@@ -381,3 +382,15 @@ def test_images_of_one_pixel_width_can_be_trained_on(project):
         assert len(boxes) == 1
         assert np.isfinite(boxes.numpy()).all()
         assert (boxes[:, 3:] > 0).all()
+
+
+def test_deep_images_are_counted_with_a_warning(project):
+    assert "8 bits" not in summary({"train": check()})
+    pixels = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(pixels).save(project / "data/images/train_1.png")
+    for _ in range(2):  # the second time it is remembered
+        checked = check()
+        assert checked.counts["images scaled to 8 bits"] == 1
+        text = summary({"train": checked})
+        assert "images scaled to 8 bits" in text
+        assert "warning: 1 images have more than 8 bits" in text

@@ -41,7 +41,7 @@ def run(program, *words):
 def detections(weights):
     words = ["--image_folder", "data/images", "--weights_path", weights, "--json", "found.json"]
     run(detect, *words, "--conf_thres", "0.3", "--nms_thres", "0.6", "--n_cpu", "0")
-    return [result["detections"] for result in json.loads(Path("found.json").read_text())]
+    return [result["detections"] for result in json.loads(Path("found.json").read_text())["images"]]
 
 
 def mean_ap(weights):

@@ -228,7 +228,7 @@ def test_a_run_that_cut_its_network_is_compared_with_the_one_that_it_started_fro
     train.main(train.get_args_parser().parse_args(words))
     capsys.readouterr()
     result = report()
-    assert "before is baseline.pth" in capsys.readouterr().out
+    assert "before is checkpoints/yolov3_before_cut.pth" in capsys.readouterr().out
     assert result["before"]["parameters"] > 10 * result["after"]["parameters"]
     assert result["percent"] == 0
     assert sum(layer["before"] for layer in result["layers"]) > 2 * sum(layer["after"] for layer in result["layers"])

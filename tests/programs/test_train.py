@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,10 +8,12 @@ import torch
 import detect
 import test_prune
 import train
+from models import Darknet
 from tests.scene import make_project
-from utils.detection.checkpoints import read_checkpoint
+from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.errors import InputError
 from utils.training.options import complete_sparsity
+from utils.training.trainer import Trainer
 
 FAST = ["--n_cpu", "0", "--batch_size", "4"]
 
@@ -80,7 +83,7 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
         *("--image_folder", "data/images", "--model_def", "config/prune_yolov3-hand.cfg", "--n_cpu", "0"),
         *("--weights_path", "checkpoints/finetune_yolov3_ckpt.pth", "--conf_thres", "0.001"),
     )
-    found = json.loads((project / "output/detections.json").read_text())
+    found = json.loads((project / "output/detections.json").read_text())["images"]
     assert len(found) == 9
     assert all((project / entry["output"]).exists() for entry in found)
 
@@ -133,7 +136,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_images
     logs = []
     for name in ("whole", "parts"):
         with open(project / "runs" / name / "log.csv", newline="") as file:
-            logs.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+            logs.append([{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(file)])
     assert logs[0] == logs[1]
     assert [row["epoch"] for row in logs[0]] == ["0", "1", "2"]
 
@@ -255,3 +258,36 @@ def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_image
     assert_same(weights("checkpoints/a_last.pth"), weights("checkpoints/b_last.pth"))
     with pytest.raises(AssertionError):
         assert_same(weights("checkpoints/a_last.pth"), weights("checkpoints/c_last.pth"))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_that_cuts_its_network_is_resumed_on_either_side_of_the_cut(project, no_images, monkeypatch, steps):
+    options = ["-sr", "--target_percent", "0.5", "--epochs", "5", "--checkpoint_interval", "1", *FAST]
+    run(train, *options, "--name", "whole")
+    train_step, calls = Trainer.train_step, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 2 * steps + 2:
+            raise KeyboardInterrupt
+        return train_step(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, *options, "--name", "parts")
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    run(train, "--resume", "--name", "parts")
+    assert_same(weights("checkpoints/whole_last.pth"), weights("checkpoints/parts_last.pth"))
+
+
+def test_what_a_cut_leaves_learns_from_the_network_before_it_unless_told_otherwise(project, no_images):
+    save_checkpoint("start.pth", Darknet("config/yolov3-hand.cfg"), pruned=False)
+    logs = {}
+    for name, words in (("taught", []), ("alone", ["--no-distill"])):
+        run(train, "-sr", "-pre", "start.pth", "--epochs", "1", "--name", name, *words, *FAST)
+        logs[name] = Path(f"runs/{name}/log.csv").read_text()
+        before, small = (read_checkpoint(f"checkpoints/{name}_{kind}.pth") for kind in ("before_cut", "ckpt"))
+        assert_same(before["model"], read_checkpoint("start.pth")["model"])
+        assert sum(map(torch.numel, small["model"].values())) < sum(map(torch.numel, before["model"].values())) / 4
+    assert "distillation_loss" in logs["taught"]
+    assert "distillation_loss" not in logs["alone"]

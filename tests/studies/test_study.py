@@ -13,7 +13,7 @@ from tests.scene import make_project
 from utils.errors import InputError
 from utils.files import write_csv
 
-TINY = DataSet("tiny", "config/oxfordhand.data", "config/yolov3-hand.cfg", 64, 2, 2, 1, s=1.0, seconds=1, batch_size=4)
+TINY = DataSet("tiny", "config/oxfordhand.data", "config/yolov3-hand.cfg", 64, 2, 2, 1, s=10.0, seconds=1, batch_size=4)
 STAGES = (*plan.ROWS, *plan.CONTROLS)
 SMALL = {"tiny": (Experiment("tiny", ("constant", "target"), ("slim",), (0,), 0.5, STAGES),)}
 
@@ -64,10 +64,10 @@ def test_the_study_measures_everything_once_and_is_drawn(project, capsys):
     assert float(rows[f"{sparse}/pruned0.5"]["parameters"]) < float(rows[sparse]["parameters"])
     assert rows[f"{sparse}/pruned0.5/distilled"]["percent"] == "0.5"
     assert rows[sparse]["schedule"] == "target"
-    assert rows["tiny/constant-slim/seed0"]["s"] == "1.0"
+    assert rows["tiny/constant-slim/seed0"]["s"] == "10.0"
     assert f"{sparse}/sweep@0.3" in rows
     assert all(row["mAP"] and row["revision"] and row["img_size"] == "64" for row in rows.values())
-    taught = [words for _, words in project if "--teacher_cfg" in words]
+    taught = [words for _, words in project if "--teacher_weights" in words]
     assert len(taught) == 2
 
     count = len(project)

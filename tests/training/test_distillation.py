@@ -83,7 +83,7 @@ def test_a_teacher_with_other_heads_is_refused(tmp_path, other, words):
     (tmp_path / "teacher.cfg").write_text(format_cfg(other))
     save_checkpoint(tmp_path / "teacher.pth", Darknet(other))
     with pytest.raises(InputError, match=words) as error:
-        load_teacher(str(tmp_path / "teacher.cfg"), str(tmp_path / "teacher.pth"), spec(), SIZE, torch.device("cpu"))
+        load_teacher(str(tmp_path / "teacher.pth"), str(tmp_path / "teacher.cfg"), spec(), SIZE, torch.device("cpu"))
     assert "teacher" in str(error.value)
 
 
@@ -94,10 +94,10 @@ def test_a_teacher_with_other_strides_is_refused(tmp_path):
     (tmp_path / "teacher.cfg").write_text(format_cfg(blocks))
     save_checkpoint(tmp_path / "teacher.pth", Darknet(blocks))
     with pytest.raises(InputError, match="columns 1, but 2"):
-        load_teacher(str(tmp_path / "teacher.cfg"), str(tmp_path / "teacher.pth"), spec(), SIZE, torch.device("cpu"))
+        load_teacher(str(tmp_path / "teacher.pth"), str(tmp_path / "teacher.cfg"), spec(), SIZE, torch.device("cpu"))
 
 
-def test_train_takes_a_teacher_and_needs_both_its_files(tmp_path, monkeypatch):
+def test_train_takes_a_teacher_and_needs_its_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(make_project(tmp_path))
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
     teacher = Darknet("config/yolov3-hand.cfg")
@@ -110,11 +110,11 @@ def test_train_takes_a_teacher_and_needs_both_its_files(tmp_path, monkeypatch):
         return torch.load("checkpoints/baseline_yolov3_last.pth", weights_only=True)["training"]["model"]
 
     plain = tune()
-    taught = tune("--teacher_cfg", "config/yolov3-hand.cfg", "--teacher_weights", "teacher.pth")
+    taught = tune("--teacher_weights", "teacher.pth")  # its cfg is in the checkpoint
     by_darknet = tune("--teacher_cfg", "config/yolov3-hand.cfg", "--teacher_weights", "teacher.weights")
     assert "distillation_loss" in Path("runs/baseline_yolov3/log.csv").read_text()
     name = "module_list.0.conv_0.weight"
     assert not torch.equal(plain[name], taught[name])
     assert all(torch.equal(value, by_darknet[key]) for key, value in taught.items())
-    with pytest.raises(InputError, match="belong together"):
+    with pytest.raises(InputError, match="--teacher_cfg needs --teacher_weights"):
         tune("--teacher_cfg", "config/yolov3-hand.cfg")

@@ -5,10 +5,12 @@ A section is a dict of strings, whose ``"type"`` is the section's name. The list
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import InputError
 from utils.files import read_text
+from utils.notices import notice
 
 # Darknet accepts two names for each of these sections; we use the second.
 SECTION_ALIASES = {
@@ -16,6 +18,11 @@ SECTION_ALIASES = {
     "conv": "convolutional",
     "max": "maxpool",
     "avg": "avgpool",
+    "local_avg": "local_avgpool",
+    "deconv": "deconvolutional",
+    "conn": "connected",
+    "soft": "softmax",
+    "lrn": "normalization",
     "silence": "empty",
 }
 
@@ -72,15 +79,16 @@ def parse_cfg(text: str, source: str = "cfg") -> list[Block]:
             raise InputError(f"{where}: {raw.strip()!r} is neither a [section] nor key=value")
         if not blocks:
             raise InputError(f"{where}: {raw.strip()!r} stands before the first [section]")
-        if key == "type":
-            raise InputError(f"{where}: Darknet has no option named type")
-        blocks[-1].setdefault(key, value)
+        if key != "type":
+            blocks[-1].setdefault(key, value)
+        elif blocks[-1]["type"] != "cost":  # which has it, and is not supported
+            notice(f"warning: {where}: no layer but [cost] has an option named type: it is left out")
     if not blocks or blocks[0]["type"] != "net":
         raise InputError(f"{source}: a cfg begins with [net], this one with {_first_section(blocks)}")
     return blocks
 
 
-def format_cfg(blocks: list[dict[str, str]]) -> str:
+def format_cfg(blocks: Sequence[Mapping[str, str]]) -> str:
     """The text of a cfg with these sections, as Darknet reads it."""
     return "\n".join(
         f"[{block['type']}]\n" + "".join(f"{key}={value}\n" for key, value in block.items() if key != "type")

@@ -7,7 +7,7 @@ TRAINING_ONLY = {
         "any": "clip onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate stream wait_stream",
         "net": """
             batch subdivisions time_steps max_batches momentum decay learning_rate learning_rate_min burn_in policy
-            power gamma scale step steps scales seq_scales num_steps batches_per_cycle batches_cycle_mult adam B1 B2 eps
+            power sgdr_cycle sgdr_mult gamma scale step steps scales seq_scales num_steps adam B1 B2 eps
             ema_alpha loss_scale label_smooth_eps letter_box resize_step random angle aspect saturation exposure hue
             flip max_crop min_crop blur gaussian_noise mosaic mosaic_bound cutmix mixup notruth track augment_speed
             sequential_subdivisions init_sequential_subdivisions dynamic_minibatch optimized_memory
@@ -42,7 +42,7 @@ NOT_BUILT = {
         "reverse": 0,
         "share_index": -1000000000,
     },
-    "maxpool": {"antialiasing": 0, "maxpool_depth": 0, "out_channels": 1},
+    "maxpool": {"antialiasing": 0, "maxpool_depth": 0, "maxpool_zero_nonmax": 0, "out_channels": 1},
     "upsample": {"reverse": 0},
     "reorg": {"reverse": 0},
     "reorg3d": {"reverse": 0},

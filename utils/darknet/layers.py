@@ -68,6 +68,11 @@ class MaxPool(Layer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalAvgPool(MaxPool):
+    """The mean over the same windows as those of :class:`MaxPool`, of the pixels inside of the feature map alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AvgPool(Layer):
     """The mean of each channel over the whole feature map."""
 

@@ -3,10 +3,12 @@
 Keys, defaults and shapes are those of AlexeyAB's Darknet (github.com/AlexeyAB/darknet, src/parser.c and src/*_layer.c).
 """
 
+import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from utils.darknet.activations import ACTIVATIONS
 from utils.darknet.cfg_keys import NOT_BUILT, training_only
 from utils.darknet.layers import (
     Activation,
@@ -15,6 +17,7 @@ from utils.darknet.layers import (
     Dropout,
     Empty,
     Layer,
+    LocalAvgPool,
     MaxPool,
     Reorg,
     Reorg3d,
@@ -26,12 +29,25 @@ from utils.darknet.layers import (
     Yolo,
 )
 from utils.errors import InputError
+from utils.notices import notice
 
 LARGEST_FILTERS = 65_536
 LARGEST_SIDE = 16_384
 LARGEST_OUTPUT = 2**31  # values in the output of a layer, 8 GiB; a cfg that asks for more is a mistake
 
-ACTIVATIONS = ("linear", "leaky", "relu", "relu6", "logistic", "tanh", "elu", "mish", "swish")
+# What the layer types that are not supported are for.
+OTHER_NETWORKS = {
+    **dict.fromkeys(("connected", "softmax", "cost", "crop"), "classifiers"),
+    **dict.fromkeys(("rnn", "crnn", "gru", "lstm", "conv_lstm", "history"), "networks over time"),
+    "region": "YOLOv2",
+    "detection": "YOLOv1",
+    "Gaussian_yolo": "Gaussian YOLOv3",
+    "contrastive": "training on pairs of images",
+}
+
+
+class SizeError(InputError):
+    """Layers do not fit together at one input size, but may at another."""
 
 
 class Options:
@@ -43,15 +59,15 @@ class Options:
         self._block = block
         self._known = {"type"}
 
-    def fail(self, message: str) -> NoReturn:
-        """Raise an InputError that names file, line and layer."""
-        raise InputError(f"{self.where}: {message}")
+    def fail(self, message: str, error: type[InputError] = InputError) -> NoReturn:
+        """Raise an ``error`` that names file, line and layer."""
+        raise error(f"{self.where}: {message}")
 
     def _get(self, key: str, default: object, parse: Callable[[str], object], kind: str):
         self._known.add(key)
         if key not in self._block:
             if default is None:
-                self.fail(f"{key}= is missing")
+                self.fail(f"{key}= is missing{self._nearest(key, set(self._block) - self._known)}")
             return default
         try:
             return parse(self._block[key])
@@ -87,15 +103,30 @@ class Options:
         name = self.text("activation", default)
         return name if name in ACTIVATIONS else self.fail(f"activation={name} is not one of {', '.join(ACTIVATIONS)}")
 
-    def refuse_unknown(self) -> None:
-        """Refuse keys that nothing read: those of NOT_BUILT unless they are neutral, and unknown ones."""
+    def check_unread(self) -> None:
+        """Refuse keys of NOT_BUILT unless they are neutral; warn of those that Darknet does not know either.
+
+        Darknet reports the latter as unused and goes on, so they have no effect. They stay in the cfg.
+
+        Raises:
+            InputError: an option that changes what the layer computes and is not supported.
+        """
         for key, neutral in (NOT_BUILT["any"] | NOT_BUILT.get(self.section, {})).items():
             if self._get(key, neutral, float, "a number") != neutral:
                 self.fail(f"{key}={self._block[key]} changes what the layer computes and is not supported")
         self._known |= training_only(self.section)
         for key in self._block:
             if key not in self._known:
-                self.fail(f"option {key}={self._block[key]} is not known for this layer")
+                hint = self._nearest(key, self._known - {"type"})
+                notice(
+                    f"warning: {self.where}: option {key}={self._block[key]} is not known and has no effect{hint}",
+                    key=f"[{self.section}] {key}",
+                )
+
+    @staticmethod
+    def _nearest(key: str, names: set[str]) -> str:
+        nearest = difflib.get_close_matches(key, sorted(names), n=1, cutoff=0.7)
+        return f": did you mean {nearest[0]}?" if nearest else ""
 
 
 def place(block: dict[str, str], index: int | None = None) -> str:
@@ -105,17 +136,24 @@ def place(block: dict[str, str], index: int | None = None) -> str:
     return f"{position}: " + (f"[{block['type']}]" if index is None else f"layer {index} [{block['type']}]")
 
 
+def check_type(options: Options) -> None:
+    """Raise an InputError for a section whose layer type is not supported."""
+    if options.section not in BUILDERS:
+        purpose = OTHER_NETWORKS.get(options.section)
+        reason = f"for {purpose} and not" if purpose else "not"
+        options.fail(f"this layer type is {reason} supported; supported are {', '.join(BUILDERS)}")
+
+
 def parse_layer(options: Options, context: "Context") -> Layer:
-    """The layer of one section, whose options must all be known.
+    """The layer of one section, whose type must be one of BUILDERS.
 
     Raises:
-        InputError: an unknown section, option or activation, a missing or impossible value, a source out of range, or
-            shapes that do not fit; the message names file, line and layer.
+        InputError: an unknown activation, an option that is not supported, a missing or impossible value, a source out
+            of range, or shapes that do not fit; the message names file, line and layer.
+        SizeError: the same, where another input size may fit.
     """
-    if options.section not in BUILDERS:
-        options.fail(f"this layer type is not supported; supported are {', '.join(BUILDERS)}")
     layer = BUILDERS[options.section](options, context)
-    options.refuse_unknown()
+    options.check_unread()
     if layer.height < 1 or layer.width < 1:
         options.fail(
             f"nothing is left of a {context.image.width}x{context.image.height} image here: its output would be empty"
@@ -174,7 +212,7 @@ class Context:
 def _same_size(options: Options, layers: Sequence[Layer]) -> None:
     if len({(layer.height, layer.width) for layer in layers}) > 1:
         sizes = ", ".join(f"layer {layer.index} gives {layer.width}x{layer.height}" for layer in layers)
-        options.fail(f"its inputs must have one size, but {sizes}")
+        options.fail(f"its inputs must have one size, but {sizes}", SizeError)
 
 
 def _stride(options: Options, default: int) -> tuple[int, int]:
@@ -217,7 +255,15 @@ def _convolution(options: Options, context: Context) -> Convolution:
     )
 
 
+def _local_avgpool(options: Options, context: Context) -> LocalAvgPool:
+    return LocalAvgPool(**_windows(options, context))
+
+
 def _maxpool(options: Options, context: Context) -> MaxPool:
+    return MaxPool(**_windows(options, context))
+
+
+def _windows(options: Options, context: Context) -> dict:
     source = context.previous
     stride = _stride(options, 1)
     size = options.integer("size", stride[0], low=1)
@@ -228,7 +274,7 @@ def _maxpool(options: Options, context: Context) -> MaxPool:
         (side + padding - size) // step + 1 for side, step in zip((source.height, source.width), stride, strict=True)
     )
     shape = context.shape([source], source.channels, height, width)
-    return MaxPool(**shape, size=size, stride=stride, padding=padding)
+    return {**shape, "size": size, "stride": stride, "padding": padding}
 
 
 def _avgpool(options: Options, context: Context) -> AvgPool:
@@ -296,7 +342,7 @@ def _dropout(options: Options, context: Context) -> Dropout:
 def _reorg_shape(options: Options, context: Context) -> tuple[dict, int]:
     source, stride = context.previous, options.integer("stride", 1, low=1)
     if source.height % stride or source.width % stride:
-        options.fail(f"stride={stride} does not divide the {source.width}x{source.height} input")
+        options.fail(f"stride={stride} does not divide the {source.width}x{source.height} input", SizeError)
     shape = context.shape([source], source.channels * stride**2, source.height // stride, source.width // stride)
     return shape, stride
 
@@ -317,16 +363,29 @@ def _empty(options: Options, context: Context) -> Empty:
     return Empty(**context.like(context.previous))
 
 
-def _yolo(options: Options, context: Context) -> Yolo:
-    source = context.previous
-    classes = options.integer("classes", 20, low=1)
+def _anchors(options: Options) -> tuple[tuple[int, ...], list[tuple[float, float]]]:
+    """The mask of a head, and the anchors that its numbers name; Darknet reads ``num`` only where there is no mask."""
     total = options.integer("num", 1, low=1)
     mask = options.numbers("mask", default=tuple(range(total)))
     flat = options.numbers("anchors", float)
-    if len(flat) != 2 * total or min(flat) <= 0 or not all(map(math.isfinite, flat)):
-        options.fail(f"anchors= has {len(flat)} numbers: num={total} needs {2 * total} positive ones")
-    if not all(0 <= number < total for number in mask):
-        options.fail(f"mask={','.join(map(str, mask))} must name anchors from 0 to {total - 1}")
+    if len(flat) % 2 or min(flat) <= 0 or not all(map(math.isfinite, flat)):
+        options.fail(f"anchors= has {len(flat)} numbers: it needs pairs of positive ones")
+    anchors = list(zip(flat[::2], flat[1::2], strict=True))
+    if missing := [number for number in mask if not 0 <= number < len(anchors)]:
+        options.fail(f"mask= names anchor {missing[0]}, but anchors= has only those from 0 to {len(anchors) - 1}")
+    if max(mask) >= total:
+        notice(
+            f"warning: {options.where}: num={total}, but mask= names anchor {max(mask)} of {len(anchors)} in anchors=: "
+            f"it is used, although Darknet itself needs num={len(anchors)}",
+            key=f"[yolo] num={total}",
+        )
+    return mask, anchors
+
+
+def _yolo(options: Options, context: Context) -> Yolo:
+    source = context.previous
+    classes = options.integer("classes", 20, low=1)
+    mask, anchors = _anchors(options)
     if source.channels != len(mask) * (5 + classes):
         options.fail(
             f"reads {source.channels} channels from layer {source.index}, but {len(mask)} anchors and {classes} "
@@ -337,7 +396,7 @@ def _yolo(options: Options, context: Context) -> Yolo:
         options.fail(f"scale_x_y={scale_x_y} must be at least 1")
     return Yolo(
         **context.like(source),
-        anchors=tuple((flat[2 * number], flat[2 * number + 1]) for number in mask),
+        anchors=tuple(anchors[number] for number in mask),
         classes=classes,
         scale_x_y=scale_x_y,
         new_coords=options.flag("new_coords"),
@@ -347,6 +406,7 @@ def _yolo(options: Options, context: Context) -> Yolo:
 BUILDERS: dict[str, Callable[[Options, Context], Layer]] = {
     "convolutional": _convolution,
     "maxpool": _maxpool,
+    "local_avgpool": _local_avgpool,
     "avgpool": _avgpool,
     "upsample": _upsample,
     "route": _route,

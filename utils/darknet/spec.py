@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from utils.darknet.cfg import Block
 from utils.darknet.layers import IMAGE, AvgPool, Convolution, Empty, Layer, Yolo
-from utils.darknet.parse import Context, Options, parse_layer, place
+from utils.darknet.parse import Context, Options, SizeError, check_type, parse_layer, place
 from utils.errors import InputError
 
+FITTING_MULTIPLE = 128  # pixels; input sides that are multiples of it suit networks with strides of up to 128
 LARGEST_KERNELS = 2**30  # weights in all kernels, 4 GiB; a cfg that asks for more is a mistake
 
 
@@ -18,31 +19,39 @@ class NetworkSpec:
 
     Attributes:
         blocks: the cfg's sections, ``[net]`` first.
+        channels: the channels of the input: 3 for RGB, 1 for grey.
         height, width: the input size in pixels that the layers' output shapes are for.
         layers: the layers in order; their indices are Darknet's layer numbers.
     """
 
     blocks: Sequence[Block]
+    channels: int
     height: int
     width: int
     layers: tuple[Layer, ...]
-    _at: dict[int, "NetworkSpec"] = field(default_factory=dict, repr=False, compare=False)
+    _at: dict[tuple[int, int], "NetworkSpec"] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def cfg_size(self) -> tuple[int, int]:
+        """The input size (height, width) in pixels that the cfg asks for, at which its layers may not fit together."""
+        return int(self.blocks[0]["height"]), int(self.blocks[0]["width"])
 
     def section(self, index: int) -> Block:
         """The cfg section of layer ``index``."""
         return self.blocks[1 + index]
 
-    def at(self, img_size: int) -> "NetworkSpec":
-        """The same network for inputs of ``img_size`` x ``img_size`` pixels; each size is parsed once.
+    def at(self, img_size: int | tuple[int, int]) -> "NetworkSpec":
+        """The same network for square inputs of ``img_size`` pixels, or (height, width); each size is parsed once.
 
         Raises:
             InputError: a layer's output would be empty at this size, or a layer's sources differ in size.
         """
-        if (img_size, img_size) == (self.height, self.width):
+        size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if size == (self.height, self.width):
             return self
-        if img_size not in self._at:
-            self._at[img_size] = parse_network(self.blocks, img_size)
-        return self._at[img_size]
+        if size not in self._at:
+            self._at[size] = parse_network(self.blocks, size)
+        return self._at[size]
 
     @property
     def convolutions(self) -> list[Convolution]:
@@ -86,25 +95,47 @@ class NetworkSpec:
         return readers
 
 
-def parse_network(blocks: Sequence[Block], img_size: int | None = None) -> NetworkSpec:
-    """Parse a cfg's sections at its own input size, or at ``img_size`` x ``img_size`` pixels.
+def parse_network(blocks: Sequence[Block], img_size: int | tuple[int, int] | None = None) -> NetworkSpec:
+    """Parse a cfg's sections.
+
+    Args:
+        blocks: the sections, ``[net]`` first.
+        img_size: the input size in pixels, of a square or as (height, width). None is the cfg's own, or where the
+            layers do not fit together at that, the next larger one that suits them: the network can then be built, and
+            run at another size.
 
     Raises:
-        InputError: a section that :func:`utils.darknet.parse.parse_layer` refuses, kernels with more than
-            LARGEST_KERNELS weights, or no ``[yolo]`` layer; the message names file, line and layer.
+        InputError: a layer type that is not supported, a section that :func:`utils.darknet.parse.parse_layer` refuses,
+            kernels with more than LARGEST_KERNELS weights, or no ``[yolo]`` layer; the message names file, line and
+            layer.
     """
     if not blocks or blocks[0].get("type") != "net":
         raise InputError("the first section of a cfg must be [net]")
     net = Options(blocks[0], place(blocks[0]))
     height, width = net.integer("height", low=1), net.integer("width", low=1)
-    if img_size:
-        height = width = img_size
     channels = net.integer("channels", 3)
-    if channels != 3:
-        net.fail(f"channels={channels}: images are RGB, so channels must be 3")
-    net.refuse_unknown()
-    image = Empty(index=IMAGE, where=net.where, sources=(), channels=channels, height=height, width=width)
+    if channels not in (1, 3):
+        net.fail(f"channels={channels}: images are RGB or grey, so channels must be 3 or 1")
+    net.check_unread()
+    for index, block in enumerate(blocks[1:]):
+        check_type(Options(block, place(block, index)))
+    if img_size is not None:
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        return _parse_at(blocks, channels, height, width)
+    try:
+        return _parse_at(blocks, channels, height, width)
+    except SizeError as error:
+        fitting = (math.ceil(side / FITTING_MULTIPLE) * FITTING_MULTIPLE for side in (height, width))
+        try:
+            return _parse_at(blocks, channels, *fitting)
+        except InputError:
+            raise error from None
 
+
+def _parse_at(blocks: Sequence[Block], channels: int, height: int, width: int) -> NetworkSpec:
+    """The network at one input size."""
+    net = place(blocks[0])
+    image = Empty(index=IMAGE, where=net, sources=(), channels=channels, height=height, width=width)
     layers: list[Layer] = []
     kernels = 0
     for index, block in enumerate(blocks[1:]):
@@ -113,7 +144,7 @@ def parse_network(blocks: Sequence[Block], img_size: int | None = None) -> Netwo
         if isinstance(layer, Convolution) and (kernels := kernels + layer.parameters) > LARGEST_KERNELS:
             options.fail(f"the kernels up to here would have {kernels:.2g} weights, more than {LARGEST_KERNELS:.2g}")
         layers.append(layer)
-    spec = NetworkSpec(blocks, height, width, tuple(layers))
+    spec = NetworkSpec(blocks, channels, height, width, tuple(layers))
     if not spec.heads:
-        raise InputError(f"{net.where}: the cfg has no [yolo] layer, so the network cannot detect anything")
+        raise InputError(f"{net}: the cfg has no [yolo] layer, so the network cannot detect anything")
     return spec

@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 import torch
@@ -41,12 +41,15 @@ def _tensors(model: Convolutional) -> Iterator[tuple[int, list[Tensor]]]:
         conv = model.conv(layer.index)
         if layer.batch_normalize:
             bn = model.batch_norm(layer.index)
-            yield layer.index, [bn.bias, bn.weight, bn.running_mean, bn.running_var, conv.weight]
+            tensors = [bn.bias, bn.weight, bn.running_mean, bn.running_var, conv.weight]
         else:
-            yield layer.index, [conv.bias, conv.weight]
+            tensors = [conv.bias, conv.weight]
+        yield layer.index, cast(list[Tensor], tensors)
 
 
-def _header_size(start: bytes, path: str | Path) -> int:
+def _header_size(file: BinaryIO, path: str | Path) -> int:
+    """Read the header of an open file, so that its values come next; the number of bytes."""
+    start = file.read(20)
     if len(start) < 16:
         raise InputError(f"{path}: {len(start)} bytes are too few for a Darknet weights file")
     major, minor, _ = struct.unpack("<3i", start[:12])
@@ -55,7 +58,33 @@ def _header_size(start: bytes, path: str | Path) -> int:
     size = 20 if major * 10 + minor >= 2 else 16
     if len(start) < size:
         raise InputError(f"{path}: {len(start)} bytes are too few for the header of version {major}.{minor}")
+    file.seek(size)
+    if (length := os.path.getsize(path)) % 4:  # the header's size is a multiple of 4
+        raise InputError(f"{path}: {length} bytes are not a header of {size} bytes and whole float32 values")
     return size
+
+
+def count_values(path: str | Path) -> int:
+    """The number of float32 values in a ``.weights`` file.
+
+    Raises:
+        InputError: the file is missing or is not a weights file.
+    """
+    with _open(path) as file:
+        return (os.path.getsize(path) - _header_size(file, path)) // 4
+
+
+def _values(path: str | Path) -> Tensor:
+    with _open(path) as file:
+        _header_size(file, path)
+        return torch.from_numpy(np.frombuffer(file.read(), "<f4").astype(np.float32))
+
+
+def _open(path: str | Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such weights file") from None
 
 
 def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool = False) -> int:
@@ -73,16 +102,9 @@ def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool =
         InputError: the file is missing, is not a weights file, or does not fit; the message names the first layer that
             does not.
     """
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such weights file") from None
-    header = _header_size(content[:20], path)
-    if (len(content) - header) % 4:
-        raise InputError(f"{path}: {len(content)} bytes are not a header of {header} bytes and whole float32 values")
-    values = torch.from_numpy(np.frombuffer(content, "<f4", offset=header).astype(np.float32))
-
-    position, plan = 0, []
+    values = _values(path)
+    position = 0
+    plan: list[tuple[int, list[Tensor]]] = []
     for index, tensors in _tensors(model):
         if partial and plan and position == len(values):
             break
@@ -120,6 +142,9 @@ def write_darknet_weights(model: Convolutional, file: BinaryIO, seen: int = 0) -
 
 
 def is_darknet_weights(path: str | Path) -> bool:
-    """Whether a file is Darknet's, by its name: ``x.weights``, or a backbone such as ``darknet53.conv.74``."""
-    name = os.path.basename(path)
-    return name.endswith(".weights") or re.search(r"\.conv\.\d+$", name) is not None
+    """Whether a file is Darknet's, by its name.
+
+    These are ``x.weights``, ``x.backup``, which Darknet writes while it trains, and backbones such as
+    ``darknet53.conv.74``.
+    """
+    return re.search(r".\.(weights|backup|conv\.\d+)$", os.path.basename(path)) is not None

@@ -1,32 +1,55 @@
 """Augmentation of training images: flip, colour, scale and shift, mosaic.
 
-One function, :func:`draw`, draws an image onto a square, and moves, clips and drops its boxes. Letterboxing uses it
-too, without any randomness.
+One function, :func:`draw`, draws an image onto a square, and moves, clips and drops its boxes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn.functional as F
 
 from utils.boxes import Letterbox
 
 GREY = 127  # Darknet fills the bars beside a letterboxed image with 0.5
 MIN_VISIBLE = 0.25  # a box that keeps no more than this share of its area is dropped
+REDUCTIONS = (8, 4, 2, 1)  # a JPEG file can be decoded at these fractions of its size
+
+Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
 
 
 class LabelledImage(NamedTuple):
-    """An image with its boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
+    """An image (H, W, 3) uint8 RGB with its boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
 
-    image: Image.Image
+    pixels: np.ndarray
     boxes: np.ndarray
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the image in pixels."""
-        return self.image.size
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+def reduction_for(scale: float) -> int:
+    """The largest of REDUCTIONS that leaves an image no smaller than it is at ``scale``."""
+    return next((reduction for reduction in REDUCTIONS if reduction * scale <= 1), 1)
+
+
+def shrink(pixels: np.ndarray, reduction: int) -> np.ndarray:
+    """Means of ``reduction`` x ``reduction`` pixels of an image (H, W, 3); what remains at the far edges is cut off.
+
+    A side that is shorter than ``reduction`` becomes one pixel.
+    """
+    if reduction == 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    size = max(width // reduction, 1), max(height // reduction, 1)
+    whole = pixels[: size[1] * reduction, : size[0] * reduction]
+    return cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
 
 
 def canvas(size: int) -> np.ndarray:
@@ -34,36 +57,57 @@ def canvas(size: int) -> np.ndarray:
     return np.full((size, size, 3), GREY, dtype=np.uint8)
 
 
-def draw(
-    target: np.ndarray, labelled: LabelledImage, place: Letterbox, window: tuple[int, int, int, int] | None = None
-) -> np.ndarray:
-    """Draw an image onto ``target``, in place.
+def draw(target: np.ndarray, labelled: LabelledImage, place: Letterbox, window: Window | None = None) -> np.ndarray:
+    """Draw an image onto ``target``, in place, with bilinear interpolation; it is halved before where it is drawn so.
 
     Args:
         target: (S, S, 3) uint8.
         labelled: the image and its boxes.
         place: how the image is scaled and shifted.
-        window: the part (x1, y1, x2, y2) of ``target`` to draw in; None is all of it.
+        window: the part of ``target`` to draw in; None is all of it.
 
     Returns:
         The boxes (M, 5): class, x1, y1, x2, y2 in pixels of ``target``, clipped to the part that was drawn. Boxes of
         which no more than MIN_VISIBLE is left are dropped.
     """
-    image, boxes = labelled
-    x1, y1, x2, y2 = window or (0, 0, target.shape[1], target.shape[0])
-    x1, y1 = max(x1, place.left), max(y1, place.top)
-    x2 = min(x2, place.left + round(image.width * place.scale_x))
-    y2 = min(y2, place.top + round(image.height * place.scale_y))
-    if x2 <= x1 or y2 <= y1:
-        return boxes[:0]
-    source = (
-        (x1 - place.left) / place.scale_x,
-        (y1 - place.top) / place.scale_y,
-        min((x2 - place.left) / place.scale_x, image.width),
-        min((y2 - place.top) / place.scale_y, image.height),
+    x1, y1, x2, y2 = drawn = drawn_window(labelled.size, place, window or (0, 0, target.shape[1], target.shape[0]))
+    if x2 == x1 or y2 == y1:
+        return labelled.boxes[:0]
+    reduction = reduction_for(max(place.scale_x, place.scale_y))
+    scale_x, scale_y = place.scale_x * reduction, place.scale_y * reduction
+    # OpenCV counts from the centre of the first pixel.
+    matrix = np.array(
+        [
+            [scale_x, 0, place.left - x1 + (scale_x - 1) / 2],
+            [0, scale_y, place.top - y1 + (scale_y - 1) / 2],
+        ]
     )
-    target[y1:y2, x1:x2] = np.asarray(image.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR, box=source))
+    cv2.warpAffine(
+        shrink(labelled.pixels, reduction),
+        matrix,
+        (x2 - x1, y2 - y1),
+        dst=target[y1:y2, x1:x2],
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return move_boxes(labelled.boxes, place, drawn)
 
+
+def drawn_window(size: tuple[int, int], place: Letterbox, window: Window) -> Window:
+    """The part of ``window`` that an image of ``size``, width and height, covers at ``place``; it may be empty."""
+    x1, y1, x2, y2 = window
+    x1, y1 = max(x1, place.left), max(y1, place.top)
+    x2 = min(x2, place.left + round(size[0] * place.scale_x))
+    y2 = min(y2, place.top + round(size[1] * place.scale_y))
+    return x1, y1, max(x2, x1), max(y2, y1)
+
+
+def move_boxes(boxes: np.ndarray, place: Letterbox, window: Window) -> np.ndarray:
+    """Boxes (N, 5): class, x1, y1, x2, y2, moved to where ``place`` draws their image and clipped to ``window``.
+
+    Boxes of which no more than MIN_VISIBLE is left are dropped.
+    """
+    x1, y1, x2, y2 = window
     moved = boxes * np.array([1, place.scale_x, place.scale_y, place.scale_x, place.scale_y], boxes.dtype)
     moved += np.array([0, place.left, place.top, place.left, place.top], boxes.dtype)
     clipped = moved.copy()
@@ -74,9 +118,31 @@ def draw(
 
 def letterbox(labelled: LabelledImage, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The whole image in the middle of a grey square: (size, size, 3) uint8, and boxes (N, 5) in its pixels."""
+    place = Letterbox.fit(*labelled.size, size)
+    boxes = move_boxes(labelled.boxes, place, (0, 0, size, size))
+    return letterbox_pixels(labelled.pixels, size), boxes
+
+
+def letterbox_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 in the middle of a grey square (size, size, 3).
+
+    See :func:`resize` for the filter.
+    """
+    height, width = pixels.shape[:2]
+    place = Letterbox.fit(width, height, size)
     target = canvas(size)
-    boxes = draw(target, labelled, Letterbox.fit(*labelled.size, size))
-    return target, boxes
+    fitted = resize(pixels, round(width * place.scale_x), round(height * place.scale_y))
+    target[place.top : place.top + fitted.shape[0], place.left : place.left + fitted.shape[1]] = fitted
+    return target
+
+
+def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (height, width, 3) by an antialiased bilinear filter, the same as Pillow's."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    images = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
+    resized = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 @dataclass(frozen=True)
@@ -106,7 +172,7 @@ class Augmentation:
         self,
         load: Callable[[int], LabelledImage],
         index: int,
-        count: int,
+        partners: np.ndarray,
         size: int,
         epoch: int,
         random: np.random.Generator,
@@ -116,7 +182,7 @@ class Augmentation:
         Args:
             load: returns the image of an index, with its boxes.
             index: which image.
-            count: number of images to draw the other three of a mosaic from.
+            partners: the images to draw the other three of a mosaic from.
             size: the side of the square, in pixels.
             epoch: the epoch, from 0.
             random: generator of this image in this epoch.
@@ -127,25 +193,29 @@ class Augmentation:
         target = canvas(size)
         allows_mosaic = self.first_plain_epoch is None or epoch < self.first_plain_epoch
         if allows_mosaic and random.random() < self.mosaic:
-            images = [load(i) for i in (index, *random.integers(count, size=3))]
-            boxes = self._draw_mosaic(target, images, random)
+            images = [load(i) for i in (index, *random.choice(partners, size=3))]
+            boxes, window = self._draw_mosaic(target, images, random), (0, 0, size, size)
         else:
-            boxes = self._draw_single(target, load(index), random)
-        target = self._shift_colours(target, random)
+            boxes, window = self._draw_single(target, load(index), random)
+        self._shift_colours(target, window, random)
         if random.random() < 0.5:
-            target = target[:, ::-1]
+            target = cv2.flip(target, 1)
             boxes = boxes * np.array([1, -1, 1, -1, 1], boxes.dtype) + np.array([0, size, 0, size, 0], boxes.dtype)
             boxes = boxes[:, [0, 3, 2, 1, 4]]
-        return np.ascontiguousarray(target), boxes
+        return target, boxes
 
-    def _draw_single(self, target: np.ndarray, labelled: LabelledImage, random: np.random.Generator) -> np.ndarray:
+    def _draw_single(
+        self, target: np.ndarray, labelled: LabelledImage, random: np.random.Generator
+    ) -> tuple[np.ndarray, Window]:
+        """The boxes, and the window that the image covers."""
         size = len(target)
         width, height = labelled.size
         scale_x, scale_y = self._random_scales(size / max(width, height), 1 - self.zoom, 1 + self.zoom, random)
         shift_x, shift_y = random.uniform(-self.shift, self.shift, size=2) * size
         left = round((size - width * scale_x) / 2 + shift_x)
         top = round((size - height * scale_y) / 2 + shift_y)
-        return draw(target, labelled, Letterbox(scale_x, scale_y, left, top))
+        place = Letterbox(scale_x, scale_y, left, top)
+        return draw(target, labelled, place), drawn_window(labelled.size, place, (0, 0, size, size))
 
     def _draw_mosaic(self, target: np.ndarray, images: list[LabelledImage], random: np.random.Generator) -> np.ndarray:
         size = len(target)
@@ -165,13 +235,21 @@ class Augmentation:
         stretch = 1 + random.uniform(-self.stretch, self.stretch)
         return scale * stretch, scale / stretch
 
-    def _shift_colours(self, target: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def _shift_colours(self, target: np.ndarray, window: Window, random: np.random.Generator) -> None:
+        """Change the colours of ``target``, in place; outside of ``window`` it is grey."""
         change = random.uniform(-1, 1, size=3) * (self.hue, self.saturation, self.value)
-        levels = np.arange(256)
-        hue = ((levels + 256 * change[0]) % 256).astype(np.uint8)
-        saturation, value = ((levels * (1 + c)).clip(0, 255).astype(np.uint8) for c in change[1:])
-        table = np.concatenate([hue, saturation, value])
-        return np.array(Image.fromarray(target).convert("HSV").point(table.tolist()).convert("RGB"))
+        x1, y1, x2, y2 = window
+        drawn = target[y1:y2, x1:x2]
+        if drawn.size:
+            hue, saturation, value = cv2.split(cv2.cvtColor(drawn, cv2.COLOR_RGB2HSV_FULL))
+            hue += np.uint8(math.floor(256 * change[0]) % 256)  # the colour circle has 256 steps, as has the type
+            saturation, value = (
+                cv2.convertScaleAbs(channel, alpha=1 + share)
+                for channel, share in zip((saturation, value), change[1:], strict=True)
+            )
+            cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2RGB_FULL, dst=drawn)
+        bars = min(round(GREY * (1 + change[2])), 255)
+        target[:y1] = target[y2:] = target[y1:y2, :x1] = target[y1:y2, x2:] = bars
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

@@ -19,13 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
-from PIL import Image
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
 from utils.data.data_config import DataConfig
-from utils.data.image_lists import ListEntry, looked_at, read_list_entries
-from utils.data.images import decode_image
+from utils.data.image_lists import ListEntry, looked_at
+from utils.data.images import ImageTraits, decode_strictly
 from utils.data.label_layouts import guess_layout
 from utils.data.labels import LENIENT, RULES, LabelFile, LabelRules, Labels, find_labels, label_candidates, scan_labels
 from utils.distributed import is_main
@@ -35,7 +34,7 @@ from utils.files import write_text
 MAX_SHOWN = 10  # problems, changed boxes or images in two lists that are printed
 MANY_CHANGED = 0.01  # share of changed boxes from which on there is a warning
 # The cache of another version is not used: it may read other images, and does not hold the same.
-READER = f"Pillow {PIL.__version__}, digests"
+READER = f"Pillow {PIL.__version__}, 8 bits, digests"
 
 
 class Decoded(NamedTuple):
@@ -45,6 +44,7 @@ class Decoded(NamedTuple):
         size: bytes of the file.
         changed: when the file was last changed, in ns.
         turned: whether its EXIF orientation rotated or mirrored the image.
+        deep: whether it has more than 8 bits per value.
         problem: the error message, or None.
         digest: of the pixels; equal images have equal digests, however their files are called or compressed.
     """
@@ -52,6 +52,7 @@ class Decoded(NamedTuple):
     size: int
     changed: int
     turned: bool
+    deep: bool
     problem: str | None
     digest: str
 
@@ -106,7 +107,7 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False, rules: Labe
             normalised centres and sizes. The first problems are printed on stderr.
     """
     list_path = data.list_path(split)
-    checked = check_images(read_list_entries(list_path), data.classes, list_path, rules)
+    checked = check_images(data.entries(split), data.classes, list_path, rules)
     check_layout(checked, list_path)
     bad = [image for image in checked if image.problems]
     if bad:
@@ -122,7 +123,7 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False, rules: Labe
         suffix = f": all {dropped} have no area in the image, and were dropped" if dropped else ""
         raise InputError(f"{list_path}: none of its {len(good)} images has a labelled box{suffix}")
     images, labels = [image.entry.path for image in good], [image.labels.boxes for image in good]
-    return CheckedData(images, labels, counts, [image.decoded.digest for image in good])
+    return CheckedData(images, labels, counts, [image.decoded.digest for image in good if image.decoded])
 
 
 def check_images(entries: list[ListEntry], classes: int, list_path: Path, rules: LabelRules) -> list[CheckedImage]:
@@ -164,29 +165,29 @@ def check_image(entry: ListEntry, classes: int, rules: LabelRules, cache: Mappin
 
 def decode(path: Path, status: os.stat_result) -> Decoded:
     """Decode an image and record the result, without the pixels."""
-    turned, problem, digest = False, None, ""
+    traits, problem, digest = ImageTraits(False, False), None, ""
     try:
-        image, turned = decode_image(path)
-        digest = pixel_digest(image)
+        pixels, traits = decode_strictly(path)
+        digest = pixel_digest(pixels)
     except InputError as error:
         problem = str(error).removeprefix(f"{path}: ")
-    return Decoded(status.st_size, status.st_mtime_ns, turned, problem, digest)
+    return Decoded(status.st_size, status.st_mtime_ns, *traits, problem, digest)
 
 
-def pixel_digest(image: Image.Image) -> str:
-    """A text that equal RGB images share: the size, a checksum of all pixels, and a hash of every 16th row.
+def pixel_digest(pixels: np.ndarray) -> str:
+    """A text that equal images (H, W, 3) uint8 share: the size, a checksum of all pixels, a hash of every 16th row.
 
     A hash of all pixels would take as long as a third of the decoding.
     """
-    pixels = image.tobytes()
-    rows = np.frombuffer(pixels, np.uint8).reshape(image.height, -1)[::16]
-    rows_hash = hashlib.blake2b(rows.tobytes(), digest_size=8).hexdigest()
-    return f"{image.width}x{image.height}-{zlib.crc32(pixels):08x}-{rows_hash}"
+    height, width = pixels.shape[:2]
+    rows_hash = hashlib.blake2b(pixels[::16].tobytes(), digest_size=8).hexdigest()
+    return f"{width}x{height}-{zlib.crc32(np.ascontiguousarray(pixels).data):08x}-{rows_hash}"
 
 
 def count(images: Sequence[CheckedImage]) -> dict[str, int]:
     """The numbers of images, boxes, ... by column of :func:`summary`."""
     labels = [image.labels for image in images]
+    decoded = [image.decoded for image in images if image.decoded]
     files = [image.label_file for image in images]
     rules = Counter(file.rule for file in files if file)
     return {
@@ -201,8 +202,9 @@ def count(images: Sequence[CheckedImage]) -> dict[str, int]:
         "polygons": sum(label.polygons for label in labels),
         "scores ignored": sum(label.scores for label in labels),
         "lines with commas": sum(label.commas for label in labels),
-        "duplicate images": len(images) - len({image.decoded.digest for image in images}),
-        "images turned by EXIF": sum(image.decoded.turned for image in images),
+        "duplicate images": len(images) - len({pixels.digest for pixels in decoded}),
+        "images turned by EXIF": sum(pixels.turned for pixels in decoded),
+        "images scaled to 8 bits": sum(pixels.deep for pixels in decoded),
     }
 
 
@@ -214,9 +216,10 @@ def check_layout(checked: Sequence[CheckedImage], list_path: Path) -> None:
     values = np.concatenate([image.labels.values for image in labelled])
     if layout := guess_layout(values):
         example = " ".join(f"{value:g}" for value in values[0])
+        first = labelled[0].label_file.path if labelled[0].label_file else labelled[0].entry.path
         raise InputError(
             f"{list_path}: its {len(values)} boxes look like {layout}; they must be the centre and the size as shares "
-            f"of the image: cx cy w h; the first, in {labelled[0].label_file.path}, is {example}"
+            f"of the image: cx cy w h; the first, in {first}, is {example}"
         )
 
 
@@ -300,6 +303,11 @@ def summary(checked: Mapping[str, CheckedData]) -> str:
     columns = [key for key in next(iter(counts.values())) if key in always or any(row[key] for row in counts.values())]
     rows = [["list", *columns], *([name, *(row[key] for key in columns)] for name, row in counts.items())]
     text = AsciiTable(rows).table
+    if deep := sum(row["images scaled to 8 bits"] for row in counts.values()):
+        text += (
+            f"\nwarning: {deep} images have more than 8 bits per value: each is scaled to 8 bits from the range that "
+            "its file states, or else from that of its values"
+        )
     if shared := shared_images(list(checked.values())):
         pairs = [str(a) if a == b else f"{a} is {b}" for a, b in shared[:MAX_SHOWN]]
         text += "\n  ".join(
@@ -332,10 +340,10 @@ def read_cache(path: Path) -> dict[str, Decoded]:
         return {}
 
 
-def _to_decoded(size: int, changed: int, turned: bool, problem: str | None, digest: str) -> Decoded:
+def _to_decoded(size: int, changed: int, turned: bool, deep: bool, problem: str | None, digest: str) -> Decoded:
     if not (isinstance(problem, str | None) and isinstance(digest, str)):
         raise TypeError("a problem is a text or null, a digest is a text")
-    return Decoded(int(size), int(changed), bool(turned), problem, digest)
+    return Decoded(int(size), int(changed), bool(turned), bool(deep), problem, digest)
 
 
 def write_cache(path: Path, decoded: Mapping[str, Decoded]) -> None:

@@ -1,17 +1,24 @@
 """The data set that training and evaluation read: images as squares, with their boxes."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from utils.data.augmentations import Augmentation, LabelledImage, letterbox
-from utils.data.image_cache import decode_all
-from utils.data.images import read_image
+from utils.boxes import Letterbox
+from utils.data.augmentations import Augmentation, LabelledImage, letterbox, reduction_for, resize
+from utils.data.image_cache import ImageCache, Source, build_cache
+from utils.data.images import image_size, open_image
+
+NEIGHBOURS = 16  # consecutive images of an epoch; a mosaic consists of such, so that each is decoded about once
+# Training images are read at this multiple of the square's side: nearly the largest scale that augmentation draws.
+REACH = 1.5
+TOLERANCE = 1.2  # and no larger than this multiple of that
 
 
 class DetectionDataset(Dataset):
@@ -24,10 +31,10 @@ class DetectionDataset(Dataset):
         labels: for each image its boxes (N, 5): class, cx, cy, w, h in [0, 1].
         img_size: the side S of the square, in pixels.
         augmentation: augments training images; None letterboxes them.
-        seed: seed of the augmentation.
+        seed: seed of the augmentation, and of the order of an epoch.
 
     Attributes:
-        kept: the first images, decoded; see :meth:`keep`.
+        cache: the images, already read, for those that are in it.
     """
 
     def __init__(
@@ -43,7 +50,9 @@ class DetectionDataset(Dataset):
         self.img_size = img_size
         self.augmentation = augmentation
         self.seed = seed
-        self.kept: list[np.ndarray] = []
+        self.cache: ImageCache | None = None
+        self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._order = EpochOrder(len(self.images), seed)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -55,25 +64,104 @@ class DetectionDataset(Dataset):
             image, boxes = letterbox(self.load(index), self.img_size)
         else:
             random = np.random.default_rng((self.seed, epoch, index))
-            image, boxes = self.augmentation(self.load, index, len(self), self.img_size, epoch, random)
+            partners = self._order.neighbours(epoch, index)
+            image, boxes = self.augmentation(self.load, index, partners, self.img_size, epoch, random)
         targets = np.empty((len(boxes), 5), np.float32)
         targets[:, 0] = boxes[:, 0]
         targets[:, 1:3] = (boxes[:, 1:3] + boxes[:, 3:5]) / 2 / self.img_size
         targets[:, 3:5] = (boxes[:, 3:5] - boxes[:, 1:3]) / self.img_size
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(targets)
 
-    def keep(self, max_bytes: int) -> int:
-        """Keep the first images decoded in memory, as many as fit into ``max_bytes``; return the bytes they take.
-
-        Call it before a loader starts its workers: they then share the memory.
-        """
-        self.kept = decode_all(self.images, read_image, max_bytes)
-        return sum(pixels.nbytes for pixels in self.kept)
-
     def load(self, index: int) -> LabelledImage:
-        """Image ``index`` at its size on disk, with boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
-        image = Image.fromarray(self.kept[index]) if index < len(self.kept) else read_image(self.images[index])
-        label, cx, cy, w, h = self.labels[index].T
-        x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-        width, height = image.size
-        return LabelledImage(image, np.stack([label, x1 * width, y1 * height, x2 * width, y2 * height], axis=1))
+        """Image ``index`` as :meth:`read` gives it, with boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
+        pixels = self._pixels(index)
+        height, width = pixels.shape[:2]
+        boxes = self.labels[index].copy()
+        boxes[:, 1:3] -= boxes[:, 3:5] / 2
+        boxes[:, 3:5] += boxes[:, 1:3]
+        boxes[:, 1:] *= np.array([width, height, width, height], boxes.dtype)
+        return LabelledImage(pixels, boxes)
+
+    def _pixels(self, index: int) -> np.ndarray:
+        if self.cache and index < len(self.cache):
+            return self.cache[index]
+        if self.augmentation is None:
+            return self.read(index)
+        pixels = self._recent.pop(index, None)
+        self._recent[index] = self.read(index) if pixels is None else pixels
+        if len(self._recent) > NEIGHBOURS:
+            self._recent.popitem(last=False)
+        return self._recent[index]
+
+    def fill_cache(self, kind: str, folder: Path, max_bytes: int) -> None:
+        """Keep the images as they are read: all of them on "disk", or in "ram" the first that fit into ``max_bytes``.
+
+        Call it in all processes, before a loader starts its workers. See :func:`utils.data.image_cache.build_cache`.
+
+        Args:
+            kind: "ram" or "disk".
+            folder: where images on disk are cached.
+            max_bytes: for "ram".
+        """
+        with ThreadPoolExecutor() as pool:
+            sizes = [self.read_size(*size)[1:] for size in pool.map(image_size, self.images)]
+        key = f"{self.img_size}-{'letterboxed' if self.augmentation is None else 'augmented'}"
+        self.cache = build_cache(Source(self.images, sizes, self.read, key, folder), kind, max_bytes)
+
+    def read(self, index: int) -> np.ndarray:
+        """Read image ``index`` at the size (H, W, 3) uint8 that it is used at, see :meth:`read_size`."""
+        image = open_image(self.images[index])
+        reduction, width, height = self.read_size(image.width, image.height)
+        return resize(image.decode(reduction), width, height)
+
+    def read_size(self, width: int, height: int) -> tuple[int, int, int]:
+        """How an image of ``width`` x ``height`` pixels is read.
+
+        Where it is letterboxed, it is decoded in full and fitted into the square, but not enlarged. For training it is
+        decoded at the smallest size that is at least REACH times the square, and scaled down to that where it is much
+        larger.
+
+        Returns:
+            The reduction at which it is decoded, and the width and height to which it is then resized.
+        """
+        if self.augmentation is None:
+            return 1, *shrink_to(width, height, self.img_size, 1.0)
+        side = REACH * self.img_size
+        reduction = reduction_for(side / max(width, height))
+        decoded = max(width // reduction, 1), max(height // reduction, 1)
+        return reduction, *shrink_to(*decoded, round(side), TOLERANCE)
+
+
+class EpochOrder:
+    """The order of the images in each epoch: new in each, it depends on the seed and the epoch alone.
+
+    Args:
+        length: number of images.
+        seed: seed of the order.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self.length = length
+        self.seed = seed
+        self._epoch = -1
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """The indices of the images (N,) in the order of the epoch."""
+        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+
+    def neighbours(self, epoch: int, index: int) -> np.ndarray:
+        """The NEIGHBOURS consecutive images of an epoch among which image ``index`` is: itself and random others."""
+        if epoch != self._epoch:
+            self._epoch, self._images = epoch, self(epoch)
+            self._positions = np.argsort(self._images)
+        first = self._positions[index] // NEIGHBOURS * NEIGHBOURS
+        first = max(min(first, self.length - NEIGHBOURS), 0)  # the last group overlaps the one before
+        return self._images[first : first + NEIGHBOURS]
+
+
+def shrink_to(width: int, height: int, side: int, tolerance: float) -> tuple[int, int]:
+    """The size at which an image fits into a square; unchanged where it is no larger than ``tolerance`` times that."""
+    if max(width, height) <= tolerance * side:
+        return width, height
+    place = Letterbox.fit(width, height, side)
+    return round(width * place.scale_x), round(height * place.scale_y)

@@ -9,7 +9,6 @@ A checkpoint is a dict of plain values and tensors, so that ``torch.load(..., we
 - in ``_last`` files also ``training``: the state to resume from, see :func:`utils.training.state.training_state`.
 """
 
-import re
 import subprocess
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,11 +24,9 @@ from utils.darknet.cfg import Block, format_cfg, parse_cfg
 from utils.darknet.cfg_keys import training_only
 from utils.darknet.parse import place
 from utils.darknet.weights import is_darknet_weights, load_darknet_weights
+from utils.detection.state_dicts import find_state_dict, is_state_dict, own_names
 from utils.errors import InputError
 from utils.files import atomic_writer
-
-# What newer versions of PyTorch-YOLOv3 keep of the cfg in their state dicts.
-STORED_ANCHORS = re.compile(r"\.yolo_\d+\.anchor(s|_grid)$")
 
 
 def save_checkpoint(path: str | Path, model: Darknet, **metadata: Any) -> None:
@@ -46,7 +43,9 @@ def write_checkpoint(file: BinaryIO, model: Darknet, **metadata: Any) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint, or a plain state dict as ``{"model": state dict}``; no code in the file is executed.
+    """Read a checkpoint; no code in the file is executed.
+
+    Of what other programs wrote, only the state dict is returned, as ``{"model": state dict}``.
 
     Raises:
         InputError: the file is missing, damaged, or not a checkpoint.
@@ -59,19 +58,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (IsADirectoryError, PermissionError) as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        message = "not a checkpoint that can be read safely: it is damaged, or holds more than tensors and plain values"
+        message = (
+            "not a checkpoint that can be read safely: it is damaged, or holds more than tensors and plain values; "
+            'a whole model can be saved anew by the program that wrote it: torch.save(model.state_dict(), "x.pth")'
+        )
         raise InputError(f"{path}: {message}") from error
-    if isinstance(content, Mapping) and _is_state_dict(content.get("model")):
+    if isinstance(content, Mapping) and "cfg" in content and is_state_dict(content.get("model")):
         return dict(content)
-    if _is_state_dict(content):
-        return {"model": content}
-    raise InputError(f"{path}: neither a checkpoint nor a state dict")
-
-
-def _is_state_dict(content: object) -> bool:
-    if not isinstance(content, Mapping) or not content:
-        return False
-    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    state = find_state_dict(content, path)
+    if state is None:
+        raise InputError(f"{path}: neither a checkpoint nor a state dict")
+    return {"model": state}
 
 
 def load_darknet(weights_path: str, model_def: str | None) -> tuple[Darknet, dict[str, Any]]:
@@ -96,7 +93,7 @@ def load_darknet(weights_path: str, model_def: str | None) -> tuple[Darknet, dic
         model = Darknet(model_def)
         return model, {"filled": load_darknet_weights(model, weights_path)}
     checkpoint = read_checkpoint(weights_path)
-    stored = _stored_cfg(checkpoint, weights_path)
+    stored = stored_cfg(checkpoint, weights_path)
     if model_def is not None:
         model = Darknet(model_def)
         if stored is not None:
@@ -109,8 +106,12 @@ def load_darknet(weights_path: str, model_def: str | None) -> tuple[Darknet, dic
     return model, checkpoint
 
 
-def _stored_cfg(checkpoint: Mapping[str, Any], path: str) -> list[Block] | None:
-    """The sections of the cfg in a checkpoint; None for a plain state dict, which has no cfg."""
+def stored_cfg(checkpoint: Mapping[str, Any], path: str) -> list[Block] | None:
+    """The sections of the cfg in a checkpoint; None for a plain state dict, which has no cfg.
+
+    Raises:
+        InputError: the cfg is damaged.
+    """
     text = checkpoint.get("cfg")
     if not isinstance(text, str | None):
         raise InputError(f"{path}: its cfg is not text, so it is not a checkpoint of this project")
@@ -136,13 +137,12 @@ def check_same_cfg(given: Sequence[Block], model_def: str, stored: Sequence[Bloc
                 raise InputError(f"{mismatch} {where}: {here}, but {there} in the weights file")
 
 
-def load_weights(model: Darknet, path: str | Path, partial: bool = False) -> dict[str, Any]:
+def load_weights(model: Darknet, path: str | Path) -> dict[str, Any]:
     """Load weights of any kind into ``model``: a checkpoint, a plain state dict, or a Darknet file.
 
     Args:
         model: the network; it is changed only if the file fits.
-        path: the file; ``x.weights`` and ``x.conv.N`` are Darknet's.
-        partial: accept a Darknet backbone file, which fills only the first layers.
+        path: the file; ``x.weights`` and ``x.backup`` are Darknet's.
 
     Returns:
         The checkpoint without its weights; for a Darknet file ``{"filled": number of convolutions}``.
@@ -151,17 +151,16 @@ def load_weights(model: Darknet, path: str | Path, partial: bool = False) -> dic
         InputError: the file cannot be read or belongs to another network; the first tensor that differs is named.
     """
     if is_darknet_weights(path):
-        return {"filled": load_darknet_weights(model, path, partial)}
+        return {"filled": load_darknet_weights(model, path)}
     checkpoint = read_checkpoint(path)
     load_state(model, checkpoint.pop("model"), path)
     return checkpoint
 
 
 def load_state(model: Darknet, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load a state dict of exactly this network.
+    """Load a state dict of exactly this network, of this project or of another port.
 
-    Other ports' state dicts are accepted, too: without the batch counts of BatchNorm, with the ``module.`` that
-    DataParallel puts before every name, and with the cfg's anchors.
+    Batch counts of BatchNorm may be missing; :func:`utils.detection.state_dicts.own_names` says which names are read.
 
     Args:
         model: the network; it is changed only if the state dict fits.
@@ -172,7 +171,7 @@ def load_state(model: Darknet, state: Mapping[str, Tensor], path: str | Path) ->
         InputError: a tensor is missing, has another shape, or is not one of this network's.
     """
     expected = model.state_dict()
-    state = {name.removeprefix("module."): value for name, value in state.items() if not STORED_ANCHORS.search(name)}
+    state = own_names(model.spec, state, path)
     for name, tensor in expected.items():
         if name not in state:
             if name.endswith("num_batches_tracked"):

@@ -19,7 +19,7 @@ from utils.devices import device_of, memory_advice, smaller_batch
 
 
 def load_model(
-    weights_path: str, model_def: str | None, thresholds: tuple[float, float]
+    weights_path: str, model_def: str | None, thresholds: tuple[float, float], device: str | None = None
 ) -> tuple[Darknet | OnnxModel, dict[str, Any]]:
     """A network, and the metadata of its file.
 
@@ -29,13 +29,14 @@ def load_model(
         model_def: the path of the network's cfg; None for the cfg in the weights file. Given, the two must agree.
         thresholds: the minimum score and the IoU of non-maximum suppression, for an ``.onnx`` file with the latter in
             its graph.
+        device: what ``--device`` says, for ONNX Runtime; a Darknet is on the CPU at first.
 
     Raises:
         InputError: a file is missing, damaged, or does not fit, or there is no cfg.
     """
     if not weights_path.endswith(".onnx"):
         return load_darknet(weights_path, model_def)
-    model = OnnxModel(weights_path, thresholds)
+    model = OnnxModel(weights_path, thresholds, device)
     if model_def is not None:
         check_same_cfg(parse_network(read_cfg(model_def)).blocks, model_def, model.spec.blocks, weights_path)
     return model, model.metadata

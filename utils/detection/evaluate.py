@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from terminaltables import AsciiTable
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -23,6 +23,7 @@ from utils.detection.metrics import DetectionMetrics, Metrics
 from utils.detection.options import check_classes
 from utils.detection.runtimes import OnnxModel
 from utils.devices import device_of, memory_advice, smaller_batch
+from utils.signals import Batches
 from utils.timing import Stopwatch
 
 
@@ -40,7 +41,7 @@ def validation_batches(
     data: DataConfig,
     img_size: int,
     batch_size: int,
-    n_cpu: int,
+    n_cpu: int | None,
     skip_bad: bool = False,
     rules: LabelRules = LENIENT,
 ) -> tuple[DataLoader, CheckedData]:
@@ -53,7 +54,7 @@ def validation_batches(
         data: the data set.
         img_size: the side S in pixels of the square to which images are letterboxed.
         batch_size: images per batch of this process.
-        n_cpu: worker processes that read images.
+        n_cpu: worker processes that read images; None for :func:`utils.workers.default_workers`.
         skip_bad: leave out images that are missing, unreadable or wrongly labelled.
         rules: how label lines are read.
 
@@ -74,7 +75,7 @@ def validation_batches(
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: DataLoader,
+    batches: Batches,
     names: list[str],
     iou_thres: float = 0.5,
     conf_thres: float = 0.001,
@@ -88,7 +89,7 @@ def evaluate(
         model: the network, a Darknet, which is not changed, or one of :mod:`utils.detection.runtimes`. A Darknet is
             evaluated in its fastest form, see :class:`utils.detection.inference.Inference`.
         batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.loader.collate` makes
-            them.
+            them. Those of :meth:`utils.signals.StopRequest.watch` end the evaluation where a signal arrives.
         names: class names.
         iou_thres: the IoU with a ground-truth box from which on a detection counts as correct.
         conf_thres: detections below this score are left out.
@@ -105,12 +106,17 @@ def evaluate(
                 output = model(images)
             with nms:
                 detections = to_detections(output, conf_thres, nms_thres)
-        for image, of_image in enumerate(detections):
-            local.add(of_image.cpu(), boxes_of_image(targets, image, images.shape[-1]))
+        for image, of_image in enumerate(_to_cpu(detections)):
+            local.add(of_image, boxes_of_image(targets, image, images.shape[-1]))
     total = DetectionMetrics(names, iou_thres)
     total.join(distributed.gather(local))
     metrics = total.compute()
     return metrics, Seconds(forward.seconds, nms.seconds, time.perf_counter() - start)
+
+
+def _to_cpu(detections: list[Tensor]) -> tuple[Tensor, ...]:
+    """The detections of each image of a batch on the CPU, copied at once: each copy makes the CPU wait for the GPU."""
+    return torch.cat(detections).cpu().split([len(of_image) for of_image in detections])
 
 
 def metrics_table(metrics: Metrics, iou_thres: float = 0.5) -> str:

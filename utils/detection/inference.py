@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from models import Darknet
 from utils.detection.fusing import fuse
 from utils.detection.runtimes import OnnxModel
-from utils.devices import device_of
+from utils.devices import device_of, pick_device
 from utils.errors import InputError
 
 
@@ -43,6 +43,11 @@ class Inference(nn.Module):
             if not self.compiled or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise InputError(f"--compile: torch.compile does not work here: {str(error).splitlines()[0]}") from error
+
+
+def on_device(model: Darknet | OnnxModel, device: str | None) -> Darknet | OnnxModel:
+    """A Darknet, brought to the device that :func:`utils.devices.pick_device` gives; an ONNX file stays where it is."""
+    return model if isinstance(model, OnnxModel) else model.to(pick_device(device))
 
 
 def for_inference(model: nn.Module, compiled: bool = False) -> nn.Module:

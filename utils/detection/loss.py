@@ -1,12 +1,15 @@
 """The training loss of YOLO heads: CIoU boxes, BCE objectness and classes, several anchors per target."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, complete_box_iou_loss
+from torchvision.ops import box_convert
 
 from models import Darknet, Yolo
 from utils.boxes import size_iou
@@ -15,6 +18,7 @@ from utils.boxes import size_iou
 ANCHOR_IOU = 0.25
 # A predicted side counts as at least this many pixels: between two equal float32 edges CIoU divides 0 by 0.
 SMALLEST_SIZE = 1e-3
+EPSILON = 1e-7  # keeps the divisions of CIoU finite
 # Weights of the three terms; see YoloLoss. They suit SGD with a learning rate near 1e-2.
 BOX_GAIN = 5.0
 OBJECTNESS_GAIN = 1.0
@@ -68,10 +72,6 @@ class Assignment:
     def __len__(self) -> int:
         """How many pairs of a prediction and a target there are."""
         return len(self.image)
-
-    def to(self, device: torch.device) -> "Assignment":
-        """The same on ``device``."""
-        return Assignment(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
 class YoloLoss(nn.Module):
@@ -139,38 +139,37 @@ class YoloLoss(nn.Module):
         with torch.autocast(raw[0].device.type, enabled=False):
             divisor = divisor or max(sum(map(len, assignments)), len(raw[0]))
             parts = [
-                self._head(head, output.float(), assignment.to(output.device), img_size)
-                for head, output, assignment in zip(self._heads, raw, assignments, strict=True)
+                self._head(head, output.float(), assignment, img_size)
+                for head, output, assignment in zip(
+                    self._heads, raw, to_device(assignments, raw[0].device), strict=True
+                )
             ]
             box, objectness, label = (sum(terms[k] for terms, _ in parts) for k in range(3))
             loss = (BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label) / divisor
-        return loss, [report for _, report in parts]
+        return cast(Tensor, loss), [report for _, report in parts]
 
     @staticmethod
     def _head(head: Yolo, raw: Tensor, a: Assignment, img_size: int) -> tuple[list[Tensor], HeadReport]:
         """Sums of the box, objectness and class terms over one head."""
         chosen = raw[a.image, a.anchor, a.row, a.column]
-        cell = torch.tensor([img_size / raw.shape[3], img_size / raw.shape[2]]).to(raw.device, non_blocking=True)
-        centre, size = head.boxes(chosen, head.anchors[a.anchor])
-        size = size.clamp(min=SMALLEST_SIZE)
-        predicted = box_convert(torch.cat([centre * cell, size], dim=1), "cxcywh", "xyxy")
-        target = box_convert(torch.cat([a.centre * cell, a.size], dim=1), "cxcywh", "xyxy")
-        ciou_loss = complete_box_iou_loss(predicted, target)
+        predicted = box_in_pixels(*head.boxes(chosen, head.anchors[a.anchor]), raw.shape, img_size)
+        target = box_in_pixels(a.centre, a.size, raw.shape, img_size)
+        box = ciou_loss(predicted, target)
 
         logits = head.logits(raw)  # for a stable BCE
         expected = logits.new_zeros(logits.shape[:-1])
         where = (a.image, a.anchor, a.row, a.column)
         # Two targets can claim one prediction; the better fit is what it learns.
-        flat = sum(index * stride for index, stride in zip(where, expected.stride(), strict=True))
-        iou = (1 - ciou_loss.detach()).clamp(0, 1)
+        flat = cast(Tensor, sum(index * stride for index, stride in zip(where, expected.stride(), strict=True)))
+        iou = (1 - box.detach()).clamp(0, 1)
         expected.view(-1).scatter_reduce_(0, flat, iou, "amax")
         objectness = F.binary_cross_entropy_with_logits(logits[..., 0], expected, reduction="sum")
 
         classes = logits[where][:, 1:]
-        one_hot = F.one_hot(a.label, head.classes).to(classes.dtype)
+        one_hot = (a.label[:, None] == torch.arange(head.classes, device=raw.device)).to(classes.dtype)
         label = F.binary_cross_entropy_with_logits(classes, one_hot, reduction="sum")
 
-        terms = [ciou_loss.sum(), objectness, label]
+        terms = [box.sum(), objectness, label]
         confidence = logits[..., 0].detach().sigmoid()
         sums = {
             HeadSum.POSITIVES: raw.new_full((), len(flat)),
@@ -182,6 +181,61 @@ class YoloLoss(nn.Module):
             HeadSum.OBJECTNESS: confidence.sum(),
         }
         return terms, HeadReport(torch.stack([sums[name] for name in HeadSum]), expected.numel())
+
+
+def to_device(assignments: Sequence[Assignment], device: torch.device) -> list[Assignment]:
+    """The same on ``device``: one copy per type of number, from pinned memory, for which nothing waits."""
+    if all(assignment.image.device == device for assignment in assignments):
+        return list(assignments)
+    places = torch.cat([torch.stack([a.image, a.anchor, a.row, a.column, a.label]) for a in assignments], dim=1)
+    boxes = torch.cat([torch.cat([a.centre, a.size], dim=1) for a in assignments])
+    if device.type == "cuda":
+        places, boxes = places.pin_memory(), boxes.pin_memory()
+    places, boxes = (tensor.to(device, non_blocking=True) for tensor in (places, boxes))
+    counts = [len(assignment) for assignment in assignments]
+    return [
+        Assignment(*of_head.unbind(dim=0), *box.split(2, dim=1))
+        for of_head, box in zip(places.split(counts, dim=1), boxes.split(counts), strict=True)
+    ]
+
+
+def box_in_pixels(centre: Tensor, size: Tensor, shape: Sequence[int], img_size: int) -> Tensor:
+    """Boxes (..., 4) xyxy in input pixels, relative to the corner of their cell; for :func:`ciou_loss`.
+
+    Args:
+        centre: (..., 2) relative to the corner of the cell, in cells.
+        size: (..., 2) in input pixels; sides shorter than SMALLEST_SIZE count as that.
+        shape: of the head's raw outputs, (B, A, H, W, 5 + C).
+        img_size: the side of the images in pixels.
+    """
+    x, y = centre.unbind(dim=-1)
+    w, h = size.clamp(min=SMALLEST_SIZE).unbind(dim=-1)
+    box = torch.stack([x * (img_size / shape[3]), y * (img_size / shape[2]), w, h], dim=-1)
+    return box_convert(box, "cxcywh", "xyxy")
+
+
+def ciou_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """1 - CIoU (...) of boxes (..., 4) xyxy with positive sides (arXiv 1911.08287, equations 10 to 12).
+
+    torchvision's ``complete_box_iou_loss`` gives the same values and gradients, but indexes by a mask: a GPU would have
+    to finish its work to tell how many boxes overlap.
+    """
+    x1, y1, x2, y2 = predicted.unbind(dim=-1)
+    x1t, y1t, x2t, y2t = target.unbind(dim=-1)
+    width, height = x2 - x1, y2 - y1
+    width_t, height_t = x2t - x1t, y2t - y1t
+
+    overlap_x = torch.min(x2, x2t) - torch.max(x1, x1t)
+    overlap_y = torch.min(y2, y2t) - torch.max(y1, y1t)
+    # Not clamp, whose gradient is not 0 where boxes only touch.
+    overlap = torch.where((overlap_x > 0) & (overlap_y > 0), overlap_x * overlap_y, 0.0)
+    iou = overlap / (width * height + width_t * height_t - overlap + EPSILON)
+
+    diagonal = (torch.max(x2, x2t) - torch.min(x1, x1t)) ** 2 + (torch.max(y2, y2t) - torch.min(y1, y1t)) ** 2
+    distance = ((x1 + x2) / 2 - (x1t + x2t) / 2) ** 2 + ((y1 + y2) / 2 - (y1t + y2t) / 2) ** 2
+    v = 4 / math.pi**2 * (torch.atan(width_t / height_t) - torch.atan(width / height)) ** 2
+    alpha = (v / (1 - iou + v + EPSILON)).detach()
+    return 1 - iou + distance / (diagonal + EPSILON) + alpha * v
 
 
 def _assign_head(head: Yolo, grid_size: tuple[int, int], targets: Tensor, sizes: Tensor, fits: Tensor) -> Assignment:

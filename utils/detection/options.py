@@ -1,6 +1,7 @@
 """Options that several programs share, and checks that model and data agree."""
 
 import argparse
+import re
 
 from models import Darknet
 from utils.cli import number
@@ -10,6 +11,7 @@ from utils.detection.runtimes import OnnxModel
 from utils.devices import PRECISIONS
 from utils.errors import InputError
 from utils.files import read_names
+from utils.workers import MAX_WORKERS
 
 
 def add_model_options(parser: argparse.ArgumentParser, weights_path: str, onnx: bool = True) -> None:
@@ -26,13 +28,23 @@ def add_model_options(parser: argparse.ArgumentParser, weights_path: str, onnx: 
     )
 
 
-def add_loading_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
+def add_loading_options(parser: argparse._ActionsContainer, batch_size: int) -> None:
     """Add ``--batch_size`` and ``--n_cpu``."""
     parser.add_argument("--batch_size", type=number(int, 1), default=batch_size, help="images per batch")
-    parser.add_argument("--n_cpu", type=number(int, 0), default=4, help="worker processes that read images")
+    add_workers_option(parser)
 
 
-def add_threshold_options(parser: argparse.ArgumentParser, conf_thres: float, nms_thres: float) -> None:
+def add_workers_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--n_cpu``, for :func:`utils.data.loader.loader`."""
+    parser.add_argument(
+        "--n_cpu",
+        type=number(int, 0),
+        help="worker processes that read images, per process of torchrun; 0: none; "
+        f"default: its share of the cores, at most {MAX_WORKERS}",
+    )
+
+
+def add_threshold_options(parser: argparse._ActionsContainer, conf_thres: float, nms_thres: float) -> None:
     """Add ``--conf_thres`` and ``--nms_thres``."""
     unit = number(float, 0, 1)
     parser.add_argument("--conf_thres", type=unit, default=conf_thres, help="minimum score of a detection")
@@ -73,9 +85,26 @@ def label_rules(args: argparse.Namespace) -> LabelRules:
     return LabelRules(args.strict, args.labels_with_score)
 
 
-def add_precision_option(parser: argparse.ArgumentParser) -> None:
+def add_precision_option(parser: argparse._ActionsContainer) -> None:
     """Add ``--precision``, for :func:`utils.devices.autocast`."""
     parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
+
+
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--device``, for :func:`utils.devices.pick_device`."""
+    parser.add_argument(
+        "--device",
+        type=device_name,
+        metavar="DEVICE",
+        help="cuda, cuda:N (the GPU of that number), mps (Apple's) or cpu; default: a GPU if there is one, else cpu",
+    )
+
+
+def device_name(text: str) -> str:
+    """An argparse ``type`` for ``--device``."""
+    if not re.fullmatch(r"cuda(:\d+)?|mps|cpu", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device: give cuda, cuda:N, mps or cpu")
+    return text
 
 
 def network_size(model: Darknet | OnnxModel, img_size: int | None) -> int:
@@ -86,17 +115,35 @@ def network_size(model: Darknet | OnnxModel, img_size: int | None) -> int:
     """
     spec = model.spec
     if img_size is None:
-        if spec.height != spec.width:
+        height, width = spec.cfg_size
+        if height != width:
             raise InputError(
-                f"the cfg's input is {spec.width}x{spec.height}, but images are letterboxed to a square: "
-                "give --img_size"
+                f"the cfg's input is {width}x{height}, but images are letterboxed to a square: give --img_size"
             )
-        img_size = spec.height
+        img_size = height
     stride = spec.stride
     if img_size % stride:
         nearest = max(round(img_size / stride), 1) * stride
         raise InputError(f"an input of {img_size} pixels is not a multiple of {stride}: {nearest} would be")
     return img_size
+
+
+def check_batch_norm(model: Darknet, img_size: int, batch_size: int) -> None:
+    """Raise an InputError where training computes BatchNorm's statistics of a single value, which has no variance.
+
+    Args:
+        model: the network.
+        img_size: side of the images in pixels.
+        batch_size: images per forward pass.
+    """
+    if batch_size > 1:
+        return
+    for layer in model.spec.at(img_size).convolutions:
+        if layer.batch_normalize and layer.height * layer.width == 1:
+            raise InputError(
+                f"{layer.where}: with images of {img_size} pixels and one image per forward pass, BatchNorm has one "
+                "value per channel to take statistics of: use a --batch_size of at least 2 per process"
+            )
 
 
 def check_classes(model: Darknet | OnnxModel, data: DataConfig) -> None:

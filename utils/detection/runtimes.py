@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import Darknet
+from models import Darknet, grey
 from utils.boxes import MAX_DETECTIONS
 from utils.darknet.cfg import format_cfg, parse_cfg
 from utils.darknet.spec import parse_network
@@ -33,19 +33,26 @@ class OnnxModel(nn.Module):
         source: the path of the file, or its content.
         thresholds: the minimum score of a detection and the IoU of non-maximum suppression, for a file with the latter
             in its graph; by default those in the file.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; by default the GPU if this ONNX Runtime uses one, else the CPU.
 
     Attributes:
         spec: what the network's cfg says, at the size that the file was exported for.
         metadata: the class ``names`` and the ``img_size`` in pixels.
 
     Raises:
-        InputError: ONNX Runtime is not installed, or the file is missing, damaged or not written by export.py.
+        InputError: ONNX Runtime is not installed, or the file is missing, damaged or not written by export.py, or
+            ONNX Runtime cannot use the device.
     """
 
-    def __init__(self, source: str | Path | bytes, thresholds: tuple[float, float] | None = None):
+    def __init__(
+        self,
+        source: str | Path | bytes,
+        thresholds: tuple[float, float] | None = None,
+        device: str | None = None,
+    ):
         super().__init__()
         self.name = "the graph" if isinstance(source, bytes) else str(source)
-        self.session = _onnx_session(source, self.name)
+        self.session = _onnx_session(source, self.name, device)
         stored = self.session.get_modelmeta().custom_metadata_map
         if "cfg" not in stored:
             raise InputError(f"{self.name}: no cfg in its metadata: not a file that export.py wrote")
@@ -79,7 +86,7 @@ class OnnxModel(nn.Module):
         return [output[output[:, 0] == image, 1:][:MAX_DETECTIONS] for image in range(len(images))]
 
 
-def _onnx_session(source: str | Path | bytes, name: str):
+def _onnx_session(source: str | Path | bytes, name: str, device: str | None):
     runtime = optional("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors only; it would warn of the optional inputs
@@ -88,6 +95,13 @@ def _onnx_session(source: str | Path | bytes, name: str):
     # TF32's 10 bits would hide the differences that the proof of an export looks for.
     preferred = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
     available = runtime.get_available_providers()
+    kind, _, number = (device or "").partition(":")
+    if kind == "cpu":
+        del preferred["CUDAExecutionProvider"]
+    elif kind and (kind != "cuda" or "CUDAExecutionProvider" not in available):
+        raise InputError(f"--device {device}: {name} runs in ONNX Runtime, which has no {kind} here: give cpu")
+    elif number:
+        preferred["CUDAExecutionProvider"]["device_id"] = number
     providers = [(provider, settings) for provider, settings in preferred.items() if provider in available]
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise InputError(f"{source}: there is no such ONNX file")
@@ -147,6 +161,7 @@ class OpenCvModel(nn.Module):
         self.anchors = [len(head.anchors) for head in model.spec.heads]
         self.heads = [f"yolo_{head.index}" for head in model.spec.heads]
         self.img_size = img_size
+        self.is_grey = model.spec.channels == 1
         self.size_bytes = sum(len(content) for content in files)
         try:
             self.net = self.cv2.dnn.readNetFromDarknet(*files)
@@ -156,6 +171,7 @@ class OpenCvModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C), in the order of :class:`models.Darknet`."""
+        images = grey(images) if self.is_grey else images
         return torch.cat([self._one(image) for image in images.cpu().numpy()[:, None]])
 
     def _one(self, image: np.ndarray) -> Tensor:

@@ -1,69 +1,165 @@
-"""Frames read from a video file or a camera, and frames written to a video file, by OpenCV."""
+"""Frames of videos, folders and cameras in one form, and frames written to a video file, by OpenCV."""
 
 import contextlib
-import itertools
-import queue
-import threading
-import time
+import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from utils.data.images import find_images, read_image
+from utils.detection.camera import Camera, Frame, Patience, host_name, is_url, safe_url
 from utils.errors import InputError
 from utils.files import atomic_writer
 from utils.optional import optional
 
 AHEAD = 8  # frames of a file that are decoded before they are needed
-Frame = tuple[int, Image.Image]
 USUAL_FPS = 25.0  # for a source that does not tell its rate
 
 
+@dataclass
 class Video:
-    """The frames of a video file, or of a camera by its number.
-
-    A thread reads, so that the network does not wait for the decoder. It reads every frame of a file, some frames
-    ahead; of a camera it keeps only the newest frame, so that a slow network skips frames instead of falling behind.
+    """A source of frames.
 
     Attributes:
-        live: whether it is a camera.
+        label: what to call it in messages; of a URL without passwords.
+        name: a name for the file with the boxes, without suffix.
         fps: frames per second.
-        size: (width, height) in pixels.
-
-    Raises:
-        InputError: OpenCV is not installed, or there is no such video or camera.
+        size: (width, height) of the first frame in pixels.
+        frames: begins to read; gives pairs of a frame's number and its RGB image, until the callable that it is given
+            says that the program is to stop. A thread reads, so that the network does not wait for the decoder: every
+            frame of a file, some frames ahead; of a camera the newest one.
+        camera: the camera, of a live source.
+        errors: what could not be read, each ``{"image" or "video": where, "error": reason}``.
     """
 
-    def __init__(self, source: str):
-        self.live = source.isdecimal()
-        self._cv2 = optional("cv2")
-        if not self.live and not Path(source).is_file():
-            raise InputError(
-                f"--video {source}: there is no such file; a camera is given by its number, the first by 0"
-            )
-        self._capture = self._cv2.VideoCapture(int(source) if self.live else source)
-        fps = self._capture.get(self._cv2.CAP_PROP_FPS)
-        self.fps = fps if 1 <= fps <= 1000 else USUAL_FPS
-        sides = self._cv2.CAP_PROP_FRAME_WIDTH, self._cv2.CAP_PROP_FRAME_HEIGHT
-        self.size = tuple(int(self._capture.get(side)) for side in sides)
-        if not self._capture.isOpened() or not all(self.size):
-            raise InputError(f"--video {source}: " + ("no such camera" if self.live else "cannot be read as a video"))
+    label: str
+    name: str
+    fps: float
+    size: tuple[int, int]
+    frames: Callable[[Callable[[], bool]], Iterator[Frame]]
+    camera: Camera | None = None
+    errors: list[dict[str, str]] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[Frame]:
-        """Pairs of a frame's number and its RGB image; the numbers of a camera's frames follow the clock."""
-        return newest(self._frames()) if self.live else ahead(self._frames())
 
-    def _frames(self) -> Iterator[Frame]:
-        start = time.perf_counter()
-        for count in itertools.count():
-            is_read, frame = self._capture.read()
-            if not is_read:
-                return
-            number = round((time.perf_counter() - start) * self.fps) if self.live else count
-            yield number, Image.fromarray(self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB))
+def open_video(source: str, patience: Patience | None = None) -> Video:
+    """A video file, a folder of frames, or a camera by its number, its device or its URL.
+
+    A URL of a file, whose length is known, is read like a file.
+
+    Raises:
+        InputError: OpenCV is not installed, or there is no such source. Messages contain no passwords of a URL.
+    """
+    cv2 = optional("cv2")
+    if Path(source).is_dir():
+        return _open_folder(Path(source))
+    is_stream, is_device = is_url(source), source.isdecimal() or source.startswith("/dev/")
+    if not is_stream and not is_device and not Path(source).is_file():
+        raise InputError(
+            f"--video {source}: there is no such file or folder; a camera is given by its number (the first is 0), "
+            "its device (/dev/video0) or its URL (rtsp://, http://)"
+        )
+    patience = patience or Patience()
+    connect = partial(_capture, cv2, source, patience)
+    capture = connect()
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    fps = fps if 1 <= fps <= 1000 else USUAL_FPS
+    size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    if not capture.isOpened() or not all(size):
+        raise InputError(_refusal(source, patience))
+    if is_device or (is_stream and capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0):
+        label = safe_url(source) if is_stream else f"camera {source}"
+        name = host_name(source) if is_stream else f"camera{source}" if source.isdecimal() else Path(source).name
+        camera = Camera(label, connect, capture, fps, patience)
+        return Video(label, name, fps, size, camera.frames, camera, camera.errors)
+    label, name = (safe_url(source), host_name(source)) if is_stream else (source, Path(source).stem)
+    return Video(label, name, fps, size, lambda stopped: _until(stopped, ahead(_decoded(cv2, capture))))
+
+
+def _capture(cv2: Any, source: str, patience: Patience) -> Any:
+    """An OpenCV capture, which may have failed to open. Its libraries print nothing: they would print passwords."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read at the first capture
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    if source.isdecimal():
+        return cv2.VideoCapture(int(source))
+    if not is_url(source):
+        return cv2.VideoCapture(source)
+    limits = {cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: patience.connect, cv2.CAP_PROP_READ_TIMEOUT_MSEC: patience.frame}
+    settings = [value for name, seconds in limits.items() for value in (name, round(1000 * seconds))]
+    return cv2.VideoCapture(source, cv2.CAP_FFMPEG, settings)
+
+
+def _refusal(source: str, patience: Patience) -> str:
+    """Why a source that OpenCV does not open may not open."""
+    if is_url(source):
+        return (
+            f"--video {safe_url(source)}: cannot be opened (refused, or no video within {patience.connect:g} seconds): "
+            "check address, path, user name and password"
+        )
+    if source.isdecimal():
+        return f"--video {source}: there is no such camera, or another program uses it"
+    if source.startswith("/dev/"):
+        reason = "another program uses it, or it is no camera"
+        if not Path(source).exists():
+            reason = "there is no such camera"
+        elif not os.access(source, os.R_OK | os.W_OK):
+            reason = "permission denied: the group video may be needed"
+        return f"--video {source}: {reason}"
+    return f"--video {source}: it cannot be read as a video"
+
+
+def _open_folder(folder: Path) -> Video:
+    """The images of a folder as frames, sorted by name, numbers by their value; unreadable ones are left out."""
+    try:
+        paths = sorted(find_images(str(folder)), key=_by_number)
+    except InputError:
+        raise InputError(f"--video {folder}: there is no image in this folder") from None
+    errors: list[dict[str, str]] = []
+
+    def read(start: int = 0) -> Iterator[Frame]:
+        for number in range(start, len(paths)):
+            try:
+                yield number, read_image(paths[number])
+            except InputError as error:
+                errors.append({"image": str(paths[number]), "error": str(error)})
+
+    first = next(read(), None)
+    if first is None:
+        raise InputError(f"--video {folder}: no frame can be read: {errors[0]['error']}")
+    name = folder.resolve().name or "frames"
+
+    def frames(stopped: Callable[[], bool]) -> Iterator[Frame]:
+        return _until(stopped, ahead(read(first[0])))  # what is unreadable before it is in the list already
+
+    return Video(str(folder), name, USUAL_FPS, first[1].size, frames, errors=errors)
+
+
+def _by_number(path: Path) -> list[tuple[int, int, str]]:
+    """A key that sorts ``frame9`` before ``frame10``."""
+    parts = re.findall(r"(\d+)|(\D+)", path.name)
+    return [(0, int(digits), "") if digits else (1, 0, text) for digits, text in parts]
+
+
+def _decoded(cv2: Any, capture: Any) -> Iterator[Frame]:
+    """The frames of a file."""
+    number = 0
+    while (frame := capture.read())[0]:
+        yield number, Image.fromarray(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB))
+        number += 1
+
+
+def _until(stopped: Callable[[], bool], items: Iterator[Frame]) -> Iterator[Frame]:
+    for item in items:
+        if stopped():
+            return
+        yield item
 
 
 def ahead(items: Iterator[Frame]) -> Iterator[Frame]:
@@ -75,40 +171,12 @@ def ahead(items: Iterator[Frame]) -> Iterator[Frame]:
             yield item
 
 
-def newest(items: Iterator[Frame]) -> Iterator[Frame]:
-    """At each step the newest of ``items``; a thread reads them and drops those in between."""
-    slot: queue.Queue = queue.Queue(1)
-    stopped = threading.Event()
-
-    def fill() -> None:
-        end = None
-        try:
-            for item in items:
-                if stopped.is_set():
-                    return
-                with contextlib.suppress(queue.Empty):
-                    slot.get_nowait()
-                slot.put(item)
-        except Exception as error:  # passed on to the consumer, which would wait for ever otherwise
-            end = error
-        slot.put(end)  # waits until the last item is taken
-
-    threading.Thread(target=fill, daemon=True).start()
-    try:
-        while (item := slot.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-
-
 @contextlib.contextmanager
 def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Callable[[int, Image.Image], None]]:
-    """Within the block, a function that writes an image of ``size`` (width, height) as frame ``number`` of a new video.
+    """Within the block, a function that writes an image as frame ``number`` of a new video of ``size``, width x height.
 
-    Where numbers were skipped, the image fills those frames too, so that the video keeps its speed. The file appears
-    under its name when it is complete.
+    Where numbers were skipped, the image fills those frames too, so that the video keeps its speed. An image of another
+    size is resized. The file appears under its name when it is complete.
 
     Raises:
         InputError: the installed OpenCV cannot write MPEG-4.
@@ -122,6 +190,7 @@ def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Call
 
         def write(number: int, image: Image.Image) -> None:
             nonlocal length
+            image = image if image.size == size else image.resize(size)
             pixels = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
             for _ in range(length, number + 1):
                 writer.write(pixels)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import ACTIVATIONS, Darknet
+from models import Darknet
 from utils.darknet import layers
+from utils.darknet.activations import ACTIVATIONS
 from utils.darknet.layers import IMAGE
 from utils.pruning.coupling import Coupling
 from utils.pruning.mask import PruneMask
@@ -37,7 +38,7 @@ def dead_constants(reference: Darknet, coupling: Coupling, dead: np.ndarray) -> 
     Returns:
         For each layer number (and ``IMAGE``) the constants of its output, (channels,) float64; NaN for the living.
     """
-    constants = {IMAGE: np.full(3, np.nan)}
+    constants = {IMAGE: np.full(reference.spec.channels, np.nan)}
     for layer in reference.spec.layers:
         sources = [constants[source] for source in layer.sources]
         constants[layer.index] = _propagate(layer, sources, reference, dead[coupling.outputs[layer.index]])
@@ -57,7 +58,7 @@ def _propagate(layer: layers.Layer, sources: list[np.ndarray], reference: Darkne
         case layers.Convolution():
             values = np.full(layer.channels, np.nan)
             if layer.batch_normalize:
-                beta = reference.batch_norm(layer.index).bias.detach().double().cpu().numpy()
+                beta = reference.batch_norm(layer.index).bias.detach().cpu().double().numpy()
                 values[dead] = _activate(layer.activation, beta)[dead]
             return values
         case layers.Upsample():

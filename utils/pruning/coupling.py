@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from utils.darknet import layers
+from utils.darknet.activations import NOT_ZERO_AT_ZERO
 from utils.darknet.layers import IMAGE
 from utils.darknet.spec import NetworkSpec
-
-# Activations of which the value at 0 is not 0: a channel behind one cannot be silenced.
-NOT_ZERO_AT_ZERO = ("logistic",)
 
 
 @dataclass(frozen=True)
@@ -132,14 +130,15 @@ def couple(spec: NetworkSpec) -> Coupling:
     [False, True, False, True]
     """
     channels = _Channels()
-    outputs = {IMAGE: channels.new(3)}
+    outputs = {IMAGE: channels.new(spec.channels)}
     channels.fix(outputs[IMAGE], "the image")
     owner: dict[int, tuple[int, int]] = {}
     for layer in spec.layers:
         sources = [outputs[source] for source in layer.sources]
         outputs[layer.index] = _propagate(layer, sources, channels)
-        if getattr(layer, "activation", None) in NOT_ZERO_AT_ZERO and getattr(layer, "batch_normalize", True):
-            reason = f"{layer.activation} in layer {layer.index} does not map 0 to 0"
+        activation = getattr(layer, "activation", None)
+        if activation in NOT_ZERO_AT_ZERO and getattr(layer, "batch_normalize", True):
+            reason = f"{activation} in layer {layer.index} does not map 0 to 0"
             channels.mark_not_zero_at_zero(outputs[layer.index], reason)
         if isinstance(layer, layers.Convolution):
             owner.update({int(n): (layer.index, k) for k, n in enumerate(outputs[layer.index])})

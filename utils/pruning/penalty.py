@@ -18,6 +18,7 @@ from utils.pruning.coupling import couple
 from utils.pruning.selection import prunable_channels
 
 METHODS = ("proximal", "subgradient")
+HOLD = 1e30  # a weight that holds a gamma at 0; infinity times the 0 of a skipped step would not be a number
 
 
 def gamma_sizes(model: Darknet) -> dict[int, np.ndarray]:
@@ -54,6 +55,7 @@ class GammaPenalty:
             if mask.any()
         }
         self.weights = {index: mask.float() for index, mask in self._masks.items()}
+        self._gammas = self._gammas_of(model)
 
     def state(self) -> dict:
         """What changes during a run, for a checkpoint."""
@@ -62,36 +64,50 @@ class GammaPenalty:
     def load_state(self, state: dict) -> None:
         """Go back to the :meth:`state` of a checkpoint."""
         self.s = state["s"]
-        self.weights = {index: weight.to(self.weights[index].device) for index, weight in state["weights"].items()}
+        self.weights = {
+            index: weight.to(self.weights[index].device).clamp(max=HOLD) for index, weight in state["weights"].items()
+        }
 
     def gammas(self) -> np.ndarray:
         """|gamma| of all channels under the penalty, in one array."""
         values = [self.model.batch_norm(index).weight.detach()[mask].abs() for index, mask in self._masks.items()]
         return torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
 
+    @torch.no_grad()
     def before_step(self) -> None:
         """Add the subgradient; call once per optimizer step, on unscaled gradients."""
         if self.method != "subgradient":
             return
-        for index, weight in self.weights.items():
-            gamma = self.model.batch_norm(index).weight
-            if gamma.grad is not None:
-                gamma.grad.add_(gamma.detach().sign() * weight, alpha=self.s)
+        learning = [
+            (gamma.grad, gamma, weight)
+            for gamma, weight in zip(self._gammas, self.weights.values(), strict=True)
+            if gamma.grad is not None
+        ]
+        if learning:
+            gradients, gammas, weights = map(list, zip(*learning, strict=True))
+            torch._foreach_add_(gradients, torch._foreach_mul(torch._foreach_sign(gammas), weights), alpha=self.s)
 
     @torch.no_grad()
-    def after_step(self, lr: float) -> None:
-        """Shrink the gammas toward 0; call once per optimizer step, of learning rate ``lr``."""
+    def after_step(self, lr: float, taken: Tensor | None = None) -> None:
+        """Shrink the gammas toward 0; call once per optimizer step.
+
+        Args:
+            lr: the learning rate of the step.
+            taken: a scalar, 1 if the step was taken and 0 if it was skipped, which leaves the gammas as they are; None
+                for a step that was taken. It stays on the device.
+        """
         if self.method != "proximal":
             return
         step = lr * self.s / (1 - self.momentum)
         if step and self.weights:
-            soft_threshold(self._gammas_of(self.model), torch._foreach_mul(list(self.weights.values()), step))
+            factor = step if taken is None else step * taken
+            soft_threshold(self._gammas, list(torch._foreach_mul(list(self.weights.values()), factor)))
 
     @torch.no_grad()
     def copy_zeros(self, average: Darknet) -> None:
         """Set the averaged model's gammas to 0 where the trained ones are: an average of a decay is never 0."""
         if self.weights:
-            alive = torch._foreach_sign(torch._foreach_abs(self._gammas_of(self.model)))
+            alive = torch._foreach_sign(torch._foreach_abs(self._gammas))
             torch._foreach_mul_(self._gammas_of(average), alive)
 
     def _gammas_of(self, model: Darknet) -> list[Tensor]:

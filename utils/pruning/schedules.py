@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from utils.errors import InputError
-from utils.pruning.penalty import GammaPenalty, gamma_sizes
+from utils.pruning.penalty import HOLD, GammaPenalty, gamma_sizes
 from utils.pruning.selection import prunable_sets, select
 
 HALF = 0.5  # of the steps: from here on the schedules differ
@@ -29,6 +29,9 @@ DEADLINE = 0.75  # of the steps: by then what is to die should be dead, so that 
 RESISTANCE = 2.0
 DOUBLING = 0.05  # of the steps: the strength at most doubles or halves in so many
 CONTROLS = 10  # of the strength, per epoch
+# Numbers are read from the device every so many steps: it must finish its work for that. Between, nothing waits for it.
+READING_STEPS = 10
+SHORT_RUN = 100 * READING_STEPS  # steps; in a shorter run the strength must be controlled more often than that
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Plan:
     @property
     def every(self) -> int:
         """Steps between two controls of the strength."""
-        return max(1, self.steps_per_epoch // CONTROLS)
+        every = max(1, self.steps_per_epoch // CONTROLS)
+        return every if len(self.rates) < SHORT_RUN else max(1, every // READING_STEPS) * READING_STEPS
 
     @property
     def largest_change(self) -> float:
@@ -151,10 +155,10 @@ def _relieve(penalty: GammaPenalty, ratio: float, weight: float) -> None:
 
 
 def _hold(penalty: GammaPenalty, condemned: dict[int, torch.Tensor]) -> None:
-    """Hold the condemned gammas that are 0 at 0, by an infinite penalty."""
+    """Hold the condemned gammas that are 0 at 0."""
     for index, channels in condemned.items():
         dead = channels & (penalty.model.batch_norm(index).weight.detach() == 0)
-        penalty.weights[index] = penalty.weights[index].masked_fill(dead, float("inf"))
+        penalty.weights[index] = penalty.weights[index].masked_fill(dead, HOLD)
 
 
 def _largest(penalty: GammaPenalty, chosen: dict[int, torch.Tensor]) -> float:

@@ -1,6 +1,8 @@
 """The batches of a run: augmented training images, shuffled in each epoch, and validation images."""
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
 
 from torch.utils.data import DataLoader, Subset
 
@@ -30,8 +32,7 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
     print(summary(checked))
     train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, augmentation, args.seed)
     valid = DetectionDataset(checked["valid"].images, checked["valid"].labels, args.img_size)
-    if args.cache:
-        keep_images(train, valid)
+    fill_caches(args.cache, {data.list_path("train"): train, data.list_path("valid"): valid})
     rank, world = distributed.rank(), distributed.world()
     sampler = EpochSampler(len(train), args.seed, args.batch_size, rank, world)
     local = Subset(valid, distributed.share(len(valid), rank, world))
@@ -39,13 +40,15 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
     return loader(train, batch_size, args.n_cpu, sampler), loader(local, batch_size, args.n_cpu)
 
 
-def keep_images(*datasets: DetectionDataset) -> None:
-    """Keep decoded images in memory, and print how many fit."""
-    most = free = budget()
-    for dataset in datasets:
-        free -= dataset.keep(free)
-    kept, images = sum(len(dataset.kept) for dataset in datasets), sum(map(len, datasets))
-    print(
-        f"--cache: {kept} of {images} images in memory, {(most - free) / 1e9:.2f} GB"
-        + (f"; the others do not fit into {most / 1e9:.2f} GB, half of the free memory" if kept < images else "")
-    )
+def fill_caches(kind: str, datasets: Mapping[Path, DetectionDataset]) -> None:
+    """Keep the images of data sets, by the paths of their lists, as ``kind`` of KINDS says; print how many."""
+    if kind == "none":
+        return
+    most = free = distributed.from_main(budget)
+    for path, dataset in datasets.items():
+        dataset.fill_cache(kind, path.with_name(f".{path.name}.cache"), free)
+        free -= dataset.cache.nbytes if dataset.cache else 0
+    images = sum(len(dataset) for dataset in datasets.values())
+    kept = sum(len(dataset.cache or ()) for dataset in datasets.values())
+    left_out = f"; the others do not fit into {most / 1e9:.2f} GB, half of the free memory" if kept < images else ""
+    print(f"--cache {kind}: {kept} of {images} images, {(most - free) / 1e9:.2f} GB{left_out}")

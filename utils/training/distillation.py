@@ -3,11 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, complete_box_iou_loss
 
 from models import Darknet, Yolo
-from utils.detection.checkpoints import load_weights
-from utils.detection.loss import BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, SMALLEST_SIZE
+from utils.detection.checkpoints import load_darknet
+from utils.detection.loss import BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, box_in_pixels, ciou_loss
 from utils.devices import autocast
 from utils.errors import InputError
 
@@ -15,17 +14,25 @@ from utils.errors import InputError
 LEAST_OBJECTNESS = 0.01
 
 
-def load_teacher(cfg: str, weights: str, student: Darknet, img_size: int, device: torch.device) -> Darknet:
+def load_teacher(weights: str, cfg: str | None, student: Darknet, img_size: int, device: torch.device) -> Darknet:
     """A teacher in eval mode, whose heads predict for the same cells, anchors and classes as the student's.
+
+    Args:
+        weights: a checkpoint, or weights of another kind.
+        cfg: its cfg; None for the cfg in the checkpoint.
+        student: the network that learns from it.
+        img_size: the side of the images in pixels.
+        device: where the two compute.
 
     Raises:
         InputError: a file that is missing or does not fit, or heads that are not the student's.
     """
-    teacher = Darknet(cfg)
-    load_weights(teacher, weights)
+    teacher, _ = load_darknet(weights, cfg)
     heads, teacher_heads = (model.spec.at(img_size).heads for model in (student, teacher))
     if len(heads) != len(teacher_heads):
-        raise InputError(f"{cfg}: a teacher with {len(teacher_heads)} [yolo] layers for a network with {len(heads)}")
+        raise InputError(
+            f"{cfg or weights}: a teacher with {len(teacher_heads)} [yolo] layers for a network with {len(heads)}"
+        )
     for head, teacher_head in zip(heads, teacher_heads, strict=True):
         for name in ("anchors", "classes", "width", "height"):
             value, teacher_value = getattr(head, name), getattr(teacher_head, name)
@@ -59,6 +66,14 @@ class Distillation(nn.Module):
         # Held in a tuple, so that the networks do not become parts of this module.
         self._networks = (student, teacher)
         self._losses: list[Tensor] = []
+
+    def state(self) -> list[Tensor]:
+        """The losses since the last :meth:`take_mean`, for a checkpoint."""
+        return [loss.cpu() for loss in self._losses]
+
+    def load_state(self, losses: list[Tensor], device: torch.device) -> None:
+        """Go back to the :meth:`state` of a checkpoint."""
+        self._losses = [loss.to(device) for loss in losses]
 
     def take_mean(self) -> float | None:
         """The mean of the losses since the last call; None if there were none."""
@@ -100,22 +115,19 @@ def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_
         img_size: the side of the images in pixels.
     """
     logits, scores = yolo.logits(raw), teacher_yolo.logits(teacher_raw).sigmoid()
-    objectness = F.binary_cross_entropy_with_logits(logits[..., 0], scores[..., 0], reduction="sum")
+    confidence = scores[..., 0]
+    objectness = F.binary_cross_entropy_with_logits(logits[..., 0], confidence, reduction="sum")
 
-    seen = (scores[..., 0] > LEAST_OBJECTNESS).nonzero(as_tuple=True)
-    weight = scores[seen][:, 0]
-    classes = F.binary_cross_entropy_with_logits(logits[seen][:, 1:], scores[seen][:, 1:], reduction="none")
-    label = (weight[:, None] * classes).sum()
+    # All predictions take part, most with a weight of 0: to pick the others out, the host would have to count them.
+    seen = confidence > LEAST_OBJECTNESS
+    weight = confidence * seen
+    label = F.binary_cross_entropy_with_logits(logits[..., 1:], scores[..., 1:], weight[..., None], reduction="sum")
 
-    cell = raw.new_tensor([img_size / raw.shape[3], img_size / raw.shape[2]])
-    anchor = yolo.anchors[seen[1]]
-    predicted = _boxes(yolo, raw[seen], anchor, cell)
-    expected = _boxes(teacher_yolo, teacher_raw[seen], anchor, cell)
-    box = (weight * complete_box_iou_loss(predicted, expected)).sum()
-    return BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label, scores[..., 0].sum()
-
-
-def _boxes(yolo: Yolo, raw: Tensor, anchors: Tensor, cell: Tensor) -> Tensor:
-    """Boxes (N, 4) xyxy in input pixels, relative to the corner of their cell."""
-    centre, size = yolo.boxes(raw, anchors)
-    return box_convert(torch.cat([centre * cell, size.clamp(min=SMALLEST_SIZE)], dim=1), "cxcywh", "xyxy")
+    anchors = yolo.anchors[:, None, None]
+    # What the network predicts for the background may be of any size; 0 times its loss need not be a number.
+    predicted, expected = (
+        box_in_pixels(*head.boxes(torch.where(seen[..., None], output[..., :4], 0.0), anchors), raw.shape, img_size)
+        for head, output in ((yolo, raw), (teacher_yolo, teacher_raw))
+    )
+    box = (weight * ciou_loss(predicted, expected)).sum()
+    return BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label, confidence.sum()

@@ -1,6 +1,7 @@
 """The optimizer and its learning rates."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,24 @@ WARMUP_EPOCHS = 2.0
 FINAL_LR = 0.02  # the cosine ends at this share of the learning rate
 
 
-def build_sgd(model: nn.Module, lr: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay on kernels only, not on biases and BatchNorm's gammas and betas."""
+def build_sgd(model: nn.Module, lr: float, fused: bool = False) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay on kernels only, not on biases and BatchNorm's gammas and betas.
+
+    ``fused`` is for float16: a GradScaler asks the device before each step whether to skip it, except where the
+    optimizer can skip it on the device, as the fused one does.
+    """
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, fused=fused)
+
+
+def load_momenta(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go back to the ``state`` of an optimizer, also of one that was fused while this one is not, or the reverse."""
+    fused = optimizer.defaults["fused"]
+    optimizer.load_state_dict(state)
+    for group in optimizer.param_groups:
+        group["fused"] = fused
 
 
 def learning_rates(epochs: int, steps_per_epoch: int, lr: float) -> np.ndarray:

@@ -7,7 +7,8 @@ import torch
 
 from utils import distributed
 from utils.cli import number
-from utils.detection.options import add_check_options, add_precision_option
+from utils.data.image_cache import KINDS
+from utils.detection.options import add_check_options, add_device_option, add_precision_option, add_workers_option
 from utils.devices import computes_bf16, default_precision, describe_device
 from utils.errors import InputError
 from utils.pruning.penalty import METHODS
@@ -22,9 +23,14 @@ from utils.training.runs import Run
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """The images, and how they are read."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
-    group.add_argument("--n_cpu", type=number(int, 0), default=4, help="DataLoader workers per process; 0: none")
-    group.add_argument("--cache", action="store_true", help="keep decoded images in memory, as far as they fit")
+    group.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
+    add_workers_option(group)
+    group.add_argument(
+        "--cache",
+        choices=KINDS,
+        default="none",
+        help="keep images as they are used, read and scaled down: in memory, as far as they fit, or beside their list",
+    )
     add_check_options(group)
     group.add_argument(
         "--mosaic",
@@ -45,6 +51,11 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         "--pretrained_weights",
         "-pre",
         help="start from a checkpoint, state dict, Darknet .weights or backbone file; default: random weights",
+    )
+    group.add_argument(
+        "--pretrained_cfg",
+        help="cfg of the weights to start from; only for a file that does not hold it, and whose network differs "
+        "in more than the number of classes; default: the cfg in the file",
     )
     group.add_argument(
         "--img_size", type=number(int, 32), help="side of the images in pixels; default: that of the cfg"
@@ -72,6 +83,7 @@ def add_optimisation_options(parser: argparse.ArgumentParser) -> None:
         help="learning rate after the warm-up",
     )
     group.add_argument("--seed", type=number(int, 0), default=0, help="seed of weights, order and augmentation")
+    add_device_option(group)
     add_precision_option(group)
     group.add_argument(
         "--channels_last",
@@ -145,10 +157,17 @@ def add_pruning_options(parser: argparse.ArgumentParser) -> None:
 def add_distillation_options(parser: argparse.ArgumentParser) -> None:
     """The network to learn from besides the labels."""
     group = parser.add_argument_group("distillation")
-    group.add_argument("--teacher_cfg", help="cfg of a network with the same heads to learn from; default: none")
     group.add_argument(
         "--teacher_weights",
-        help="weights of that network, of any kind: in fine-tuning, the unpruned model; default: none",
+        help="weights of a network with the same heads to learn from, of any kind: in fine-tuning, the unpruned model; "
+        "default: none; the network before the cut where the run cuts it itself",
+    )
+    group.add_argument("--teacher_cfg", help="cfg of that network; default: the cfg in its checkpoint")
+    group.add_argument(
+        "--distill",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="where the run cuts its network itself: learn also from the network before the cut",
     )
 
 
@@ -179,8 +198,8 @@ def check_options(args: argparse.Namespace) -> None:
     Raises:
         InputError: names the options.
     """
-    if bool(args.teacher_cfg) != bool(args.teacher_weights):
-        raise InputError("--teacher_cfg and --teacher_weights belong together: give both")
+    if args.teacher_cfg and not args.teacher_weights:
+        raise InputError("--teacher_cfg needs --teacher_weights, the weights of that network")
     run = Run(args.name)
     if args.teacher_weights and Path(args.teacher_weights).resolve() in (run.best.resolve(), run.last.resolve()):
         raise InputError(f"--teacher_weights {args.teacher_weights}: this run writes that file: give it another --name")

@@ -12,6 +12,9 @@ from utils.detection.loss import HeadSum
 from utils.detection.metrics import Metrics
 from utils.pruning.gamma_history import LEAST_NEAR_ZERO, GammaHistory
 
+MUCH_WAITING = 0.1  # share of an epoch
+LONG_WAITING = 1.0  # seconds; below, a new run's workers are starting
+
 
 @dataclass
 class EpochReport:
@@ -26,6 +29,7 @@ class EpochReport:
         images: how many images the epoch had.
         learning_rate: of its last step.
         seconds: that its training took.
+        seconds_waiting: the part of ``seconds`` in which the main process waited for images.
         distillation_loss: the mean loss against the teacher; None without one.
         metrics: of its evaluation; None if it had none.
         channels: how many channels are left; None without pruning in training.
@@ -40,6 +44,7 @@ class EpochReport:
     images: int
     learning_rate: float
     seconds: float
+    seconds_waiting: float
     distillation_loss: float | None = None
     metrics: Metrics | None = None
     channels: int | None = None
@@ -79,6 +84,7 @@ def print_epoch(report: EpochReport, gammas: GammaHistory, sparse_ratio: float) 
         sparse_ratio: the share of the prunable channels whose gammas are clearly below the others.
     """
     tqdm.write(head_table(report))
+    tqdm.write(waiting_line(report.seconds, report.seconds_waiting))
     tqdm.write(gamma_line(report, gammas, sparse_ratio))
     if metrics := report.metrics:
         tqdm.write(
@@ -104,6 +110,17 @@ def head_table(report: EpochReport) -> str:
         ["mean objectness elsewhere", *(f"{v:.4f}" for v in others / cells)],
     ]
     return AsciiTable(rows, f"epoch {report.epoch + 1}/{report.epochs}").table
+
+
+def waiting_line(seconds: float, waiting: float) -> str:
+    """The time of an epoch, the share of it that was spent waiting for images, and what to do where that is much."""
+    share = waiting / max(seconds, 1e-9)
+    line = f"{seconds:.1f} s, of which {share:.0%} waiting for images"
+    if share > MUCH_WAITING and waiting > LONG_WAITING:
+        line += (
+            "\nwarning: reading images holds the training up: raise --n_cpu if there are cores left, or use --cache ram"
+        )
+    return line
 
 
 def gamma_line(report: EpochReport, gammas: GammaHistory, sparse_ratio: float) -> str:

@@ -21,6 +21,7 @@ FREE_OPTIONS = {
     "checkpoint_steps",
     "data_config",
     "debug",
+    "device",
     "evaluation_interval",
     "labels_with_score",
     "model_def",
@@ -100,6 +101,8 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     for name, value in started.items():
         if name not in args.given and name not in ("name", "resume", "overwrite", "debug"):
             setattr(args, name, value)
+    if isinstance(args.cache, bool):  # as checkpoints of older versions have it
+        args.cache = "ram" if args.cache else "none"
 
 
 def option(name: str) -> str:

@@ -17,6 +17,7 @@ class Run:
     Attributes:
         best: the checkpoint to use: of the best mAP, or with sparse training of the last epoch.
         last: the checkpoint to resume from.
+        before_cut: the network before the cut, of a run that cuts it once.
         folder: with options, log, events and plots.
     """
 
@@ -34,6 +35,11 @@ class Run:
         return self.root / "checkpoints" / f"{self.name}_last.pth"
 
     @property
+    def before_cut(self) -> Path:
+        """``checkpoints/{name}_before_cut.pth``."""
+        return self.root / "checkpoints" / f"{self.name}_before_cut.pth"
+
+    @property
     def folder(self) -> Path:
         """``runs/{name}``."""
         return self.root / "runs" / self.name
@@ -44,7 +50,11 @@ class Run:
 
     def exists(self) -> bool:
         """Whether an earlier run left any of these files."""
-        return self.best.exists() or self.last.exists() or self.folder.exists()
+        return any(path.exists() for path in self._paths)
+
+    @property
+    def _paths(self) -> tuple[Path, ...]:
+        return self.best, self.last, self.before_cut, self.folder
 
     def unfinished(self) -> dict | None:
         """The checkpoint to resume from, if the earlier run did not reach its last epoch."""
@@ -64,8 +74,8 @@ class Run:
 
     def delete(self) -> None:
         """Delete the files of the run."""
-        self.last.unlink(missing_ok=True)
-        self.best.unlink(missing_ok=True)
+        for checkpoint in (self.last, self.best, self.before_cut):
+            checkpoint.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def set_aside(self) -> "Run | None":
@@ -73,7 +83,7 @@ class Run:
         if not self.exists():
             return None
         free = next(run for name in numbered_names(self.name) if not (run := Run(name, self.root)).exists())
-        for old, new in ((self.best, free.best), (self.last, free.last), (self.folder, free.folder)):
+        for old, new in zip(self._paths, free._paths, strict=True):
             if old.exists():
                 old.rename(new)
         return free

@@ -54,6 +54,11 @@ class CheckpointWriter:
         if due:
             self.save_last()
 
+    def save_before_cut(self) -> None:
+        """Write the network before the cut: what is left learns from it, and is compared with it."""
+        if distributed.is_main():
+            save_checkpoint(self.run.before_cut, self.trainer.ema.model, **self._metadata())
+
     def save_last(self) -> None:
         """Write the checkpoint to resume from, between two optimizer steps; all processes must call this."""
         trainer = self.trainer
@@ -66,7 +71,7 @@ class CheckpointWriter:
     def _metadata(self) -> dict[str, Any]:
         """What a checkpoint says about itself."""
         trainer = self.trainer
-        return {
+        metadata = {
             "names": self.names,
             "img_size": trainer.config.img_size,
             "epoch": trainer.epoch,
@@ -76,3 +81,6 @@ class CheckpointWriter:
             "strategy": trainer.config.strategy,
             "pruned": trainer.pruned,
         }
+        if trainer.has_cut:
+            metadata["before_cut"] = str(self.run.before_cut)
+        return metadata

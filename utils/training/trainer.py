@@ -2,9 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,13 +15,14 @@ from tqdm import tqdm
 from models import Darknet
 from utils import distributed
 from utils.data.images import to_device
+from utils.data.loader import EpochSampler, Waiting
 from utils.detection.loss import HeadReport, YoloLoss
 from utils.devices import amp_dtype, autocast, device_of, memory_advice, smaller_batch
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.proof import prove
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
 from utils.pruning.pruner import PruningResult, cut_least_important
-from utils.pruning.schedules import SCHEDULES, Plan
+from utils.pruning.schedules import READING_STEPS, SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
 from utils.training.config import SparsityConfig, TrainConfig
 from utils.training.distillation import Distillation
@@ -34,7 +35,6 @@ from utils.training.progress import EpochProgress
 from utils.training.report import EpochReport
 
 GRADIENT_NORM = 10.0  # larger gradients are scaled down to this norm
-DISPLAY_STEPS = 10  # the loss is read from the device this often
 
 Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) uint8 and targets (N, 6), as utils.data.loader.collate makes them
 T = TypeVar("T")
@@ -83,9 +83,9 @@ class Trainer:
         self.best_map = 0.0
         self.pruned = False
         self.penalty: GammaPenalty | None = None
-        self._attach(self._laid_out(model))
         scaled = config.precision == "mixed" and amp_dtype(self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self._attach(self._laid_out(model))
         self.ema = ModelEma(self.model)
         self.progress = EpochProgress(len(self.model.heads))
         self.watch = FiniteWatch(self.device)
@@ -107,7 +107,7 @@ class Trainer:
         self.network = distribute(model)
         self.loss = YoloLoss(model)
         self.distillation = Distillation(model, self.teacher, self.config.precision) if self.teacher else None
-        self.optimizer = build_sgd(model, self.config.learning_rate)
+        self.optimizer = build_sgd(model, self.config.learning_rate, fused=self.scaler.is_enabled())
         self.penalty = self._make_penalty(model)
 
     def _make_penalty(self, model: Darknet) -> GammaPenalty | None:
@@ -133,27 +133,31 @@ class Trainer:
         """
         config, world, began = self.config, distributed.world(), time.perf_counter()
         advice = smaller_batch(config.batch_size // world, config.img_size, config.accumulate, world)
-        batches.sampler.epoch = self.epoch
-        batches.sampler.start = self.progress.batches * batches.batch_size
+        sampler = cast(EpochSampler, batches.sampler)
+        sampler.epoch = self.epoch
+        sampler.start = self.progress.batches * cast(int, batches.batch_size)
         self.model.train()
         bar = self._progress_bar(batches)
-        for number, parts in enumerate(groups(bar, config.accumulate)):
+        waiting = Waiting(bar)
+        for parts in groups(waiting, config.accumulate):
+            is_read = self.step % READING_STEPS == 0
             with memory_advice(advice):
                 loss, reports = self.train_step(parts, float(self.rates[self.step]))
             for report in reports:
                 self.progress.add(report)
-            if number % DISPLAY_STEPS == 0:
+            if is_read:
                 self.check_finite()
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             after_step()
         self.check_finite()
         self.gather()
-        return self._epoch_report(len(batches.dataset), began)
+        return self._epoch_report(len(cast(Sized, batches.dataset)), began, waiting.seconds)
 
     def train_step(self, parts: Sequence[Batch], lr: float) -> tuple[Tensor, list[list[HeadReport]]]:
         """Take one optimizer step on a batch that comes in ``parts``, and from as many processes as there are.
 
         The loss is that of the whole batch: its divisor counts the images and positives of all parts and processes.
+        The host does not wait for the device, except where a schedule of the penalty reads the gammas.
 
         Args:
             parts: the parts of the batch that this process takes.
@@ -174,7 +178,7 @@ class Trainer:
         for number, ((images, _), assigned) in enumerate(zip(parts, assignments, strict=True), start=1):
             images = resize(to_device(images, self.device, self.config.channels_last), size)
             is_last = number == len(parts)
-            with contextlib.nullcontext() if is_last else without_exchange(self.network):
+            with self._algorithms_for(images), contextlib.nullcontext() if is_last else without_exchange(self.network):
                 with autocast(self.device, self.config.precision):
                     raw = self.network(images)
                 loss, report = self.loss(raw, assigned, size, max(image_count, positives) / world)
@@ -187,13 +191,21 @@ class Trainer:
         self._optimizer_step(lr, self.progress.batches + len(parts) - 1)
         return sum(losses), reports
 
+    def _algorithms_for(self, images: Tensor) -> contextlib.AbstractContextManager:
+        """A context in which cuDNN searches its fastest algorithms, but not for the last, smaller batch of an epoch."""
+        is_full = len(images) == self.config.batch_size // distributed.world()
+        return algorithm_search(is_full and not self.config.multiscale_training)
+
     def _optimizer_step(self, lr: float, batch: int) -> None:
         """One step of the optimizer, the penalty and the average; ``batch`` is the last one of the step."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
-        if not self.scaler.is_enabled():  # it leaves out the steps whose gradient overflows in float16
+        taken = None
+        if self.scaler.is_enabled():  # it skips the steps whose gradient overflows in float16
+            taken = norm.isfinite().float()
+        else:
             self.watch.see("gradient", norm, batch)
         if self.penalty and (sparsity := self.config.sparsity):
             plan = Plan(self.rates, sparsity.ratio, self.steps_per_epoch)
@@ -203,8 +215,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad()
         if self.penalty:
-            self.penalty.after_step(lr)
-        self.ema.update(self.model)
+            self.penalty.after_step(lr, taken)
+        self.ema.update(self.model, taken)
         if self.penalty:
             self.penalty.copy_zeros(self.ema.model)
         self.step += 1
@@ -250,28 +262,38 @@ class Trainer:
             self.ema.model, config.strategy, config.img_size, sparsity.ratio, sparsity.target_macs
         )
 
-    def cut_once(self) -> PruningResult | None:
+    @property
+    def has_cut(self) -> bool:
+        """Whether this run cuts its network once, and has done so."""
+        sparsity = self.config.sparsity
+        return bool(sparsity and sparsity.is_cut and self.kept_channels and self.kept_channels.removed)
+
+    @property
+    def cut_is_due(self) -> bool:
+        """Whether this run cuts its network before the next step."""
+        sparsity = self.config.sparsity
+        return bool(sparsity and sparsity.is_cut and self.epoch == sparsity.cut_epoch and not self.has_cut)
+
+    def cut_once(self) -> PruningResult:
         """Cut the least important channels out of the average of the weights, and start over with what is left.
 
-        What is left is trained as an ordinary network: with an optimizer, an average and learning rates of its own.
-
-        Returns:
-            What was cut; None where the run does so at another epoch, or has done it.
+        What is left is trained as an ordinary network: with an optimizer, an average and learning rates of its own. Its
+        teacher is the network before the cut, unless another one was given or none is wanted.
 
         Raises:
             InputError: the budget cannot be reached, or the compact network does not compute the same.
         """
-        sparsity = self.config.sparsity
-        if not sparsity or not sparsity.is_cut or not self.kept_channels:
-            return None
-        if self.epoch != sparsity.cut_epoch or self.kept_channels.removed:
-            return None
+        sparsity, kept_channels = self.config.sparsity, self.kept_channels
+        assert sparsity  # see cut_is_due
+        assert kept_channels
         result = self._least_important(sparsity)
         compact = result.pruned.model
         prove(result.reference, compact, self.config.img_size)
-        self._attach(self._laid_out(compact.requires_grad_(True)))
+        if self.config.distill and not self.teacher:
+            self.teacher = self.ema.model
+        self._attach(self._laid_out(compact))
         self.ema = ModelEma(self.model)
-        self.kept_channels.cut(result.pruned.mask)
+        kept_channels.cut(result.pruned.mask)
         self.pruned = True
         return result
 
@@ -309,18 +331,33 @@ class Trainer:
             disable=not distributed.is_main(),
         )
 
-    def _epoch_report(self, images: int, began: float) -> EpochReport:
+    def _epoch_report(self, images: int, began: float, waited: float) -> EpochReport:
         return EpochReport(
             epoch=self.epoch,
             epochs=self.config.epochs,
             heads=self.model.spec.at(self.config.img_size).heads,
-            sums=self.progress.sums.cpu().numpy(),
+            sums=cast(Tensor, self.progress.sums).cpu().numpy(),
             cells=self.progress.cells,
             images=images,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - began,
+            seconds_waiting=waited,
             distillation_loss=self.distillation.take_mean() if self.distillation else None,
         )
+
+
+@contextlib.contextmanager
+def algorithm_search(search: bool) -> Iterator[None]:
+    """A context in which cuDNN tries all of its algorithms on the first input of each shape, or takes its first guess.
+
+    A search takes seconds per shape for a large network, and pays where many batches of that shape follow.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = search
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
