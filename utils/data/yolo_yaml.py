@@ -105,8 +105,9 @@ def as_texts(value: object, where: str) -> list[str]:
     Raises:
         InputError: the value is none of these; the message begins with ``where``.
     """
-    texts = value if isinstance(value, list) else [] if value in NULLS else [value]
-    if not all(isinstance(text, str) for text in texts):
+    values = value if isinstance(value, list) else [] if value in NULLS else [value]
+    texts = [text for text in values if isinstance(text, str)]
+    if len(texts) < len(values):
         raise InputError(f"{where}: should be a text or a list of texts")
     return texts
 

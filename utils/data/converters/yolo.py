@@ -55,8 +55,8 @@ def find_names(source: Path) -> list[str]:
         if len(names) > 1:
             first, second = list(names.values())[:2]
             raise InputError(f"{first} and {second} have different class names: give them with --classes")
-        if names and next(iter(names)):
-            return list(next(iter(names)))
+        for group in filter(None, names):
+            return list(group)
     raise InputError(f"{source}: no file names the classes ({', '.join(NAMES)}): give them with --classes")
 
 
