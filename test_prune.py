@@ -310,9 +310,8 @@ def sweep(pruner: Pruner, bench: Bench, out_cfg: Path, json: str | None) -> None
     rows = measure_sweep(pruner, bench)
     print(sweep_table(rows, parameters, macs))
     plot = Path("runs") / out_cfg.stem / "sweep.png"
-    shares: dict[str, Sequence[float]] = {
-        name: [row[name] / whole for row in rows] for name, whole in (("parameters", parameters), ("macs", macs))
-    }
+    whole = {"parameters": parameters, "macs": macs}
+    shares: dict[str, Sequence[float]] = {name: [row[name] / whole[name] for row in rows] for name in whole}
     save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), plot)
     print(f"{plot}: mAP against size")
     if json:

@@ -143,11 +143,14 @@ def test_a_converter_writes_into_its_folder_only(tmp_path):
     names = ["../../data/images/train_0.png", str(tmp_path / "data/images/train_1.png")]
     images = [{"id": k, "file_name": name} for k, name in enumerate(names)]
     boxes = [{"image_id": k, "category_id": 1, "bbox": [1, 1, 9, 9]} for k in range(2)]
-    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
-    annotation.write_text(json.dumps(content))
+    annotation.write_text(
+        json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]})
+    )
     before = set(tmp_path.rglob("*"))
     source = (annotation, tmp_path / "data/images")
-    write_data_set(read_coco({"train": source, "valid": source}), output)
+    data = read_coco({"train": source, "valid": source})
+    assert any(data.splits.values())
+    write_data_set(data, output)
     new = set(tmp_path.rglob("*")) - before
     assert new
     assert all(path == output or output in path.parents for path in new)

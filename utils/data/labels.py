@@ -210,7 +210,7 @@ def scan_labels(path: str | Path | None, classes: int, rules: LabelRules = LENIE
         try:
             line = _parse_label(words, classes, where, rules)
             box, beyond = _clip(line.edges)
-            note = _note(line, box, beyond, where)
+            note = _note(line, box, where, beyond) if box is None or beyond > BORDER else None
             if note and rules.strict:
                 raise InputError(note)
         except InputError as error:
@@ -306,23 +306,24 @@ def _parse_label(words: list[str], classes: int, where: str, rules: LabelRules) 
 
 def _clip(edges: Sequence[float]) -> tuple[list[float] | None, float]:
     """The box cx, cy, w, h within the image, None where nothing is; and by how much it passed the border."""
-    beyond = max(-edges[0], -edges[1], edges[2] - 1, edges[3] - 1)
-    x1, y1, x2, y2 = (min(max(edge, 0.0), 1.0) for edge in edges)
+    x1, y1, x2, y2 = edges
+    beyond = 0.0
+    if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):  # true for few boxes
+        beyond = max(-x1, -y1, x2 - 1, y2 - 1)
+        x1, y1, x2, y2 = (min(max(edge, 0.0), 1.0) for edge in edges)
     if x1 >= x2 or y1 >= y2:
         return None, beyond
     return [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], beyond
 
 
-def _note(line: Line, box: list[float] | None, beyond: float, where: str) -> str | None:
-    """What is wrong with a box; None for most."""
+def _note(line: Line, box: list[float] | None, where: str, beyond: float) -> str:
+    """What is wrong with a box that is dropped (``box`` is None) or clipped."""
     w, h = line.values[2:]
     if w <= 0 or h <= 0:
         return f"{where}: the box has no area: w={w:g} h={h:g}"
     if box is None:
         return f"{where}: the box has no area within the image"
-    if beyond > BORDER:
-        return f"{where}: the box passes the border of the image by {beyond:.4g} of its side"
-    return None
+    return f"{where}: the box passes the border of the image by {beyond:.4g} of its side"
 
 
 def _shown(words: Sequence[str]) -> str:

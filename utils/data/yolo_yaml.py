@@ -105,11 +105,11 @@ def as_texts(value: object, where: str) -> list[str]:
     Raises:
         InputError: the value is none of these; the message begins with ``where``.
     """
-    values = value if isinstance(value, list) else [] if value in NULLS else [value]
-    texts = [text for text in values if isinstance(text, str)]
-    if len(texts) < len(values):
+    texts = value if isinstance(value, list) else [] if value in NULLS else [value]
+    strings = [text for text in texts if isinstance(text, str)]
+    if len(strings) < len(texts):
         raise InputError(f"{where}: should be a text or a list of texts")
-    return texts
+    return strings
 
 
 def resolve(text: str, content: dict[str, object], origin: Path) -> Path:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -139,7 +140,7 @@ def without_groups(categories: dict[str, str], files: list[CocoFile], notes: lis
     above: dict[str, set[str]] = {number: set() for number in categories}
     for file in files:
         for entry in file.content["categories"]:
-            above[str(identity(entry["id"]))].add(str(entry.get("supercategory") or "none"))
+            above[cast(str, identity(entry["id"]))].add(str(entry.get("supercategory") or "none"))
     roots = [
         number
         for number, name in categories.items()
