@@ -371,14 +371,16 @@ def calibrated(model: Darknet, images: Tensor, passing: int) -> Darknet:
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (640, 480), seed: int = 0) -> list[Path]:
-    """Write JPEG images of blurred noise with one to four labelled boxes each; return their paths."""
+    """Write JPEG images of soft colours under a sensor's noise, with one to four boxes each; return their paths."""
     random = np.random.default_rng(seed)
     for name in ("images", "labels"):
         (folder / name).mkdir()
     paths = [folder / "images" / f"{number:04d}.jpg" for number in range(count)]
     for path in paths:
-        coarse = random.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+        coarse = random.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        soft = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+        noisy = (soft + random.normal(0, 3, soft.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(path, quality=90)
         boxes = np.concatenate([random.uniform(0.3, 0.7, (random.integers(1, 5), 2))] * 2, 1) * (1, 1, 0.4, 0.4)
         lines = ["0 " + " ".join(f"{value:.4f}" for value in box) for box in boxes]
         (folder / "labels" / path.with_suffix(".txt").name).write_text("\n".join(lines) + "\n")
@@ -482,6 +484,7 @@ def plain_augmentation(paths: list[Path], mosaic: float) -> None:
 
     def read(index: int) -> np.ndarray:
         pixels = cv2.imdecode(np.fromfile(paths[index], np.uint8), cv2.IMREAD_COLOR)
+        assert pixels is not None
         scale = SIZE / max(pixels.shape)
         return cv2.resize(pixels, None, fx=scale, fy=scale)
 

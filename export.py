@@ -71,7 +71,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     onnx.add_argument("--calibration", type=number(int, 1), default=100, help="number of images to calibrate on")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--data_config", help="a data set's .data file, for calibration and for mAP in the check")
+    data.add_argument(
+        "--data_config", help="a data set's .data or .yaml file, for calibration and for mAP in the check"
+    )
     data.add_argument(
         "--image_folder", default="data/images", help="images of the check: a folder, an image, or a glob in quotes"
     )

@@ -10,6 +10,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ def convolution(layer: layers.Convolution) -> nn.Sequential:
     if layer.activation != "linear":
         activation = ACTIVATIONS[layer.activation]()
         if hasattr(activation, "inplace"):
-            activation.inplace = True  # nothing else reads the activation's input
+            setattr(activation, "inplace", True)  # noqa: B010  # nothing else reads the activation's input
         parts.append((f"{layer.activation}_{i}", activation))
     return nn.Sequential(OrderedDict(parts))
 
@@ -178,6 +179,7 @@ class Yolo(nn.Module):
     def __init__(self, layer: layers.Yolo):
         super().__init__()
         self.classes, self.scale_x_y, self.new_coords = layer.classes, layer.scale_x_y, layer.new_coords
+        self.anchors: Tensor
         self.register_buffer("anchors", torch.tensor(layer.anchors), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,7 +223,7 @@ class Yolo(nn.Module):
         return predictions.view(b, a * h * w, attributes)
 
 
-MODULES = {
+MODULES: dict[type, Any] = {
     layers.Convolution: convolution,
     layers.MaxPool: MaxPool,
     layers.LocalAvgPool: LocalAvgPool,
@@ -275,7 +277,7 @@ class Darknet(nn.Module):
     @property
     def heads(self) -> list[Yolo]:
         """The detection heads in order."""
-        return [self.module_list[head.index] for head in self.spec.heads]
+        return [cast(Yolo, self.module_list[head.index]) for head in self.spec.heads]
 
     @property
     def batch_norms(self) -> dict[int, nn.BatchNorm2d]:
@@ -284,11 +286,11 @@ class Darknet(nn.Module):
 
     def conv(self, index: int) -> nn.Conv2d:
         """The convolution of layer ``index``."""
-        return self.module_list[index].get_submodule(f"conv_{index}")
+        return cast(nn.Conv2d, self.module_list[index].get_submodule(f"conv_{index}"))
 
     def batch_norm(self, index: int) -> nn.BatchNorm2d:
         """The BatchNorm of layer ``index``."""
-        return self.module_list[index].get_submodule(f"batch_norm_{index}")
+        return cast(nn.BatchNorm2d, self.module_list[index].get_submodule(f"batch_norm_{index}"))
 
     def raw_outputs(self, images: Tensor) -> list[Tensor]:
         """The raw outputs (B, A, H, W, 5 + C) of each detection head for images (B, 3, H, W) in [0, 1].
@@ -337,5 +339,5 @@ class Darknet(nn.Module):
             source = self.spec.layers[head.sources[0]]
             if not isinstance(source, layers.Convolution) or source.batch_normalize or head.new_coords:
                 continue
-            bias = self.conv(source.index).bias.detach().view(len(head.anchors), 5 + head.classes)
+            bias = cast(Tensor, self.conv(source.index).bias).detach().view(len(head.anchors), 5 + head.classes)
             bias[:, 4] += math.log(PRIOR / (1 - PRIOR))

@@ -26,7 +26,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options of test.py."""
     parser = ArgumentParser(__doc__)
     add_model_options(parser, "checkpoints/yolov3_ckpt.pth")
-    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
     add_loading_options(parser, batch_size=8)
     add_check_options(parser)
     parser.add_argument(

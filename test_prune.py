@@ -42,7 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="the sparse model's checkpoint; a Darknet .weights file or a plain state dict needs --model_def",
     )
     parser.add_argument("--model_def", help="the sparse model's cfg; default: the cfg in the checkpoint")
-    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
 
     share = number(float, 0, 1)
     amount = parser.add_argument_group("how much to prune (one of these)").add_mutually_exclusive_group()

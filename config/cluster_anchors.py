@@ -97,7 +97,7 @@ def fit(sizes: np.ndarray, anchors: np.ndarray) -> str:
 def get_args_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = ArgumentParser("Cluster the box sizes of a data set's training list into anchors.")
-    parser.add_argument("--data_config", default="config/oxfordhand.data", help=".data file of the data set")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help=".data or .yaml file of the data set")
     parser.add_argument("--img_size", type=number(int, 1), default=416, help="side of the square input in pixels")
     parser.add_argument("--anchors", type=number(int, 1), default=9, help="number of anchors; v3 has 9, v3-tiny has 6")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of the start anchors")

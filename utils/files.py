@@ -144,6 +144,7 @@ def keep_old(path: str | Path) -> Path | None:
                 continue
             path.rename(free)
         return free
+    raise AssertionError("the names do not end")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -24,11 +24,13 @@ class Stopped(Exception):
     """The program was asked to stop, and stops; the message is for the user.
 
     Attributes:
+        received: the signal that asked for it.
         status: the exit status that shells use: 128 plus the signal's number, so 130 for Ctrl-C and 143 for SIGTERM.
     """
 
     def __init__(self, message: str, received: signal.Signals):
         super().__init__(message)
+        self.received = received
         self.status = 128 + received
 
 

@@ -39,7 +39,9 @@ def decode_text(content: bytes, declared: str | None = None) -> tuple[str, str]:
         if content.startswith(mark):
             return _plain(content.decode(encoding)), "UTF-8" if mark == codecs.BOM_UTF8 else "UTF-16"
     text = _decoded(content, declared) if declared else None
-    if text is not None and text.lstrip().startswith("<?xml"):  # utf-16, say, is refuted by a declaration in ASCII
+    if (
+        declared and text is not None and text.lstrip().startswith("<?xml")
+    ):  # utf-16, say, is refuted by a declaration in ASCII
         return text, declared.upper() if declared.startswith(("utf", "gb")) else declared
     if b"\0" in content:
         return _utf_16(content), "UTF-16"

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 
 from utils.data import images as images_module
 from utils.data.augmentations import letterbox_pixels
-from utils.data.images import decode_strictly, image_size, open_image, read_image, to_device
+from utils.data.images import decode_strictly, image_size, open_image, plain_jpeg_size, read_image, to_device
 from utils.errors import InputError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -181,6 +181,7 @@ def test_a_jpeg_is_decoded_as_pillow_does(tmp_path, kind, size):
     noise(*size).convert(mode).save(path, **options)
     image = open_image(path)
     assert (image.jpeg is None) == (mode == "CMYK")
+    assert (plain_jpeg_size(path.read_bytes()) is None) == (mode == "CMYK")
     assert (image.width, image.height) == size
     np.testing.assert_array_equal(image.decode(), np.asarray(Image.open(path).convert("RGB")))
 

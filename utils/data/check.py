@@ -123,7 +123,7 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False, rules: Labe
         suffix = f": all {dropped} have no area in the image, and were dropped" if dropped else ""
         raise InputError(f"{list_path}: none of its {len(good)} images has a labelled box{suffix}")
     images, labels = [image.entry.path for image in good], [image.labels.boxes for image in good]
-    return CheckedData(images, labels, counts, [image.decoded.digest for image in good])
+    return CheckedData(images, labels, counts, [image.decoded.digest for image in good if image.decoded])
 
 
 def check_images(entries: list[ListEntry], classes: int, list_path: Path, rules: LabelRules) -> list[CheckedImage]:
@@ -181,12 +181,13 @@ def pixel_digest(pixels: np.ndarray) -> str:
     """
     height, width = pixels.shape[:2]
     rows_hash = hashlib.blake2b(pixels[::16].tobytes(), digest_size=8).hexdigest()
-    return f"{width}x{height}-{zlib.crc32(np.ascontiguousarray(pixels)):08x}-{rows_hash}"
+    return f"{width}x{height}-{zlib.crc32(np.ascontiguousarray(pixels).data):08x}-{rows_hash}"
 
 
 def count(images: Sequence[CheckedImage]) -> dict[str, int]:
     """The numbers of images, boxes, ... by column of :func:`summary`."""
     labels = [image.labels for image in images]
+    decoded = [image.decoded for image in images if image.decoded]
     files = [image.label_file for image in images]
     rules = Counter(file.rule for file in files if file)
     return {
@@ -201,9 +202,9 @@ def count(images: Sequence[CheckedImage]) -> dict[str, int]:
         "polygons": sum(label.polygons for label in labels),
         "scores ignored": sum(label.scores for label in labels),
         "lines with commas": sum(label.commas for label in labels),
-        "duplicate images": len(images) - len({image.decoded.digest for image in images}),
-        "images turned by EXIF": sum(image.decoded.turned for image in images),
-        "images scaled to 8 bits": sum(image.decoded.deep for image in images),
+        "duplicate images": len(images) - len({pixels.digest for pixels in decoded}),
+        "images turned by EXIF": sum(pixels.turned for pixels in decoded),
+        "images scaled to 8 bits": sum(pixels.deep for pixels in decoded),
     }
 
 
@@ -215,9 +216,10 @@ def check_layout(checked: Sequence[CheckedImage], list_path: Path) -> None:
     values = np.concatenate([image.labels.values for image in labelled])
     if layout := guess_layout(values):
         example = " ".join(f"{value:g}" for value in values[0])
+        first = labelled[0].label_file.path if labelled[0].label_file else labelled[0].entry.path
         raise InputError(
             f"{list_path}: its {len(values)} boxes look like {layout}; they must be the centre and the size as shares "
-            f"of the image: cx cy w h; the first, in {labelled[0].label_file.path}, is {example}"
+            f"of the image: cx cy w h; the first, in {first}, is {example}"
         )
 
 

@@ -1,5 +1,7 @@
 """Images of more than 8 bits per value: 16-bit integers, of which often 10, 12 or 14 bits are used, and floats."""
 
+from typing import SupportsFloat, cast
+
 import cv2
 import numpy as np
 from PIL import Image
@@ -60,7 +62,7 @@ def _number(value: object) -> float | None:
     """The first of the values of a TIFF tag."""
     if isinstance(value, tuple):
         value = value[0] if value else None
-    return None if value is None else float(value)
+    return None if value is None else float(cast(SupportsFloat, value))
 
 
 def _colours(image: Image.Image, content: bytes) -> np.ndarray:
@@ -70,6 +72,6 @@ def _colours(image: Image.Image, content: bytes) -> np.ndarray:
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] < 3:
         raise ValueError("16 bits per colour that cannot be read: convert it to 8 bits")
     colours = pixels[:, :, 2::-1]
-    if colours.shape != upper.shape or not np.array_equal(colours >> 8, upper):
+    if colours.shape != upper.shape or not np.array_equal(np.right_shift(colours, 8), upper):
         raise ValueError("16 bits per colour that cannot be read: convert it to 8 bits")
     return colours

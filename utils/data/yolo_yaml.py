@@ -106,9 +106,10 @@ def as_texts(value: object, where: str) -> list[str]:
         InputError: the value is none of these; the message begins with ``where``.
     """
     texts = value if isinstance(value, list) else [] if value in NULLS else [value]
-    if not all(isinstance(text, str) for text in texts):
+    strings = [text for text in texts if isinstance(text, str)]
+    if len(strings) < len(texts):
         raise InputError(f"{where}: should be a text or a list of texts")
-    return texts
+    return strings
 
 
 def resolve(text: str, content: dict[str, object], origin: Path) -> Path:

@@ -85,7 +85,7 @@ def label_rules(args: argparse.Namespace) -> LabelRules:
     return LabelRules(args.strict, args.labels_with_score)
 
 
-def add_precision_option(parser: argparse.ArgumentParser) -> None:
+def add_precision_option(parser: argparse._ActionsContainer) -> None:
     """Add ``--precision``, for :func:`utils.devices.autocast`."""
     parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
 

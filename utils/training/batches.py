@@ -47,8 +47,8 @@ def fill_caches(kind: str, datasets: Mapping[Path, DetectionDataset]) -> None:
     most = free = distributed.from_main(budget)
     for path, dataset in datasets.items():
         dataset.fill_cache(kind, path.with_name(f".{path.name}.cache"), free)
-        free -= dataset.cache.nbytes
-    images = sum(map(len, datasets.values()))
-    kept = sum(len(dataset.cache) for dataset in datasets.values())
+        free -= dataset.cache.nbytes if dataset.cache else 0
+    images = sum(len(dataset) for dataset in datasets.values())
+    kept = sum(len(dataset.cache or ()) for dataset in datasets.values())
     left_out = f"; the others do not fit into {most / 1e9:.2f} GB, half of the free memory" if kept < images else ""
     print(f"--cache {kind}: {kept} of {images} images, {(most - free) / 1e9:.2f} GB{left_out}")

@@ -23,7 +23,7 @@ from utils.training.runs import Run
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """The images, and how they are read."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
+    group.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
     add_workers_option(group)
     group.add_argument(
         "--cache",

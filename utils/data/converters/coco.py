@@ -3,10 +3,10 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -128,7 +128,7 @@ def identity(value: object) -> str | None:
     return str(value).strip() if isinstance(value, str) or abs(value) < 1 << 63 else None
 
 
-def number_first(number: str) -> Hashable:
+def number_first(number: str) -> tuple[bool, int, str]:
     """Sorts ids by value; texts that are no numbers come after them."""
     is_number = number.isdecimal() and len(number) < 20
     return (not is_number, int(number) if is_number else 0, number)
@@ -140,7 +140,7 @@ def without_groups(categories: dict[str, str], files: list[CocoFile], notes: lis
     above: dict[str, set[str]] = {number: set() for number in categories}
     for file in files:
         for entry in file.content["categories"]:
-            above[identity(entry["id"])].add(str(entry.get("supercategory") or "none"))
+            above[cast(str, identity(entry["id"]))].add(str(entry.get("supercategory") or "none"))
     roots = [
         number
         for number, name in categories.items()

@@ -223,7 +223,7 @@ def format_labels(sample: Sample, size: tuple[int, int], names: list[str]) -> tu
     inside = np.clip(sample.boxes, 0, [*size, *size])
     centres, sides = (inside[:, :2] + inside[:, 2:]) / 2, inside[:, 2:] - inside[:, :2]
     labels = np.round(np.concatenate([centres / size, sides / size], axis=1), 6)
-    kept = (labels[:, 2:] > 0).all(axis=1)
+    kept = np.all(labels[:, 2:] > 0, axis=1)
     clipped = (np.abs(inside - sample.boxes) > FLOAT_NOISE).any(axis=1)
     lines = [
         f"{names.index(name)} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}\n"

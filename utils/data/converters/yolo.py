@@ -51,12 +51,12 @@ def find_names(source: Path) -> list[str]:
     """
     paths = files_below(source, {".names", ".txt", ".labels", ".json", ".yaml", ".yml"})
     for pattern, read in NAMES.items():
-        names = {tuple(read(path)): path for path in paths if path.match(pattern)}
-        if len(names) > 1:
-            first, second = list(names.values())[:2]
+        files = {tuple(read(path)): path for path in paths if path.match(pattern)}
+        if len(files) > 1:
+            first, second = list(files.values())[:2]
             raise InputError(f"{first} and {second} have different class names: give them with --classes")
-        if names and next(iter(names)):
-            return list(next(iter(names)))
+        if files and (names := next(iter(files))):
+            return list(names)
     raise InputError(f"{source}: no file names the classes ({', '.join(NAMES)}): give them with --classes")
 
 
