@@ -87,9 +87,10 @@ def test_every_network_is_on_the_device(cfg):
 
 
 def test_tensors_of_two_devices_in_one_call_are_noticed():
-    with fake_cuda(), OneDevice(), pytest.raises(AssertionError, match="_foreach_lerp_: tensors on"):
+    with fake_cuda(), OneDevice():
         pair = torch.empty(3, device="cuda"), torch.empty(3, device="cpu")
-        torch._foreach_lerp_([pair[0]], [pair[1]], 0.5)
+        with pytest.raises(AssertionError, match="_foreach_lerp_: tensors on"):
+            torch._foreach_lerp_([pair[0]], [pair[1]], 0.5)
 
 
 def test_a_copy_that_waits_is_noticed():
