@@ -175,9 +175,9 @@ def fake_cuda() -> Iterator[CountWaits]:
 
     def copy_of(tensor, memo):
         copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-        if isinstance(tensor, nn.Parameter):
-            copied = nn.Parameter(copied, tensor.requires_grad)
-        memo[id(tensor)] = copied
+        memo[id(tensor)] = copied = (
+            nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+        )
         return copied
 
     tracked: list[Tensor] = []

@@ -12,8 +12,10 @@ from utils.boxes import (
     _suppress,
     _suppress_at_once,
     _suppress_by_group,
+    check_nms,
     non_max_suppression,
 )
+from utils.errors import InputError
 
 
 def prediction(cx, cy, w, h, objectness, *scores):
@@ -239,3 +241,9 @@ def test_looking_at_the_best_first_keeps_what_suppression_of_everything_keeps(si
     assert (len(wanted) > 2 * MAX_DETECTIONS) == (stay == "more")
     assert torch.equal(got, wanted[: len(got)])
     assert len(got) >= MAX_DETECTIONS if stay == "more" else len(got) == len(wanted)
+
+
+def test_a_torchvision_without_nms_for_the_device_is_noticed():
+    check_nms(torch.device("cpu"))
+    with pytest.raises(InputError, match="has no NMS for meta: install the torchvision that belongs to torch"):
+        check_nms(torch.device("meta"))

@@ -142,3 +142,46 @@ def test_shares_make_the_whole_in_order(count, world):
     shares = [distributed.share(count, rank, world) for rank in range(world)]
     assert [thing for own in shares for thing in own] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "expected"),
+    [
+        ({"RANK": "11", "LOCAL_RANK": "3"}, 8, 3),
+        ({"RANK": "11"}, 8, 3),  # started by hand, eight on each machine
+        ({"RANK": "5", "SLURM_LOCALID": "1"}, 4, 1),
+        ({"RANK": "5", "SLURM_LOCALID": "1"}, 1, 0),  # srun --gpus-per-task=1
+        ({"RANK": "1", "LOCAL_RANK": "1"}, 1, 0),
+    ],
+)
+def test_each_process_takes_its_gpu(environment, gpus, expected):
+    assert distributed.local_gpu(environment, gpus) == expected
+
+
+def test_more_processes_than_gpus_are_refused():
+    with pytest.raises(InputError, match="process 3 on this machine, which has 2 GPUs: lower --nproc_per_node"):
+        distributed.local_gpu({"RANK": "2", "LOCAL_RANK": "2"}, 2)
+    with pytest.raises(InputError, match="process 2 on this machine, which has 1 GPUs"):
+        distributed.local_gpu({"RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"}, 1)
+
+
+def test_a_world_size_alone_says_what_is_missing(monkeypatch):
+    for name in distributed.RENDEZVOUS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="RANK, MASTER_ADDR, MASTER_PORT is not set"), distributed.processes():
+        pass
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Connection closed by peer [127.0.0.1]:29500",
+        "NCCL error in: ProcessGroupNCCL.cpp:2, remote process exited or there was a network error, NCCL version 2.27",
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+        "NCCL communicator was aborted on rank 1.",
+    ],
+)
+def test_a_lost_process_is_known_by_its_message(message):
+    assert distributed.LOST.search(message)
+    assert not distributed.LOST.search("ncclInvalidUsage: Duplicate GPU detected")

@@ -2,10 +2,20 @@ import math
 
 import pytest
 import torch
+from torchvision.ops import complete_box_iou_loss
 
 from config.create_cfg import create_cfg
 from models import Darknet
-from utils.detection.loss import ANCHOR_IOU, BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, HeadSum, YoloLoss
+from utils.detection.loss import (
+    ANCHOR_IOU,
+    BOX_GAIN,
+    CLASS_GAIN,
+    OBJECTNESS_GAIN,
+    HeadSum,
+    YoloLoss,
+    ciou_loss,
+    to_device,
+)
 
 SIZE = 64
 KINDS = {
@@ -367,3 +377,47 @@ def test_a_network_learns_one_batch():
     assert values[-1] < 0.2 * values[0]
     sums = torch.stack([report.sums for report in reports]).sum(dim=0)
     assert sums[HeadSum.IOU] / sums[HeadSum.POSITIVES] > 0.7
+
+
+def box_pairs(count=4000, seed=0):
+    """Pairs of boxes (N, 4) xyxy in float64: random, equal, touching, nested and apart."""
+    random = torch.Generator().manual_seed(seed)
+
+    def boxes(n):
+        corner, side = torch.rand(2, n, 2, generator=random, dtype=torch.double) * SIZE
+        return torch.cat([corner, corner + side + 1e-3], dim=1)
+
+    first, second = boxes(count), boxes(count)
+    unit = torch.tensor([10.0, 10, 20, 20], dtype=torch.double)
+    others = [
+        [10, 10, 20, 20],
+        [20, 10, 30, 20],
+        [20, 20, 30, 30],
+        [12, 12, 15, 18],
+        [10, 10, 15, 20],
+        [40, 40, 41, 60],
+    ]
+    thin = torch.tensor([[5.0, 5, 5.001, 60], [5, 5, 60, 5.001], [0, 0, 1e4, 1e-3]], dtype=torch.double)
+    others = torch.cat([torch.tensor(others, dtype=torch.double), thin])
+    return torch.cat([first, unit.expand_as(others), others]), torch.cat([second, others, others.flip(0)])
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.float32])
+def test_ciou_is_torchvisions_with_its_gradient(dtype):
+    pairs = [boxes.to(dtype).requires_grad_() for boxes in box_pairs()]
+    ours, reference = ciou_loss(*pairs), complete_box_iou_loss(*pairs)
+    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-12 if dtype == torch.double else 1e-6)
+    gradients = [torch.autograd.grad(loss.sum(), pairs) for loss in (ours, reference)]
+    for gradient, expected in zip(*gradients, strict=True):
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(gradient, expected, rtol=1e-7 if dtype == torch.double else 1e-4, atol=1e-7)
+
+
+def test_an_assignment_moves_as_one():
+    model = spec(kind="wide")
+    assignments = YoloLoss(model).assign(random_targets(7), SIZE)
+    moved = to_device(assignments, torch.device("meta"))
+    for before, after in zip(assignments, moved, strict=True):
+        for value, copied in zip(vars(before).values(), vars(after).values(), strict=True):
+            assert (copied.shape, copied.dtype, copied.device.type) == (value.shape, value.dtype, "meta")
+    assert len({after.image.untyped_storage()._cdata for after in moved}) == 1

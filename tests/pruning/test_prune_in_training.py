@@ -191,6 +191,17 @@ def test_the_optimizer_keeps_what_it_knows_of_the_channels_that_stay():
     assert carriers > 0
 
 
+def test_momenta_keep_the_memory_format_of_their_kernels():
+    model, average, optimizer, penalty = trained()
+    networks = [network.to(memory_format=torch.channels_last) for network in (model, average)]
+    take_step(model.train(), optimizer, penalty)
+    cut, (small, _) = cut_alike(networks, penalty.coupling, silent_sets(penalty.coupling, "slim", gamma_sizes(model)))
+    new = build_sgd(small.to(memory_format=torch.channels_last), 0.001)
+    carry_optimizer(optimizer, new, model, small, cut)
+    for name, parameter in small.named_parameters():
+        assert new.state[parameter]["momentum_buffer"].stride() == parameter.stride(), name
+
+
 def test_carriers_start_as_constants_and_come_back_to_life_without_a_penalty():
     model, average, optimizer, penalty = trained()
     cut, (small, _) = cut_alike(

@@ -90,3 +90,31 @@ def test_the_average_of_equal_networks_is_that_network():
         ema.update(model)
     images = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(ema.model(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_an_average_that_is_replaced_follows_its_own_network():
+    model = small()
+    ema = ModelEma(model)
+    ema.update(model)
+    other = nn.Sequential(nn.Conv2d(3, 2, 1))
+    ema.model = copy.deepcopy(other)
+    with torch.no_grad():
+        other[0].weight.add_(1)
+    ema.update(other)
+    assert not torch.equal(ema.model[0].weight, other[0].weight)
+    assert (other[0].weight - ema.model[0].weight).mean() < 1
+
+
+def test_a_skipped_step_leaves_the_average_and_a_taken_one_is_as_ever():
+    model = small()
+    averages = [ModelEma(model) for _ in range(2)]
+    shift(model)
+    start = copy.deepcopy(averages[0].model.state_dict())
+    averages[0].update(model, torch.tensor(0.0))
+    for name, value in averages[0].model.state_dict().items():
+        assert torch.equal(value, start[name]) or name.endswith("tracked")
+    averages[0].updates = 0
+    averages[0].update(model, torch.tensor(1.0))
+    averages[1].update(model)
+    for value, expected in zip(*(average.model.parameters() for average in averages), strict=True):
+        torch.testing.assert_close(value, expected)

@@ -142,6 +142,19 @@ def test_the_memory_of_the_cpu_counts_too_and_other_errors_are_left_alone():
     assert not isinstance(error.value, InputError)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_the_libraries_of_a_full_gpu_give_the_same_advice(message):
+    with pytest.raises(InputError, match="the GPU's memory is too small: less"), memory_advice("less"):
+        raise RuntimeError(message)
+
+
 # Workers
 
 

@@ -118,3 +118,17 @@ def test_a_part_of_a_batch_is_divided_by_the_divisor_of_the_whole():
 def test_groups_hold_everything_in_order():
     assert list(groups(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(groups([], 2)) == []
+
+
+def test_cudnn_searches_for_full_batches_alone():
+    trainer, searches = make_trainer(batch_size=2), []
+    trainer.model.conv(0).register_forward_hook(lambda *_: searches.append(torch.backends.cudnn.benchmark))
+    before = torch.backends.cudnn.benchmark
+    for counts in ((1, 2), (3,)):
+        trainer.train_step([sample_batch(counts)], 0.1)
+    assert searches == [True, False]
+    assert torch.backends.cudnn.benchmark == before
+    trainer = make_trainer(batch_size=2, multiscale_training=True)
+    trainer.model.conv(0).register_forward_hook(lambda *_: searches.append(torch.backends.cudnn.benchmark))
+    trainer.train_step([sample_batch((1, 2))], 0.1)
+    assert searches[2:] == [False]

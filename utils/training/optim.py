@@ -22,7 +22,11 @@ def build_sgd(model: nn.Module, lr: float, fused: bool = False) -> torch.optim.S
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, fused=fused)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, fused=fused)
+    if fused:  # if it skips its first step, which is to set its momenta, it goes on with whatever the memory held
+        for parameter in (*kernels, *others):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def load_momenta(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
