@@ -45,8 +45,9 @@ def assert_same(first, second):
 
 def test_two_processes_take_the_steps_of_one_that_accumulates_their_halves(project, monkeypatch):
     options = ["--epochs", "1", "--n_cpu", "0", "--mosaic", "0", "-sr", "--s", "0.1", "--force"]
-    outcome = torchrun(ROOT / "train.py", *options, "--batch_size", "4", "--name", "two")
+    outcome = torchrun(ROOT / "train.py", *options, "--batch_size", "4", "--name", "two", "--cache", "ram")
     assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.count("--cache ram: 17 of 17 images") == 1  # both map the same file
     assert outcome.stdout.count("| train | 12 ") == 1  # one process speaks
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
     words = [*options, "--batch_size", "2", "--accumulate", "2", "--name", "one"]
