@@ -1,14 +1,19 @@
 """Benchmarks the project on this machine against references, row by row; prints and writes the table."""
 
 import argparse
+import itertools
 import os
 import platform
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torchvision
@@ -22,13 +27,20 @@ from studies.step_benchmark import time_steps
 from utils.boxes import non_max_suppression
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import read_cfg
+from utils.data.augmentations import Augmentation
 from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
 from utils.data.labels import label_path, read_labels
-from utils.data.loader import loader
+from utils.data.loader import EpochSampler, loader
 from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
-from utils.detection.metrics import COCO_IOU, DetectionMetrics, average_precision
+from utils.detection.metrics import (
+    COCO_IOU,
+    DetectionMetrics,
+    Metrics,
+    average_precision,
+    interpolated_precision,
+)
 from utils.detection.options import add_device_option
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
 from utils.devices import pick_device
@@ -42,6 +54,17 @@ FULL, PRUNED = "config/yolov3-hand.cfg", "config/yolov3-hand-published.cfg"
 SIZE = 416
 CONF_THRES, NMS_THRES = 0.001, 0.5
 PASSING = 1000  # candidates per image of the network in the row "test"
+COCO_SIZE = {"images": 5_000, "detections": 300, "boxes": 36_335, "classes": 80}  # COCO's val2017
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An amount of memory."""
+
+    mebibytes: float
+
+    def __str__(self) -> str:
+        return f"{self.mebibytes:.0f} MiB"
 
 
 @dataclass(frozen=True)
@@ -50,14 +73,14 @@ class Row:
 
     Attributes:
         name: what was measured.
-        ours, reference: its time and that of a reference, taken in turns.
+        ours, reference: its time and that of a reference, taken in turns; or its memory and a limit.
         value: the ratio to judge by; ``meaning`` tells of what.
         bar: the largest good ratio, or with ``at_least`` the smallest.
     """
 
     name: str
-    ours: Timing
-    reference: Timing
+    ours: Timing | Memory
+    reference: Timing | Memory
     value: float
     meaning: str
     bar: float
@@ -178,26 +201,35 @@ def nms_row(args: argparse.Namespace) -> list[Row]:
 
 # mAP
 
+DetectedImages = list[tuple[Tensor, Tensor]]
+
 
 def detected_images(
-    images: int = 821, detections: int = 100, boxes: int = 2_181, seed: int = 0
-) -> list[tuple[Tensor, Tensor]]:
-    """(detections (D, 6), truth (G, 5)) per image. More than half of the detections lie near a box; scores repeat."""
+    images: int = 821, detections: int = 100, boxes: int = 2_181, classes: int = 1, seed: int = 0
+) -> DetectedImages:
+    """(detections (D, 6), truth (G, 5)) per image. More than half of the detections lie near a box of their class.
+
+    Scores repeat if there is one class only.
+    """
     random = np.random.default_rng(seed)
     results = []
     for count in 1 + random.multinomial(boxes - images, np.full(images, 1 / images)):
         near = int(0.6 * detections)
         corners, sides = random.uniform(0, 300, (count, 2)), random.uniform(20, 120, (count, 2))
-        truth = np.concatenate([corners, corners + sides], 1)
+        labels = random.integers(classes, size=(count, 1))
+        truth = np.concatenate([labels, corners, corners + sides], 1)
         target = random.integers(count, size=near)
-        hits = truth[target] + random.normal(0, 0.1, (near, 4)) * np.tile(sides[target], 2)
+        hits = truth[target]
+        hits[:, 1:] += random.normal(0, 0.1, (near, 4)) * np.tile(sides[target], 2)
         corners = random.uniform(0, 300, (detections - near, 2))
-        misses = np.concatenate([corners, corners + random.uniform(20, 120, corners.shape)], 1)
-        xyxy = random.permutation(np.concatenate([hits, misses]))
+        labels = random.integers(classes, size=(len(corners), 1))
+        misses = np.concatenate([labels, corners, corners + random.uniform(20, 120, corners.shape)], 1)
+        label, xyxy = np.split(random.permutation(np.concatenate([hits, misses])), [1], axis=1)
         xyxy[:, 2:] = np.maximum(xyxy[:, 2:], xyxy[:, :2] + 1)
-        score = np.sort(random.random(detections).round(2))[::-1]
-        columns = np.concatenate([xyxy, score[:, None], np.zeros((detections, 1))], 1)
-        results.append((torch.tensor(columns).float(), torch.tensor(np.pad(truth, ((0, 0), (1, 0)))).float()))
+        score = random.random(detections)
+        score = np.sort(score.round(2) if classes == 1 else score)[::-1]
+        columns = np.concatenate([xyxy, score[:, None], label], 1)
+        results.append((torch.tensor(columns).float(), torch.tensor(truth).float()))
     return results
 
 
@@ -215,7 +247,7 @@ def plain_match(detections: Tensor, truth: Tensor, threshold: float) -> list[boo
     return correct
 
 
-def plain_map(images: list[tuple[Tensor, Tensor]], thresholds: np.ndarray) -> list[float]:
+def plain_map(images: DetectedImages, thresholds: np.ndarray) -> list[float]:
     """AP of one class at each threshold, matched by the plain loop."""
     order = torch.cat([detections[:, 4] for detections, _ in images]).argsort(descending=True, stable=True).numpy()
     boxes = sum(len(truth) for _, truth in images)
@@ -226,23 +258,93 @@ def plain_map(images: list[tuple[Tensor, Tensor]], thresholds: np.ndarray) -> li
     return ap
 
 
-def our_map(images: list[tuple[Tensor, Tensor]]) -> float:
-    """mAP@0.5:0.95 of one class, as test.py computes it."""
-    metrics = DetectionMetrics(["hand"])
+def collected(images: DetectedImages, classes: int = 1) -> DetectionMetrics:
+    """The detections as test.py collects them."""
+    metrics = DetectionMetrics([str(number) for number in range(classes)])
     for image in images:
         metrics.add(*image)
-    return metrics.compute().mAP_50_95
+    return metrics
+
+
+def our_metrics(images: DetectedImages, classes: int = 1) -> Metrics:
+    """All metrics of test.py, from detections."""
+    return collected(images, classes).compute()
 
 
 def map_row(args: argparse.Namespace) -> list[Row]:
     """All metrics of test.py against a plain Python loop over the same thresholds; their mAP must agree."""
     images, thresholds = detected_images(), np.append(COCO_IOU, 0.5)
-    expected, computed = float(np.mean(plain_map(images, thresholds)[:-1])), our_map(images)
+    expected, computed = float(np.mean(plain_map(images, thresholds)[:-1])), our_metrics(images).mAP_50_95
     if abs(expected - computed) > 1e-9:
         raise RuntimeError(f"mAP@0.5:0.95 is {computed}, but {expected} by the plain loop")
-    steps = [partial(our_map, images), partial(plain_map, images, thresholds)]
+    steps: list[Callable[[], object]] = [partial(our_metrics, images), partial(plain_map, images, thresholds)]
     ours, plain = time_in_turns(steps, torch.device("cpu"), args.rounds, warm_up=1)
     return [Row("mAP of 821 images", ours, plain, ours.median / plain.median, "of a plain loop", 0.25)]
+
+
+def coco_average_precision(correct: np.ndarray, boxes: int) -> np.ndarray:
+    """AP as COCO defines it: interpolated precision at the recalls 0, 0.01, ... 1; else like average_precision."""
+    ap = np.zeros(correct.shape[1])
+    for column, of_threshold in enumerate(correct.T):
+        precision = interpolated_precision(of_threshold)
+        recall = np.arange(1, len(precision) + 1) / boxes
+        ap[column] = np.append(precision, 0)[recall.searchsorted(np.linspace(0, 1, 101))].mean()
+    return ap
+
+
+def coco_map(metrics: DetectionMetrics) -> float:
+    """mAP@0.5:0.95 as COCO defines it."""
+    return float(np.mean([coco_average_precision(c.correct, c.boxes)[:-1] for _, c in metrics.by_class()]))
+
+
+def coco_format(images: DetectedImages, classes: int) -> tuple[dict[str, list], list[dict[str, Any]]]:
+    """The ground truth as COCO's file of annotations holds it, and the detections as a file of results."""
+    truth: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for image, (detections, boxes) in enumerate(images, start=1):
+        for label, x1, y1, x2, y2 in boxes.tolist():
+            width, height = x2 - x1, y2 - y1
+            box = {"id": len(truth) + 1, "image_id": image, "category_id": int(label) + 1, "iscrowd": 0}
+            truth.append(box | {"bbox": [x1, y1, width, height], "area": width * height})
+        for x1, y1, x2, y2, score, label in detections.tolist():
+            detection = {"image_id": image, "category_id": int(label) + 1, "score": score}
+            results.append(detection | {"bbox": [x1, y1, x2 - x1, y2 - y1]})
+    content: dict[str, list] = {"info": [], "annotations": truth}
+    content["images"] = [{"id": image + 1, "width": SIZE, "height": SIZE} for image in range(len(images))]
+    content["categories"] = [{"id": label + 1, "name": str(label)} for label in range(classes)]
+    return content, results
+
+
+def coco_row(args: argparse.Namespace) -> list[Row]:
+    """All metrics of test.py against faster-coco-eval at COCO's size; mAP at COCO's 101 points must agree."""
+    coco = optional("faster_coco_eval")
+    images, classes = detected_images(**COCO_SIZE), COCO_SIZE["classes"]
+    content, results = coco_format(images, classes)
+    truth = coco.COCO(content)
+    evaluation = coco.COCOeval_faster(truth, truth.loadRes(results), "bbox", print_function=lambda *words: None)
+    evaluation.params.maxDets = [COCO_SIZE["detections"]]
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+
+    def evaluate_and_accumulate() -> None:
+        evaluation.evaluate()
+        evaluation.accumulate()
+
+    steps: list[Callable[[], object]] = [partial(our_metrics, images, classes), evaluate_and_accumulate]
+    ours, reference = time_in_turns(steps, torch.device("cpu"), args.rounds, warm_up=1)
+    expected, computed = float(evaluation.eval["precision"].mean()), coco_map(collected(images, classes))
+    if abs(expected - computed) > 1e-4:
+        raise RuntimeError(f"mAP@0.5:0.95 is {computed}, but {expected} by faster-coco-eval")
+    return [Row("mAP at COCO's size", ours, reference, ours.median / reference.median, "of faster-coco-eval", 1.0)]
+
+
+def memory_row(args: argparse.Namespace) -> list[Row]:
+    """The memory of all metrics of test.py at COCO's size, above the detections themselves."""
+    images = detected_images(**COCO_SIZE)
+    tracemalloc.start()  # of NumPy's arrays too
+    our_metrics(images, COCO_SIZE["classes"])
+    ours, limit = Memory(tracemalloc.get_traced_memory()[1] / 2**20), Memory(1024)
+    tracemalloc.stop()
+    return [Row("mAP at COCO's size, memory", ours, limit, ours.mebibytes / limit.mebibytes, "of 1 GiB", 1.0)]
 
 
 # test.py
@@ -264,28 +366,30 @@ def calibrated(model: Darknet, images: Tensor, passing: int) -> Darknet:
     logit = np.log(CONF_THRES / class_score)  # far below 0 the sigmoid is the exponential function
     shift = logit - torch.cat(raw).topk(passing * len(images)).values[-1]
     for head in model.spec.heads:
-        model.conv(head.sources[0]).bias.view(len(head.anchors), -1)[:, 4] += shift
+        model.conv(head.sources[0]).get_parameter("bias").view(len(head.anchors), -1)[:, 4] += shift
     return model
 
 
-def write_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Write JPEG images of blurred noise, 640 x 480, with one to four labelled boxes each; return their paths."""
+def write_images(folder: Path, count: int, size: tuple[int, int] = (640, 480), seed: int = 0) -> list[Path]:
+    """Write JPEG images of soft colours under a sensor's noise, with one to four boxes each; return their paths."""
     random = np.random.default_rng(seed)
     for name in ("images", "labels"):
         (folder / name).mkdir()
     paths = [folder / "images" / f"{number:04d}.jpg" for number in range(count)]
     for path in paths:
         coarse = random.integers(0, 256, (60, 80, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC).save(path, quality=90)
+        soft = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+        noisy = (soft + random.normal(0, 3, soft.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(path, quality=90)
         boxes = np.concatenate([random.uniform(0.3, 0.7, (random.integers(1, 5), 2))] * 2, 1) * (1, 1, 0.4, 0.4)
         lines = ["0 " + " ".join(f"{value:.4f}" for value in box) for box in boxes]
         (folder / "labels" / path.with_suffix(".txt").name).write_text("\n".join(lines) + "\n")
     return paths
 
 
-def labelled(paths: list[Path], size: int) -> DetectionDataset:
-    """The data set of images with one class, letterboxed to ``size`` pixels."""
-    return DetectionDataset(paths, [read_labels(label_path(path), 1)[0] for path in paths], size)
+def labelled(paths: list[Path], size: int, augmentation: Augmentation | None = None) -> DetectionDataset:
+    """The data set of images with one class, letterboxed or augmented to ``size`` pixels."""
+    return DetectionDataset(paths, [read_labels(label_path(path), 1)[0] for path in paths], size, augmentation)
 
 
 def test_row(args: argparse.Namespace) -> list[Row]:
@@ -308,6 +412,101 @@ def test_row(args: argparse.Namespace) -> list[Row]:
     speed = alone.median / ours.median
     name = f"test.py, {args.images} images"
     return [Row(name, ours, alone, speed, "of the forward passes' speed", 0.9, at_least=True)]
+
+
+# Training images
+
+
+def loading_row(args: argparse.Namespace, size: tuple[int, int], count: int, bar: float) -> list[Row]:
+    """Augmented training images on one core against ultralytics' YOLODataset with the same changes.
+
+    Where ultralytics is not installed, the reference is plain OpenCV code that decodes images in full. The times are
+    what one image takes of a core, whatever else runs on it.
+    """
+    rows = []
+    threads = torch.get_num_threads()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = write_images(Path(folder), count, size)
+            for mosaic in (0.5, 0.0):
+                reference, name = reference_loader(paths, mosaic)
+                epochs = itertools.count()
+
+                def ours(mosaic: float = mosaic, epochs: Iterator[int] = epochs) -> None:
+                    dataset = labelled(paths, SIZE, Augmentation(mosaic=mosaic))  # a new one, which remembers nothing
+                    sampler = EpochSampler(len(dataset), 0)
+                    sampler.epoch = next(epochs)
+                    for item in sampler:
+                        dataset[item]
+
+                times = time_in_turns([ours, reference], torch.device("cpu"), args.rounds, 1, time.process_time)
+                own, other = (Timing(*(value / count for value in astuple(time))) for time in times)
+                what = f"training images, {size[0]}x{size[1]}, mosaic {mosaic:g}"
+                rows.append(Row(what, own, other, other.median / own.median, f"of {name}'s speed", bar, at_least=True))
+    finally:
+        torch.set_num_threads(threads)
+    return rows
+
+
+def reference_loader(paths: list[Path], mosaic: float) -> tuple[Callable[[], None], str]:
+    """A function that augments each image once, and its name."""
+    folder = paths[0].parent.parent
+    os.environ.update(YOLO_CONFIG_DIR=str(folder), YOLO_OFFLINE="true", YOLO_VERBOSE="false")
+    try:
+        from ultralytics.cfg import get_cfg
+        from ultralytics.data.dataset import YOLODataset
+    except ImportError:
+        return partial(plain_augmentation, paths, mosaic), "plain OpenCV code"
+    cv2.setNumThreads(0)
+    none = dict.fromkeys(("degrees", "shear", "perspective", "flipud", "mixup", "copy_paste"), 0.0)
+    changes = {"hsv_h": 0.02, "hsv_s": 0.5, "hsv_v": 0.4, "translate": 0.15, "scale": 0.4, "fliplr": 0.5}
+    dataset = YOLODataset(
+        img_path=str(paths[0].parent),
+        imgsz=SIZE,
+        augment=True,
+        hyp=get_cfg(overrides={"mosaic": mosaic, **changes, **none}),
+        data={"names": {0: "hand"}, "nc": 1, "channels": 3},
+        task="detect",
+    )
+
+    def load() -> None:
+        for index in np.random.default_rng(0).permutation(len(paths)).tolist():
+            dataset[index]
+
+    return load, "ultralytics"
+
+
+def plain_augmentation(paths: list[Path], mosaic: float) -> None:
+    """Decode images in full, and mix, move, colour and mirror them."""
+    random = np.random.default_rng(0)
+
+    def read(index: int) -> np.ndarray:
+        pixels = cv2.imdecode(np.fromfile(paths[index], np.uint8), cv2.IMREAD_COLOR)
+        assert pixels is not None
+        scale = SIZE / max(pixels.shape)
+        return cv2.resize(pixels, None, fx=scale, fy=scale)
+
+    for index in range(len(paths)):
+        side = SIZE
+        image = read(index)
+        if random.random() < mosaic:
+            side = 2 * SIZE
+            four = [image, *(read(other) for other in random.integers(len(paths), size=3).tolist())]
+            image = np.full((side, side, 3), 127, np.uint8)
+            for place, part in enumerate(four):
+                top, left = SIZE * (place // 2), SIZE * (place % 2)
+                image[top : top + part.shape[0], left : left + part.shape[1]] = part
+        scale, shift = random.uniform(0.6, 1.4) * SIZE / side, random.uniform(-0.15, 0.15, 2) * SIZE
+        matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+        image = cv2.warpAffine(image, matrix, (SIZE, SIZE), borderValue=(127, 127, 127))
+        change = 1 + random.uniform(-1, 1, 3) * (0.02, 0.5, 0.4)
+        table = (np.arange(256)[:, None] * change).clip(0, 255).astype(np.uint8)[None]
+        image = cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), table), cv2.COLOR_HSV2RGB)
+        if random.random() < 0.5:
+            image = cv2.flip(image, 1)
+        np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 # The pruned network
@@ -335,7 +534,11 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "step": step_row,
     "nms": nms_row,
     "map": map_row,
+    "map_coco": coco_row,
+    "map_memory": memory_row,
     "test": test_row,
+    "loading": partial(loading_row, size=(640, 480), count=64, bar=1.3),
+    "loading-large": partial(loading_row, size=(2560, 1920), count=32, bar=1.5),
     "pruned": partial(speed_up_row, name="PyTorch", ready=for_inference),
     "onnxruntime": partial(
         speed_up_row, name="ONNX Runtime", ready=partial(exported, runtime=OnnxModel, package="onnxruntime")

@@ -23,11 +23,12 @@ from utils.detection.checkpoints import load_darknet, write_checkpoint
 from utils.detection.evaluate import evaluate, validation_batches
 from utils.detection.fusing import fuse
 from utils.detection.options import (
+    add_check_options,
     add_loading_options,
     add_model_options,
-    add_skip_bad_option,
     add_threshold_options,
     class_names,
+    label_rules,
     network_size,
 )
 from utils.detection.runtimes import prediction_difference
@@ -70,12 +71,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     onnx.add_argument("--calibration", type=number(int, 1), default=100, help="number of images to calibrate on")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--data_config", help="a data set's .data file, for calibration and for mAP in the check")
+    data.add_argument(
+        "--data_config", help="a data set's .data or .yaml file, for calibration and for mAP in the check"
+    )
     data.add_argument(
         "--image_folder", default="data/images", help="images of the check: a folder, an image, or a glob in quotes"
     )
     add_loading_options(data, batch_size=8)
-    add_skip_bad_option(data)
+    add_check_options(data)
     parser.add_argument("--json", metavar="FILE", help="also write the check's results to this file")
     return parser
 
@@ -153,7 +156,7 @@ def calibration_images(img_size: int, args: argparse.Namespace) -> Iterator[Tens
     """As many images (1, 3, S, S) in [0, 1] as --calibration says, spread over the training images of --data_config."""
     if not args.data_config:
         raise InputError("--int8 needs --data_config: it is calibrated on the training images there")
-    paths = check_data(read_data_config(args.data_config), "train", args.skip_bad).images
+    paths = check_data(read_data_config(args.data_config), "train", args.skip_bad, label_rules(args)).images
     return batches_of_one(paths[:: max(len(paths) // args.calibration, 1)][: args.calibration], img_size)
 
 
@@ -195,7 +198,9 @@ def differences(models: list[nn.Module], batches: Iterable[Tensor]) -> list[floa
 def mean_aps(models: list[nn.Module], model: Darknet, img_size: int, args: argparse.Namespace) -> list[float]:
     """mAP@0.5 of each model on the validation images of --data_config."""
     data = read_data_config(args.data_config)
-    batches, _ = validation_batches(model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad)
+    batches, _ = validation_batches(
+        model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
+    )
     return [evaluate(model, batches, data.names)[0].mAP for model in models]
 
 

@@ -8,7 +8,9 @@ that checkpoints of older YOLOv3 ports load.
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +50,7 @@ def convolution(layer: layers.Convolution) -> nn.Sequential:
     if layer.activation != "linear":
         activation = ACTIVATIONS[layer.activation]()
         if hasattr(activation, "inplace"):
-            activation.inplace = True  # nothing else reads the activation's input
+            setattr(activation, "inplace", True)  # noqa: B010  # nothing else reads the activation's input
         parts.append((f"{layer.activation}_{i}", activation))
     return nn.Sequential(OrderedDict(parts))
 
@@ -177,6 +179,7 @@ class Yolo(nn.Module):
     def __init__(self, layer: layers.Yolo):
         super().__init__()
         self.classes, self.scale_x_y, self.new_coords = layer.classes, layer.scale_x_y, layer.new_coords
+        self.anchors: Tensor
         self.register_buffer("anchors", torch.tensor(layer.anchors), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,7 +223,7 @@ class Yolo(nn.Module):
         return predictions.view(b, a * h * w, attributes)
 
 
-MODULES = {
+MODULES: dict[type, Any] = {
     layers.Convolution: convolution,
     layers.MaxPool: MaxPool,
     layers.LocalAvgPool: LocalAvgPool,
@@ -258,23 +261,23 @@ class Darknet(nn.Module):
         InputError: the cfg does not parse, or uses something that is not supported.
     """
 
-    def __init__(self, cfg: str | Path | list[dict[str, str]]):
+    def __init__(self, cfg: str | Path | Sequence[Block]):
         super().__init__()
-        self.spec = parse_network(cfg if isinstance(cfg, list) else read_cfg(cfg))
+        self.spec = parse_network(read_cfg(cfg) if isinstance(cfg, str | Path) else cfg)
         self.module_list = nn.ModuleList(MODULES[type(layer)](layer) for layer in self.spec.layers)
         # Outputs that a later layer than the next one reads; memory of the others is freed at once.
         self._kept = {source for layer in self.spec.layers for source in layer.sources if source != layer.index - 1}
         self._start_heads()
 
     @property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> Sequence[Block]:
         """The cfg's sections, ``[net]`` first."""
         return self.spec.blocks
 
     @property
     def heads(self) -> list[Yolo]:
         """The detection heads in order."""
-        return [self.module_list[head.index] for head in self.spec.heads]
+        return [cast(Yolo, self.module_list[head.index]) for head in self.spec.heads]
 
     @property
     def batch_norms(self) -> dict[int, nn.BatchNorm2d]:
@@ -283,11 +286,11 @@ class Darknet(nn.Module):
 
     def conv(self, index: int) -> nn.Conv2d:
         """The convolution of layer ``index``."""
-        return self.module_list[index].get_submodule(f"conv_{index}")
+        return cast(nn.Conv2d, self.module_list[index].get_submodule(f"conv_{index}"))
 
     def batch_norm(self, index: int) -> nn.BatchNorm2d:
         """The BatchNorm of layer ``index``."""
-        return self.module_list[index].get_submodule(f"batch_norm_{index}")
+        return cast(nn.BatchNorm2d, self.module_list[index].get_submodule(f"batch_norm_{index}"))
 
     def raw_outputs(self, images: Tensor) -> list[Tensor]:
         """The raw outputs (B, A, H, W, 5 + C) of each detection head for images (B, 3, H, W) in [0, 1].
@@ -336,5 +339,5 @@ class Darknet(nn.Module):
             source = self.spec.layers[head.sources[0]]
             if not isinstance(source, layers.Convolution) or source.batch_normalize or head.new_coords:
                 continue
-            bias = self.conv(source.index).bias.detach().view(len(head.anchors), 5 + head.classes)
+            bias = cast(Tensor, self.conv(source.index).bias).detach().view(len(head.anchors), 5 + head.classes)
             bias[:, 4] += math.log(PRIOR / (1 - PRIOR))

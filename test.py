@@ -10,12 +10,13 @@ from utils.detection.detector import load_model
 from utils.detection.evaluate import evaluate, metrics_table, validation_batches
 from utils.detection.inference import for_inference, on_device
 from utils.detection.options import (
+    add_check_options,
     add_compile_option,
     add_device_option,
     add_loading_options,
     add_model_options,
-    add_skip_bad_option,
     add_threshold_options,
+    label_rules,
     network_size,
 )
 from utils.files import write_json
@@ -25,9 +26,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options of test.py."""
     parser = ArgumentParser(__doc__)
     add_model_options(parser, "checkpoints/yolov3_ckpt.pth")
-    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
     add_loading_options(parser, batch_size=8)
-    add_skip_bad_option(parser)
+    add_check_options(parser)
     parser.add_argument(
         "--iou_thres",
         type=number(float, 0, 1),
@@ -46,7 +47,9 @@ def main(args: argparse.Namespace) -> None:
     model, metadata = load_model(args.weights_path, args.model_def, (args.conf_thres, args.nms_thres), args.device)
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
-    batches, checked = validation_batches(model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad)
+    batches, checked = validation_batches(
+        model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
+    )
     print(summary({"valid": checked}))
     ready = for_inference(on_device(model, args.device), args.compile)
     metrics, seconds = evaluate(ready, batches, data.names, args.iou_thres, args.conf_thres, args.nms_thres)

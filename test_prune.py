@@ -1,11 +1,10 @@
 """Cuts the dead channels out of a sparse model: a smaller cfg and checkpoint that compute the same, and the proof."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from models import Darknet
 from utils.cli import ArgumentParser, number, run
@@ -13,7 +12,13 @@ from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
-from utils.detection.options import add_device_option, add_skip_bad_option, add_workers_option, network_size
+from utils.detection.options import (
+    add_check_options,
+    add_device_option,
+    add_workers_option,
+    label_rules,
+    network_size,
+)
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
@@ -37,7 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="the sparse model's checkpoint; a Darknet .weights file or a plain state dict needs --model_def",
     )
     parser.add_argument("--model_def", help="the sparse model's cfg; default: the cfg in the checkpoint")
-    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
 
     share = number(float, 0, 1)
     amount = parser.add_argument_group("how much to prune (one of these)").add_mutually_exclusive_group()
@@ -101,7 +106,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--out_weights",
         help="the pruned checkpoint, or x.weights for a Darknet file; default: the weights' name with prune_ in front",
     )
-    add_skip_bad_option(parser)
+    add_check_options(parser)
     parser.add_argument(
         "--img_size", type=number(int, 32), help="side of the input in pixels; default: the size in the checkpoint"
     )
@@ -190,7 +195,9 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     """What measures networks on the validation images; ``model`` is brought to its device, in eval mode."""
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
-    batches, _ = validation_batches(model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad)
+    batches, _ = validation_batches(
+        model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
+    )
     model.to(pick_device(args.device)).eval()
     return Bench(batches, data.names, img_size, device_of(model))
 
@@ -303,10 +310,8 @@ def sweep(pruner: Pruner, bench: Bench, out_cfg: Path, json: str | None) -> None
     rows = measure_sweep(pruner, bench)
     print(sweep_table(rows, parameters, macs))
     plot = Path("runs") / out_cfg.stem / "sweep.png"
-    shares = {
-        name: np.array([row[name] / whole for row in rows])
-        for name, whole in (("parameters", parameters), ("macs", macs))
-    }
+    whole = {"parameters": parameters, "macs": macs}
+    shares: dict[str, Sequence[float]] = {name: [row[name] / whole[name] for row in rows] for name in whole}
     save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), plot)
     print(f"{plot}: mAP against size")
     if json:

@@ -118,8 +118,7 @@ def train(
             if is_due(config.checkpoint_steps, trainer.step):
                 checkpoints.save_last()
 
-        # Several processes can stop only together, between two steps.
-        valid_batches = stop.watch(valid_batches) if distributed.world() == 1 else valid_batches
+        watched = stop.watch(valid_batches, distributed.largest)
 
         while trainer.epoch < config.epochs:
             if trainer.cut_is_due:
@@ -130,7 +129,7 @@ def train(
             if is_due(config.prune_every, done):
                 prune(trainer)
             if is_due(config.evaluation_interval, done) or done == config.epochs:
-                report.metrics, _ = evaluate(trainer.ema.model, valid_batches, checkpoints.names)
+                report.metrics, _ = evaluate(trainer.ema.model, watched, checkpoints.names)
             trainer.end_epoch()
             if log:
                 log.add(report)
@@ -159,6 +158,7 @@ def complete_options(args: Options) -> tuple[Run, dict[str, Any] | None, bool]:
         restore_options(args, checkpoint["options"])
         pruned = was_pruned(checkpoint)
     else:
+        assert origin
         print(f"start: {origin.reason}")
         options.complete_sparsity(args)
         pruned = origin.pruned
@@ -180,7 +180,7 @@ def make_model(args: Options, run_files: Run, checkpoint: dict[str, Any] | None)
 
 def prune(trainer: Trainer) -> None:
     """Cut dead channels out of the network in training, and print what is left."""
-    if cut := trainer.prune():
+    if (cut := trainer.prune()) and trainer.kept_channels:
         macs = trainer.model.spec.at(trainer.config.img_size).macs
         left = sum(trainer.kept_channels.counts().values())
         print(f"{cut} dead channels cut out; {left} are left, and {macs / 1e9:.3f} G MACs per image")
@@ -189,7 +189,7 @@ def prune(trainer: Trainer) -> None:
 def print_cut(trainer: Trainer, result: PruningResult) -> None:
     """Print what the cut of a run with ``-sr`` has left."""
     spec, size = trainer.model.spec, trainer.config.img_size
-    left = spec.at(size).macs / trainer.kept_channels.coupling.spec.at(size).macs
+    left = spec.at(size).macs / result.reference.spec.at(size).macs
     print(
         f"{result.ratio:.1%} of the prunable channels cut, the least important ones; {spec.parameters:,} parameters "
         f"and {left:.1%} of the MACs are left, which train as an ordinary network from here on"

@@ -20,8 +20,9 @@ from config.anchors import DARKNET_ANCHORS, format_anchors, scale_anchors
 from utils import boxes
 from utils.cli import ArgumentParser, number, run
 from utils.data.data_config import read_data_config
+from utils.data.image_lists import looked_at
 from utils.data.images import image_size
-from utils.data.labels import label_path, read_labels
+from utils.data.labels import label_candidates, label_path, read_labels
 from utils.errors import InputError
 
 RESTARTS = 10  # runs of k-means, of which the best counts
@@ -96,7 +97,7 @@ def fit(sizes: np.ndarray, anchors: np.ndarray) -> str:
 def get_args_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = ArgumentParser("Cluster the box sizes of a data set's training list into anchors.")
-    parser.add_argument("--data_config", default="config/oxfordhand.data", help=".data file of the data set")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help=".data or .yaml file of the data set")
     parser.add_argument("--img_size", type=number(int, 1), default=416, help="side of the square input in pixels")
     parser.add_argument("--anchors", type=number(int, 1), default=9, help="number of anchors; v3 has 9, v3-tiny has 6")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of the start anchors")
@@ -110,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
     sizes = box_sizes(images, data.classes, args.img_size)
     if not len(sizes):
         raise InputError(
-            f"{data.train}: no image has a labelled box; the labels of the first should be in {label_path(images[0])}"
+            f"{data.train}: no image has a labelled box; for {images[0]} {looked_at(label_candidates(images[0]))}"
         )
     anchors = cluster(sizes, args.anchors, args.seed)
     print(f"{len(sizes)} boxes of {data.train}, at {args.img_size} pixels")

@@ -35,7 +35,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights_path", default="checkpoints/yolov3_ckpt.pth", help="its weights")
     parser.add_argument("--pruned_def", help="the pruned network's cfg; default: the cfg in its weights file")
     parser.add_argument("--pruned_weights", default="checkpoints/prune_yolov3_ckpt.pth", help="its weights")
-    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
+    parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
     parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
     return parser

@@ -1,10 +1,13 @@
 """What a training step costs beyond its convolutions: our step against the bare layers that it must compute anyway."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from models import Darknet
 from utils.darknet import layers
+from utils.darknet.cfg import Block
 from utils.darknet.spec import NetworkSpec
 from utils.data.images import to_device
 from utils.timing import Timing, time_in_turns
@@ -42,9 +45,17 @@ class BareStack(nn.Module):
 
 
 def _stage(layer: layers.Convolution) -> nn.Sequential:
-    padding, bias = layer.padding, not layer.batch_normalize
-    options = {"stride": layer.stride, "padding": padding, "dilation": layer.dilation, "groups": layer.groups}
-    parts: list[nn.Module] = [nn.Conv2d(layer.inputs, layer.channels, layer.size, bias=bias, **options)]
+    convolution = nn.Conv2d(
+        layer.inputs,
+        layer.channels,
+        layer.size,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=not layer.batch_normalize,
+    )
+    parts: list[nn.Module] = [convolution]
     if layer.batch_normalize:
         parts.append(nn.BatchNorm2d(layer.channels))
     if layer.activation != "linear":
@@ -52,7 +63,7 @@ def _stage(layer: layers.Convolution) -> nn.Sequential:
     return nn.Sequential(*parts)
 
 
-def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.device, rounds: int) -> list[Timing]:
+def time_steps(blocks: Sequence[Block], batch_size: int, device: torch.device, rounds: int) -> list[Timing]:
     """Times of our sparse training step and of the bare stack, in turns, on random images with a few boxes each.
 
     Both in channels_last, as train.py trains.
@@ -65,7 +76,7 @@ def time_steps(blocks: list[dict[str, str]], batch_size: int, device: torch.devi
     """
     model = Darknet(blocks)
     size, classes = model.spec.height, model.spec.heads[0].classes
-    bare = BareStack(model.spec).to(device, memory_format=torch.channels_last)
+    bare = BareStack(model.spec).to(device).to(memory_format=torch.channels_last)
     model.to(device).train()
     config = TrainConfig(batch_size=batch_size, img_size=size, epochs=1, sparsity=SparsityConfig())
     trainer = Trainer(config, model, steps_per_epoch=1)

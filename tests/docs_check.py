@@ -104,7 +104,7 @@ def command_problems(command: str, root: Path) -> Iterator[str]:
         case ["pip", "install", "-r", path] | ["bash", path]:
             if not exists(path, root):
                 yield f"{path} does not exist"
-        case [".ci/run"]:
+        case [".ci/run"] | ["pip", "install", _]:
             pass
         case [word, *_] if word not in SHELL:
             yield f"unknown command {word}: teach tests/docs_check.py"

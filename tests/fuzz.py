@@ -19,10 +19,11 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -38,13 +39,19 @@ from tests.networks import CFGS, DARKNET_CFGS
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.spec import parse_network
+from utils.data.augmentations import REDUCTIONS
 from utils.data.check import READER, read_cache
+from utils.data.converters.coco import read_coco
+from utils.data.converters.samples import DataSet
+from utils.data.converters.voc import parse_xml, read_annotation
+from utils.data.converters.writer import format_labels
 from utils.data.data_config import read_data_config
 from utils.data.image_lists import read_image_list
-from utils.data.images import read_image
-from utils.data.labels import read_labels
-from utils.detection.checkpoints import load_weights
+from utils.data.images import open_image, read_image
+from utils.data.labels import LabelRules, find_labels, read_labels
+from utils.detection.pretrained import load_pretrained
 from utils.errors import InputError
+from utils.files import read_text
 
 SECONDS = 20  # of one case; the slowest take a fraction of one
 MEMORY = 3 << 30  # bytes beyond what the program has when it begins
@@ -153,14 +160,23 @@ def read_data(path: Path) -> str:
 
 
 def read_list(path: Path) -> str:
-    """The list of images."""
-    read_image_list(path)
+    """The list of images, and the labels that its lines lead to."""
+    for image in read_image_list(path):
+        find_labels(image)
+    return "read"
+
+
+def read_any_text(path: Path) -> str:
+    """Text in any encoding, and as XML, whose declaration may lie."""
+    text = read_text(path, "text file")
+    assert not text.startswith("\ufeff")
+    read_text(path, "XML file", xml=True)
     return "read"
 
 
 def read_boxes(path: Path) -> str:
     """Label reader: what it gives lies in the image."""
-    boxes, _ = read_labels(path, classes=3)
+    boxes, _ = read_labels(path, classes=3, rules=LabelRules(with_score=path.stat().st_size % 2 == 0))
     assert boxes.dtype == np.float32
     assert boxes.shape[1:] == (5,)
     assert np.isfinite(boxes).all()
@@ -174,7 +190,48 @@ def read_image_file(path: Path) -> str:
     image = read_image(path)
     assert image.mode == "RGB"
     assert np.asarray(image).dtype == np.uint8
+    opened = open_image(path)
+    assert (opened.width, opened.height) == image.size
+    for reduction in REDUCTIONS:
+        expected = max(opened.height // reduction, 1), max(opened.width // reduction, 1), 3
+        assert opened.decode(reduction).shape == expected
     return "read"
+
+
+def read_yaml(path: Path) -> str:
+    """``data.yaml`` reader, with the folders and lists that the file leads to."""
+    data = read_data_config(path)
+    assert len(data.names) == data.classes > 0
+    assert all(data.names)
+    for split in ("train", "valid"):
+        data.images(split)
+    return "read"
+
+
+def read_annotation_file(path: Path) -> str:
+    """Reader of Pascal VOC's XML."""
+    sample = read_annotation(parse_xml(path), path, path.parent / "images/a.png")
+    return _checked(DataSet({"train": [sample]}, sorted(set(sample.classes)) or ["cat"]))
+
+
+def read_instances(path: Path) -> str:
+    """Reader of COCO instances, as one file."""
+    data = read_coco({"train": (path, path.parent)})
+    return _checked(data)
+
+
+def _checked(data: DataSet) -> str:
+    samples = [sample for split in data.splits.values() for sample in split]
+    assert data.names
+    assert len(set(data.names)) == len(data.names)
+    for sample in samples:
+        assert sample.boxes.shape == (len(sample.classes), 4)
+        assert np.isfinite(sample.boxes).all()
+        assert set(sample.classes) <= set(data.names)
+        format_labels(sample, (32, 24), data.names)
+    problems = [item.problem for item in (*data.left_out, *(i for sample in samples for i in sample.left_out))]
+    assert not [problem for problem in problems if problem and "\n" in problem]
+    return "read" if not any(problems) else "partly"
 
 
 @cache
@@ -184,14 +241,14 @@ def tiny() -> Darknet:
 
 
 def read_weights(path: Path) -> str:
-    """``.weights`` reader, of whole files and of backbones."""
-    load_weights(tiny(), path, partial=True)
+    """``.weights`` reader, of whole files, of backbones and of other numbers of classes."""
+    load_pretrained(tiny(), str(path))
     return "read"
 
 
 def read_pth(path: Path) -> str:
-    """Checkpoint reader."""
-    load_weights(tiny(), path)
+    """Checkpoint reader, of any number of classes."""
+    load_pretrained(tiny(), str(path))
     return "read"
 
 
@@ -217,12 +274,16 @@ def data_seeds() -> list[bytes]:
         b"classes=2\ntrain=list.txt\nvalid=list.txt\nnames=two.names\n",
         b"# comment\nclasses = 1\n train= list.txt # here\r\nvalid =/nowhere/list.txt\nbackup=x\n",
         b"classes=80\nvalid=list.txt\n",
+        b"; c#1\nclasses=2\nnames=two.names\nstray\ntrain=.\\list.txt ;\n",
+        "# 网络\nclasses=2\nnames=two.names\nvalid=list.txt\n".encode("gbk"),
+        "classes=2\nnames=two.names\nvalid=list.txt\n".encode("utf-16"),
     ]
 
 
 def list_seeds() -> list[bytes]:
     """Lists of the images that are there, and of others."""
-    return [b"images/a.png\nimages/b.jpg\n", b"images/a.png\r\n\r\n/nowhere/c.png\n../images/a.png\n"]
+    windows = [b"images\\a.png\n", "images/a.png\r\n".encode("utf-16")]
+    return [*windows, b"images/a.png\nimages/b.jpg\n", b"images/a.png\r\n\r\n/nowhere/c.png\n../images/a.png\n"]
 
 
 def label_seeds() -> list[bytes]:
@@ -231,7 +292,21 @@ def label_seeds() -> list[bytes]:
         b"0 0.5 0.5 0.25 0.125\n2 0.1 0.9 0.2 0.2\n",
         b"1 .5 .5 1 1\r\n\r\n1\t0.0004 0.5 0.001 0.3\n",
         b"\xef\xbb\xbf0 0.5 0.5 1e-3 1E-2\n" * 5,
+        b"0, .5, .5, .4, .4\n1;0,5;0,5;0,2;0,2\n2 0,5 0,5 0,2 0,2\n",
+        b"0 .3 .3 .7 .3 .7 .7 .3 .7\n1 .5 .5 .4 .4 .93\n",
+        "0 .5 .5 .4 .4\r\n".encode("utf-16"),
+        "0 .5 .5 .4 .4\r\n".encode("utf-16-be"),
     ]
+
+
+def text_seeds() -> list[bytes]:
+    """Text in the encodings that files are in, with the declarations of XML."""
+    seeds = []
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030", "cp1252", "big5", "utf-7", "cp037"):
+        text = "café, naïve\n" if encoding.startswith("cp") else "手機\nperson\n"
+        head = f"<?xml version='1.0' encoding='{encoding}'?>\n"
+        seeds += [text.encode(encoding), (head + text).encode(encoding), (head + text).encode()]
+    return seeds
 
 
 def image_seeds() -> list[bytes]:
@@ -260,6 +335,8 @@ def image_seeds() -> list[bytes]:
     seeds.append(_saved(image, "JPEG", progressive=True))
     seeds.append(_saved(image, "GIF", save_all=True, append_images=[image.rotate(90)]))
     seeds.append(_saved(image, "TIFF", compression="tiff_lzw"))
+    deep = np.asarray(image).astype(np.uint16) * 16
+    seeds += [cv2.imencode(suffix, deep)[1].tobytes() for suffix in (".png", ".tiff", ".ppm")]
     return seeds
 
 
@@ -291,18 +368,68 @@ def pth_seeds() -> list[bytes]:
 
 def check_seeds() -> list[bytes]:
     """A memory as it is written, and JSON of other shapes."""
-    good = {"reader": READER, "images": {"/a.png": [1, 2, False, None], "/b.png": [3, 4, True, "damaged"]}}
+    good = {
+        "reader": READER,
+        "images": {"/a.png": [1, 2, False, True, None, "4x4-0-0"], "/b.png": [3, 4, True, False, "damaged", ""]},
+    }
     return [json.dumps(good).encode(), b"[[[[]]]]", b'{"images": {"a": 1}}']
+
+
+def yaml_seeds() -> list[bytes]:
+    """Descriptions of Ultralytics and Roboflow, and what bombs are made of."""
+    return [
+        b"path: .\ntrain: images\nval: [list.txt, images]\nnames:\n  0: cat\n  1: no\n",
+        b"train: ../images\nval: ../images\n\nnc: 2\nnames: ['cat', \"dog\"]\nroboflow:\n  version: 3\n",
+        b"train: list.txt\nval: list.txt\nnc: 3\n# comment\n",
+        b"a: &a [x, x]\nb: &b [*a, *a, *a]\ntrain: *b\nnames: *a\n",
+        b"train: " + b"[" * 60 + b"]" * 60 + b"\nnames: {0: cat}\n",
+    ]
+
+
+def xml_seeds() -> list[bytes]:
+    """Annotations of labelImg, Roboflow and others, in several encodings."""
+    box = "<bndbox><xmin>1</xmin><ymin>2.5</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
+    points = "<polygon><x1>1</x1><y1>1</y1><x2>3</x2><y2>1</y2><x3>3</x3><y3>3</y3></polygon>"
+    text = "<annotation><filename>a.png</filename><size><width/><height>4</height></size>{}</annotation>"
+    plain = text.format(f"<object><name>cat</name>{box}</object><object><name>dog</name>{points}</object>")
+    chinese = text.format(f"<object><name>\u624b\u638c</name>{box}</object>")
+    bomb = '<!DOCTYPE a [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>' + text.format("&b;")
+    return [
+        plain.encode(),
+        f'<?xml version="1.0" encoding="gbk"?>{chinese}'.encode("gbk"),
+        f'<?xml version="1.0" encoding="UTF-16"?>{chinese}'.encode("utf-16"),
+        bomb.encode(),
+    ]
+
+
+def coco_seeds() -> list[bytes]:
+    """Instances with boxes, polygons, masks and crowds."""
+    categories = [{"id": 0, "name": "pets"}, {"id": 1, "name": "cat", "supercategory": "pets"}]
+    images = [{"id": 1, "file_name": "images/a.png", "width": 4, "height": 4}, {"id": "2", "file_name": "b.jpg"}]
+    forms = [
+        {"bbox": [0, 0, 2, 2.5]},
+        {"segmentation": [[0, 0, 3, 0, 3, 3]], "iscrowd": 0},
+        {"segmentation": {"size": [4, 4], "counts": [5, 2, 9]}},
+        {"segmentation": {"size": [4, 4], "counts": "52N01"}},
+        {"bbox": [1, 1, 1, 1], "iscrowd": 1},
+    ]
+    annotations = [{"id": k, "image_id": 1 + k % 2, "category_id": 1, **form} for k, form in enumerate(forms)]
+    whole = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    return [whole.encode(), whole.encode("utf-16"), json.dumps([1, 2]).encode()]
 
 
 READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]] = {
     "cfg": (read_network, cfg_seeds, "a.cfg"),
     "data": (read_data, data_seeds, "a.data"),
     "list": (read_list, list_seeds, "a.txt"),
+    "text": (read_any_text, text_seeds, "a.xml"),
     "labels": (read_boxes, label_seeds, "a.txt"),
     "weights": (read_weights, weights_seeds, "a.conv.1"),
     "pth": (read_pth, pth_seeds, "a.pth"),
     "images": (read_image_file, image_seeds, "a.png"),
+    "yaml": (read_yaml, yaml_seeds, "data.yaml"),
+    "xml": (read_annotation_file, xml_seeds, "a.xml"),
+    "coco": (read_instances, coco_seeds, "a.json"),
     "check": (read_check, check_seeds, "a.json"),
 }
 
@@ -350,7 +477,7 @@ def fuzz(reader: str, folder: Path, first: int, cases: int) -> tuple[Counter, fl
         path.write_bytes(case(np.random.default_rng((seed, len(reader))), seeds))
         began = time.perf_counter()
         try:
-            with limits(SECONDS):
+            with limits(SECONDS), redirect_stderr(io.StringIO()):  # warnings about stray lines and encodings
                 outcomes[read(path)] += 1
         except InputError as error:
             if "\n" in str(error) or not str(error):

@@ -126,7 +126,7 @@ def read_any(path: Path) -> None:
 def read_log(path: Path) -> list[dict[str, str]]:
     """The rows of a log without their times."""
     with open(path, newline="") as file:
-        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(file)]
     if any(None in row or None in row.values() for row in rows):
         raise ValueError("a row of another length than the header")
     return rows

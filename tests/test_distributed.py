@@ -44,7 +44,7 @@ def assert_same(first, second):
 
 
 def test_two_processes_take_the_steps_of_one_that_accumulates_their_halves(project, monkeypatch):
-    options = ["--epochs", "1", "--n_cpu", "0", "--mosaic", "0", "-sr", "--s", "0.1"]
+    options = ["--epochs", "1", "--n_cpu", "0", "--mosaic", "0", "-sr", "--s", "0.1", "--force"]
     outcome = torchrun(ROOT / "train.py", *options, "--batch_size", "4", "--name", "two")
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.count("| train | 12 ") == 1  # one process speaks
@@ -87,6 +87,16 @@ def test_two_processes_talk_and_a_resumed_run_of_theirs_ends_as_a_whole_one(proj
         for rank in (0, 1):
             assert_same(torch.load(f"parts_{rank}.pth")[part], whole[part])
     assert_same(read_checkpoint("checkpoints/parts_ckpt.pth")["model"], whole["ema"])
+
+
+def test_a_signal_in_one_process_stops_all_between_their_batches(project):
+    outcome = torchrun(PROGRAM, "stop")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "all [[0, 1, 2, 3, 4]]" in outcome.stdout
+    # After the last batch of both there is nothing left to stop.
+    assert [line for line in outcome.stdout.splitlines() if line.startswith("stopped")] == [
+        "stopped [(3, 143), (3, 143)]"
+    ]
 
 
 def test_an_error_in_one_process_ends_all(project):

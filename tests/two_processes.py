@@ -1,5 +1,6 @@
 """What tests/test_distributed.py has torchrun do in two processes, in a project folder: not a test by itself."""
 
+import signal
 import sys
 from unittest.mock import patch
 
@@ -8,6 +9,7 @@ import torch
 import train
 from utils import distributed
 from utils.errors import InputError
+from utils.signals import Stopped, StopRequest
 
 SPARSE = ["--epochs", "3", "--batch_size", "4", "--n_cpu", "0", "--checkpoint_interval", "1", "--prune_every", "1"]
 SPARSE += ["-sr", "--s", "1", "-pre", "start.pth"]
@@ -62,6 +64,23 @@ def interrupted(evaluate):
     return wrapper
 
 
+def stop() -> None:
+    """Process 1 has fewer batches than process 0; a signal stops both before the same one, or not at all."""
+    batches = range(5 - 2 * distributed.rank())
+    with StopRequest("") as request:
+        print("all", [list(request.watch(batches, distributed.largest))])
+        for signalled, rank in ((2, 1), (4, 0)):
+            request.received = None
+            done = []
+            try:
+                for batch in request.watch(batches, distributed.largest):
+                    done.append(batch)
+                    if batch == signalled and distributed.rank() == rank:
+                        request.received = signal.SIGTERM
+            except Stopped as stopped:
+                print("stopped", distributed.gather((len(done), stopped.status)))
+
+
 def fail() -> None:
     """First only process 0 sees that an input is wrong, which is told to all; then process 1 fails while 0 waits."""
 
@@ -80,4 +99,4 @@ def fail() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.processes():
-        {"talk_and_train": talk_and_train, "fail": fail}[sys.argv[1]]()
+        {"talk_and_train": talk_and_train, "stop": stop, "fail": fail}[sys.argv[1]]()

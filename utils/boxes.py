@@ -146,12 +146,12 @@ def _best(score: Tensor, counts: list[int]) -> Tensor:
 def _suppress_by_group(xyxy: Tensor, score: Tensor, group: Tensor, nms_thres: float) -> Tensor:
     """The indices of the boxes that NMS within each group keeps, by falling score; groups follow each other."""
     counts = group.bincount().tolist()
-    offset, keep = 0, [group[:0]]
+    offset, parts = 0, [group[:0]]
     for boxes, scores in zip(xyxy.split(counts), score.split(counts), strict=True):
         if len(boxes):
-            keep.append(offset + _suppress(boxes, scores, nms_thres))
+            parts.append(offset + _suppress(boxes, scores, nms_thres))
             offset += len(boxes)
-    keep = torch.cat(keep)
+    keep = torch.cat(parts)
     return keep[score[keep].argsort(descending=True, stable=True)]
 
 

@@ -3,7 +3,8 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from utils import workers
 from utils.errors import InputError
@@ -36,7 +37,9 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Options:
+    def parse_args(  # type: ignore[override]  # argparse also parses into objects of any other class
+        self, args: Iterable[str] | None = None, namespace: Options | None = None
+    ) -> Options:
         """Parse ``args``, by default those of the program."""
         words = sys.argv[1:] if args is None else list(args)
         parsed = super().parse_args(words, namespace or Options())
@@ -69,7 +72,7 @@ def number(kind: type, low: float | None = None, high: float | None = None, *, a
     return parse
 
 
-def run(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
+def run(parser: argparse.ArgumentParser, main: Callable[[Any], None]) -> None:
     """Parse the command line and run ``main``.
 
     An :class:`InputError` or OSError is printed as one line, with exit status 2; a request to stop as one line, with

@@ -245,7 +245,9 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether a device has bfloat16 instructions; a CPU without them is many times slower in it than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not have it
+    capabilities: dict[str, bool] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older versions of PyTorch do not have it
     return any(available for name, available in capabilities.items() if name.endswith("bf16"))
 
 

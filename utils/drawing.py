@@ -31,7 +31,7 @@ def _tag(
     draw: ImageDraw.ImageDraw,
     corner: tuple[float, float],
     text: str,
-    font: ImageFont.ImageFont,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     colour: tuple[int, int, int],
     image: tuple[int, int],
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from utils.errors import InputError
+from utils.text import announce, declared_encoding, decode_text
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 ABANDONED_AFTER = 60  # seconds without a write after which the temporary file of a dead process may be removed
@@ -76,20 +77,38 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def read_text(path: str | Path, what: str, xml: bool = False) -> str:
+    """The content of a text file in any encoding of :func:`utils.text.decode_text`; says one that is not Unicode.
+
+    Args:
+        path: the file.
+        what: what the file should be, for messages.
+        xml: the encoding that an XML declaration names counts first.
+
+    Raises:
+        InputError: the file is missing, not text or not readable.
+    """
+    try:
+        content = Path(path).read_bytes()
+        text, encoding = decode_text(content, declared_encoding(content) if xml else None)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such {what}") from None
+    except UnicodeError:
+        raise InputError(f"{path}: not a text file, so not a {what}") from None
+    except (OSError, ValueError) as error:  # a folder, no permission, a name that no file can have
+        raise InputError(f"{path}: cannot be read as a {what}: {getattr(error, 'strerror', error)}") from None
+    if not encoding.startswith("UTF"):
+        announce(Path(path), what, encoding)
+    return text
+
+
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a text file.
 
     Raises:
-        InputError: the file is missing, not text or not readable; the message says ``what`` it should be.
+        InputError: as :func:`read_text`.
     """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such {what}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file, so not a {what}") from None
-    except (OSError, ValueError) as error:  # a folder, no permission, a name that no file can have
-        raise InputError(f"{path}: cannot be read as a {what}: {getattr(error, 'strerror', error)}") from None
+    return read_text(path, what).splitlines()
 
 
 def read_names(path: str | Path, what: str = "file of class names") -> list[str]:
@@ -125,6 +144,7 @@ def keep_old(path: str | Path) -> Path | None:
                 continue
             path.rename(free)
         return free
+    raise AssertionError("the names do not end")
 
 
 def write_text(path: str | Path, text: str) -> None:

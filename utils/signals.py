@@ -3,22 +3,34 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from types import FrameType
-from typing import Self
+from typing import Any, Protocol, Self
 
+Largest = Callable[[int], int]  # the maximum of a number over the processes
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Batches(Protocol):
+    """What can be counted and iterated over, such as a DataLoader."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator: ...
 
 
 class Stopped(Exception):
     """The program was asked to stop, and stops; the message is for the user.
 
     Attributes:
+        received: the signal that asked for it.
         status: the exit status that shells use: 128 plus the signal's number, so 130 for Ctrl-C and 143 for SIGTERM.
     """
 
     def __init__(self, message: str, received: signal.Signals):
         super().__init__(message)
+        self.received = received
         self.status = 128 + received
 
 
@@ -37,7 +49,7 @@ class StopRequest:
     def __init__(self, notice: str):
         self.notice = notice
         self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -57,7 +69,7 @@ class StopRequest:
                 2, f"\n{self.received.name}: {self.notice}\n".encode()
             )  # print may have been interrupted, and is not reentrant
 
-    def agree(self, largest: Callable[[int], int]) -> None:
+    def agree(self, largest: Largest) -> None:
         """Take over a signal that another process received; ``largest`` gives a number's maximum over processes."""
         if number := largest(self.received or 0):
             self.received = signal.Signals(number)
@@ -67,22 +79,31 @@ class StopRequest:
         if self.received is not None:
             raise Stopped(f"stopped by {self.received.name}", self.received)
 
-    def watch(self, batches: Collection) -> "Watched":
-        """The same batches; before each of them :meth:`check` is called."""
-        return Watched(batches, self)
+    def watch(self, batches: Batches, largest: Largest = int) -> "Watched":
+        """The same batches; before each of them :meth:`check` is called.
+
+        Args:
+            batches: those of this process; the processes may have different numbers of them.
+            largest: gives a number's maximum over the processes, which then stop together;
+                by default there is one process.
+        """
+        return Watched(batches, self, largest)
 
 
 class Watched:
-    """Batches whose iteration raises :class:`Stopped` once the program was asked to stop."""
+    """Batches whose iteration raises :class:`Stopped` once the program, or another process of it, was asked to stop."""
 
-    def __init__(self, batches: Collection, request: StopRequest):
+    def __init__(self, batches: Batches, request: StopRequest, largest: Largest):
         self._batches = batches
         self._request = request
+        self._largest = largest
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator:
-        for batch in self._batches:
+        batches = iter(self._batches)
+        for _ in range(self._largest(len(self))):  # a process without a batch left still takes part in agreeing
+            self._request.agree(self._largest)
             self._request.check()
-            yield batch
+            yield from islice(batches, 1)

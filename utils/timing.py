@@ -13,18 +13,19 @@ from torch import Tensor, nn
 class Stopwatch:
     """Adds up the seconds of the blocks that it is a context of; it waits for the queued work of a GPU."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter):
         self.device = device
+        self.clock = clock
         self.seconds = 0.0
 
     def __enter__(self) -> "Stopwatch":
         self._synchronize()
-        self._start = time.perf_counter()
+        self._start = self.clock()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._synchronize()
-        self.seconds += time.perf_counter() - self._start
+        self.seconds += self.clock() - self._start
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -44,7 +45,11 @@ class Timing:
 
 
 def time_in_turns(
-    steps: Sequence[Callable[[], object]], device: torch.device, rounds: int = 10, warm_up: int = 2
+    steps: Sequence[Callable[[], object]],
+    device: torch.device,
+    rounds: int = 10,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """The time that each step takes. The steps run in turns, so that a busy machine slows all of them down alike.
 
@@ -53,11 +58,12 @@ def time_in_turns(
         device: the device that they compute on.
         rounds: the number of measurements of each step.
         warm_up: the number of rounds before, which do not count.
+        clock: returns the time in seconds; ``time.process_time`` counts what this process takes of the cores.
     """
     times: list[list[float]] = [[] for _ in steps]
     for _ in range(warm_up + rounds):
         for step, milliseconds in zip(steps, times, strict=True):
-            with Stopwatch(device) as watch:
+            with Stopwatch(device, clock) as watch:
                 step()
             milliseconds.append(1000 * watch.seconds)
     return [Timing(*np.percentile(milliseconds[warm_up:], (50, 25, 75)).tolist()) for milliseconds in times]

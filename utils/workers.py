@@ -57,7 +57,7 @@ def start_worker(worker: int) -> None:
     os.setpgid(0, 0)
     os.nice(NICENESS)
     cv2.setNumThreads(0)  # the workers are the threads; and those of the parent do not exist in a forked process
-    Queue._on_queue_feeder_error = staticmethod(end_worker)
+    Queue._on_queue_feeder_error = staticmethod(end_worker)  # type: ignore[attr-defined]  # not a public method
 
 
 def end_worker(error: Exception, batch: object) -> None:

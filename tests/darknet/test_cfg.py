@@ -74,9 +74,18 @@ def test_section_names(header, name):
         b"[net]\nwidth=416\n[yolo]\nmask=0\n",
         b"[net]\r\nwidth=416\r\n[yolo]\r\nmask=0\r\n",
         b"\xef\xbb\xbf[net]\r\nwidth=416\n[yolo]\nmask=0",
-        "[net]\n# Größe, 大小\nwidth=416\n[yolo]\nmask=0\n".encode(),
+        *(
+            f"[net]\n# {comment}\nwidth=416\n[yolo]\nmask=0\n".encode(encoding)
+            for comment, encoding in (
+                ("Größe, 大小", "utf-8"),
+                ("网络", "gbk"),
+                ("Größe", "cp1252"),
+                ("大小", "utf-16"),
+                ("大小", "utf-16-le"),
+            )
+        ),
     ],
-    ids=["plain", "windows", "byte-order-mark", "utf-8"],
+    ids=["plain", "windows", "byte-order-mark", "utf-8", "gbk", "cp1252", "utf-16", "utf-16-without-mark"],
 )
 def test_files_of_every_origin_read_alike(tmp_path, content):
     path = tmp_path / "a.cfg"
@@ -122,7 +131,7 @@ def test_a_missing_file_is_named(tmp_path):
         read_cfg(tmp_path / "none.cfg")
 
 
-@pytest.mark.parametrize("content", [bytes(range(256)), b"\x7fELF\0\0\0", b"\xff\xfe[\0n\0e\0t\0]\0"])
+@pytest.mark.parametrize("content", [bytes(range(256)), b"\x7fELF\0\0\0", b"\xff\xfe[\0n\0e\0t\0]\0\1\0"])
 def test_a_binary_file_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "binary.cfg"
     path.write_bytes(content)

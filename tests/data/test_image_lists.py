@@ -19,7 +19,7 @@ def test_paths_are_absolute_or_relative_to_the_working_directory_or_to_the_file(
 def test_a_missing_image_is_named_by_file_and_line(tmp_path):
     save(tmp_path / "a.png")
     listing = write(tmp_path / "list.txt", "a.png\n\nb.png\nc.png\n")
-    with pytest.raises(InputError, match=r"list\.txt:3: there is no image b\.png \(and 1 more\)"):
+    with pytest.raises(InputError, match=r"list\.txt:3: there is no image b\.png; .* \(and 1 more images\)"):
         read_image_list(listing)
 
 
@@ -35,8 +35,40 @@ def test_an_empty_list_is_an_error(tmp_path):
 
 
 def test_a_name_that_no_file_can_have_is_no_image_and_no_list(tmp_path):
-    for name in ("x" * 5000, "a\0b"):
-        with pytest.raises(InputError, match=r"list\.txt:1: there is no image"):
-            read_image_list(write(tmp_path / "list.txt", name))
-        with pytest.raises(InputError, match="cannot be read as a file of class names"):
-            read_data_config(write(tmp_path / "a.data", f"classes=1\nnames={name}\n"))
+    name = "x" * 5000
+    with pytest.raises(InputError, match=r"list\.txt:1: there is no image"):
+        read_image_list(write(tmp_path / "list.txt", name))
+    with pytest.raises(InputError, match="cannot be read as a file of class names"):
+        read_data_config(write(tmp_path / "a.data", f"classes=1\nnames={name}\n"))
+
+
+def test_a_list_with_a_zero_is_no_text(tmp_path):
+    with pytest.raises(InputError, match=r"list\.txt: not a text file"):
+        read_image_list(write(tmp_path / "list.txt", "a\0b"))
+
+
+def test_the_error_shows_every_path_that_was_looked_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "lists/list.txt", "images\\a.png\n")
+    with pytest.raises(InputError) as error:
+        read_image_list("lists/list.txt")
+    for folder in (tmp_path, tmp_path / "lists"):
+        assert f"{folder}/images/a.png" in str(error.value)
+        assert f"{folder}/images\\a.png" in str(error.value)
+
+
+def test_backslashes_of_windows_count_as_slashes_where_that_file_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    slashes, backslash = save(tmp_path / "data/images/a.png"), save(tmp_path / "data/b\\c.png")
+    save(tmp_path / "data/b/c.png")
+    listing = write(tmp_path / "data/list.txt", "images\\a.png\r\n.\\images\\a.png\ndata\\images\\a.png\nb\\c.png\n")
+    images = [path.resolve() for path in read_image_list(listing)]
+    assert images == [slashes, slashes, slashes, backslash]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gbk"])
+def test_lists_in_encodings_of_windows(tmp_path, encoding):
+    image = save(tmp_path / "图像/手机.png")
+    listing = tmp_path / "list.txt"
+    listing.write_bytes("图像/手机.png\r\n".encode(encoding))
+    assert read_image_list(listing) == [image]

@@ -3,12 +3,15 @@ import threading
 import warnings
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin
 
-from utils.data.images import image_size, read_image, to_device
+from utils.data import images as images_module
+from utils.data.augmentations import letterbox_pixels
+from utils.data.images import decode_strictly, image_size, open_image, plain_jpeg_size, read_image, to_device
 from utils.errors import InputError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -152,3 +155,169 @@ def test_any_kind_of_image_is_read_as_rgb(tmp_path, mode):
 def test_to_device_gives_numbers_from_0_to_1():
     images = to_device(torch.tensor([0, 51, 255], dtype=torch.uint8), torch.device("cpu"))
     torch.testing.assert_close(images, torch.tensor([0.0, 0.2, 1.0]))
+
+
+def noise(width, height, seed=0, cell=8):
+    """An image of soft noise."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // cell + 1, width // cell + 1, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+JPEG_KINDS = {
+    "plain": ("RGB", {}),
+    "grey": ("L", {}),
+    "progressive": ("RGB", {"progressive": True}),
+    "no subsampling": ("RGB", {"subsampling": 0}),
+    "CMYK": ("CMYK", {}),
+    "optimised": ("RGB", {"optimize": True, "quality": 30}),
+}
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+@pytest.mark.parametrize("size", [(64, 48), (61, 45), (17, 9), (1, 1)])
+def test_a_jpeg_is_decoded_as_pillow_does(tmp_path, kind, size):
+    mode, options = JPEG_KINDS[kind]
+    path = tmp_path / "a.jpg"
+    noise(*size).convert(mode).save(path, **options)
+    image = open_image(path)
+    assert (image.jpeg is None) == (mode == "CMYK")
+    assert (plain_jpeg_size(path.read_bytes()) is None) == (mode == "CMYK")
+    assert (image.width, image.height) == size
+    np.testing.assert_array_equal(image.decode(), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_a_reduced_image_is_the_mean_of_squares_of_the_upright_one(tmp_path, orientation, suffix, reduction):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    noise(128, 96, cell=32).save(path, exif=exif, **({"quality": 98, "subsampling": 0} if suffix == "jpg" else {}))
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(float)
+    image = open_image(path)
+    assert (image.height, image.width) == upright.shape[:2]
+    height, width = image.height // reduction, image.width // reduction
+    means = upright.reshape(height, reduction, width, reduction, 3).mean(axis=(1, 3))
+    decoded = image.decode(reduction)
+    np.testing.assert_allclose(decoded, means, atol=1 if suffix == "png" else 4)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("size", [(63, 41), (7, 90), (3, 2)])
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_the_size_of_a_reduced_image(tmp_path, suffix, size, reduction):
+    noise(*size).save(tmp_path / f"a.{suffix}")
+    decoded = open_image(tmp_path / f"a.{suffix}").decode(reduction)
+    assert decoded.shape == (max(size[1] // reduction, 1), max(size[0] // reduction, 1), 3)
+
+
+def test_what_opencv_cannot_decode_is_left_to_pillow(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    noise(60, 40).save(path)
+    monkeypatch.setattr(images_module.cv2, "imdecode", lambda *_: None)
+    np.testing.assert_array_equal(open_image(path).decode(), np.asarray(Image.open(path)))
+
+
+def test_a_jpeg_with_bytes_behind_its_end_is_read(tmp_path):
+    path = tmp_path / "a.jpg"
+    noise(60, 40).save(path)
+    expected = np.asarray(Image.open(path))
+    path.write_bytes(path.read_bytes() + b"trailer of a camera")
+    image = open_image(path)
+    assert image.jpeg is None
+    np.testing.assert_array_equal(image.decode(), expected)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (97, 301), (40, 30), (500, 3)])
+@pytest.mark.parametrize("side", [64, 416])
+def test_a_letterboxed_image_is_filtered_as_by_pillow(size, side):
+    image = noise(*size, cell=3)
+    square = letterbox_pixels(np.array(image), side)
+    scale = side / max(size)
+    width, height = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+    left, top = (side - width) // 2, (side - height) // 2
+    expected = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+    np.testing.assert_allclose(square[top : top + height, left : left + width], expected, atol=1)
+
+
+# More than 8 bits
+
+
+def ramp(low, high, kind):
+    """A ramp over the values, (60, 80)."""
+    return np.linspace(low, high, 60 * 80).reshape(60, 80).astype(kind)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "expected"),
+    [
+        (0, 65535, np.uint16, (0, 255)),
+        (0, 32768, np.uint16, (0, 128)),  # dark, but of 16 bits
+        (0, 16383, np.uint16, (0, 255)),  # 14 bits
+        (0, 4095, np.uint16, (0, 255)),
+        (100, 3000, np.uint16, (6, 187)),  # of 12 bits
+        (0, 1023, np.uint16, (0, 255)),
+        (0, 200, np.uint16, (0, 200)),  # 8 bits in a larger file
+        (-1000, 3000, np.int32, (0, 255)),
+        (0, 1, np.float32, (0, 255)),
+        (0.2, 0.3, np.float32, (0, 255)),
+        (20_000, 30_000, np.float32, (0, 255)),
+        (-5, 5, np.float32, (0, 255)),
+        (7, 7, np.float32, (128, 128)),
+    ],
+)
+def test_deep_values_are_scaled_from_their_range(tmp_path, low, high, kind, expected):
+    suffixes = ["png", "tif"] if kind == np.uint16 else ["tif"]
+    for suffix in suffixes:
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(ramp(low, high, kind)).save(path)
+        pixels, traits = decode_strictly(path)
+        assert traits.deep
+        assert (pixels.min(), pixels.max()) == expected
+        assert (np.diff(pixels[:, :, 0].flatten().astype(int)) >= 0).all()
+        np.testing.assert_array_equal(np.asarray(read_image(path)), pixels)
+
+
+def test_a_tiff_that_states_its_range_is_scaled_by_it(tmp_path):
+    for tag, high, kind in ((281, 2000, np.uint16), (341, 4.0, np.float32)):
+        info = TiffImagePlugin.ImageFileDirectory_v2()
+        info[tag - 1], info[tag] = (0, high) if kind == np.uint16 else (0.0, high)
+        if kind != np.uint16:
+            info.tagtype[tag - 1] = info.tagtype[tag] = 11
+        Image.fromarray(ramp(0, high / 2, kind)).save(tmp_path / "a.tif", tiffinfo=info)
+        pixels = np.asarray(read_image(tmp_path / "a.tif"))
+        assert pixels.min() == 0
+        assert abs(int(pixels.max()) - 127) <= 1
+
+
+def test_values_that_are_not_finite_are_the_smallest(tmp_path):
+    values = ramp(0, 10, np.float32)
+    values[3, 4], values[5, 6] = np.nan, np.inf
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    pixels = np.asarray(read_image(tmp_path / "a.tif"))
+    assert pixels[3, 4].tolist() == pixels[5, 6].tolist() == [0, 0, 0]
+    assert pixels.max() == 255
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_deep_colours_are_scaled_together(tmp_path, suffix, channels):
+    colours = np.stack([ramp(0, high, np.uint16) for high in (4095, 2048, 100, 4095)[:channels]], axis=-1)
+    bgr = colours[:, :, [2, 1, 0, 3][:channels]]
+    cv2.imwrite(str(tmp_path / f"a.{suffix}"), bgr)
+    pixels = np.asarray(read_image(tmp_path / f"a.{suffix}"))
+    np.testing.assert_allclose(pixels.max(axis=(0, 1)), [255, 128, 6], atol=1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_deep_images_are_turned_upright(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    values = ramp(0, 255, np.uint16)
+    Image.fromarray(values * 257).save(tmp_path / f"deep.{suffix}", exif=exif)
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / f"plain.{suffix}", exif=exif)
+    deep, plain = (np.asarray(read_image(tmp_path / f"{name}.{suffix}")) for name in ("deep", "plain"))
+    np.testing.assert_array_equal(deep, plain)
+    assert open_image(tmp_path / f"deep.{suffix}").width == deep.shape[1]

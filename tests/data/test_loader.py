@@ -1,9 +1,15 @@
+import itertools
+import os
+import time
+
 import pytest
 import torch
+from PIL import Image
 
-from tests.scene import dataset_of, five_images
+from tests.scene import dataset_of, five_images, save_labelled
+from utils import workers
 from utils.data.augmentations import Augmentation
-from utils.data.loader import EpochSampler, collate, loader
+from utils.data.loader import EpochSampler, Waiting, collate, loader
 
 
 def test_batches_are_the_same_with_and_without_workers(tmp_path):
@@ -88,3 +94,58 @@ def test_a_last_batch_of_one_image_is_filled_up(length, batch_size, sizes):
 @pytest.mark.parametrize(("length", "batch_size"), [(6, 4), (8, 4), (5, 1), (11, 4)])
 def test_other_last_batches_are_left_as_they_are(length, batch_size):
     assert list(EpochSampler(length, 4, batch_size)) == list(EpochSampler(length, 4))
+
+
+def test_waiting_counts_the_time_of_the_batches_and_not_of_their_user():
+    def batches():
+        for number in range(4):
+            time.sleep(0.02)
+            yield number
+
+    waiting = Waiting(batches())
+    for number, batch in enumerate(waiting):
+        assert batch == number
+        time.sleep(0.05)
+    assert 0.08 <= waiting.seconds < 0.2
+
+
+def test_a_batch_is_channels_last_in_memory(tmp_path):
+    images, _ = next(iter(loader(dataset_of(five_images(tmp_path), 2, 32), 4, 0)))
+    assert images.shape == (4, 3, 32, 32)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "processes", "expected"),
+    [(8, "max 100000", 1, 8), (8, "max 100000", 3, 2), (8, "250000 100000", 1, 3), (2, "max 100000", 4, 0)]
+    + [(64, "", 1, 16), (64, "", 8, 8), (4, "50000 100000", 1, 1)],
+)
+def test_the_default_workers_are_the_share_of_the_cores(tmp_path, monkeypatch, cores, quota, processes, expected):
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(workers, "CPU_LIMITS", [[tmp_path / "none"], [tmp_path / "cpu.max"]])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert workers.default_workers() == expected
+
+
+def test_there_are_no_more_default_workers_than_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+    dataset = dataset_of(five_images(tmp_path), 2, 32)
+    assert loader(dataset, 2, None).num_workers == min(3, workers.default_workers())
+    assert loader(dataset, 8, None).num_workers == min(1, workers.default_workers())
+    assert loader(dataset, 8, 2).num_workers == 2
+
+
+def test_a_mosaic_reads_each_image_of_its_group_once(tmp_path, monkeypatch):
+    paths = [save_labelled(tmp_path, f"{number}", Image.new("RGB", (32, 32)), []) for number in range(40)]
+    dataset = dataset_of(paths, 1, 32, Augmentation(mosaic=1.0))
+    reads = []
+    read = dataset.read
+    monkeypatch.setattr(dataset, "read", lambda index: reads.append(index) or read(index))
+    sampler = EpochSampler(40, 0)
+    groups = [{index for _, index in list(sampler)[start : start + 16]} for start in (0, 16)]
+    for item in itertools.islice(sampler, 32):
+        dataset[item]
+    assert len(reads) == len(set(reads)) == 32
+    assert set(reads[:16]) == groups[0]
+    assert set(reads[16:]) == groups[1]

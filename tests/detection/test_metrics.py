@@ -1,12 +1,13 @@
 import contextlib
 import io
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from benchmark import detected_images, our_map, plain_map, plain_match
+from benchmark import coco_map, collected, detected_images, our_metrics, plain_map, plain_match
 from utils.detection.metrics import COCO_IOU, DetectionMetrics, average_precision
 
 A, B = (0, 0, 10, 10), (100, 100, 120, 120)  # two places far from each other
@@ -109,6 +110,56 @@ def test_average_precision_agrees_with_pycocotools(seed):
     assert list(ours.per_class.values()) == pytest.approx(by_class, abs=0.01)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_at_coco_s_recalls_it_is_that_of_pycocotools(seed):
+    images = random_images(seed)
+    assert coco_map(gather(images, "abc")) == pytest.approx(coco(images, 3)[0], abs=1e-6)
+
+
+def plain_curves(metrics):
+    """Falling scores, and (3, D) precision, recall and F1, means of the classes, if each detection is the last kept.
+
+    It is the definition, with a curve of all detections per class.
+    """
+    scores, labels, truth = (np.concatenate(x) for x in (metrics._scores, metrics._labels, metrics._truth))
+    order = np.argsort(-scores, kind="stable")
+    correct, curves = metrics.matches()[order, -1], []
+    for number in np.unique(truth):
+        of_class, boxes = labels[order] == number, (truth == number).sum()
+        hits, kept = (correct & of_class).cumsum(), of_class.cumsum()
+        curves.append([hits / np.maximum(kept, 1), hits / boxes, 2 * hits / (kept + boxes)])
+    return scores[order], np.mean(curves, axis=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("classes", [1, 3, 20])
+def test_the_best_mean_f1_is_that_of_the_definition(seed, classes):
+    images = detected_images(images=15, detections=30, boxes=40, classes=classes, seed=seed)
+    metrics = collected(images, classes)
+    scores, (precision, recall, f1) = plain_curves(metrics)
+    last = np.append(scores[1:] < scores[:-1], True)
+    best = np.flatnonzero(last & (f1 >= f1[last].max() - 1e-12))[0]
+    result = metrics.compute()
+    assert 0.1 < result.f1 < 0.9
+    assert result.confidence == scores[best]
+    assert (result.precision, result.recall, result.f1) == pytest.approx(
+        (precision[best], recall[best], f1[best]), abs=1e-12
+    )
+
+
+def test_memory_does_not_grow_with_the_number_of_classes():
+    def peak(classes):
+        images = detected_images(images=200, detections=100, boxes=600, classes=classes)
+        tracemalloc.start()
+        our_metrics(images, classes)
+        bytes_used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return bytes_used / 20_000
+
+    few, many = peak(2), peak(200)  # curves of all detections would take 24 bytes per class
+    assert many < few + 100
+
+
 # by hand
 
 
@@ -183,7 +234,7 @@ def test_average_precision_of_many_images_is_that_of_a_plain_loop():
     images = detected_images(images=12, detections=40, boxes=50)
     wanted = np.mean(plain_map(images, COCO_IOU))
     assert 0.1 < wanted < 0.9
-    assert our_map(images) == pytest.approx(wanted, abs=1e-12)
+    assert our_metrics(images).mAP_50_95 == pytest.approx(wanted, abs=1e-12)
 
 
 def test_iou_threshold_is_inclusive():

@@ -1,6 +1,7 @@
 """Files that are damaged, or made to harm: a reader gives a result or an InputError of one line, whatever they hold."""
 
 import io
+import json
 import os
 import signal
 import struct
@@ -20,8 +21,7 @@ from tests import fuzz
 from tests.scene import make_project
 from utils.darknet.cfg import format_cfg, parse_cfg
 from utils.darknet.spec import parse_network
-from utils.data.converters.coco import read_split
-from utils.data.converters.samples import DataSet
+from utils.data.converters.coco import read_coco
 from utils.data.converters.writer import write_data_set
 from utils.data.images import read_image
 from utils.detection.checkpoints import read_checkpoint
@@ -143,11 +143,14 @@ def test_a_converter_writes_into_its_folder_only(tmp_path):
     names = ["../../data/images/train_0.png", str(tmp_path / "data/images/train_1.png")]
     images = [{"id": k, "file_name": name} for k, name in enumerate(names)]
     boxes = [{"image_id": k, "category_id": 1, "bbox": [1, 1, 9, 9]} for k in range(2)]
-    content = {"images": images, "annotations": boxes}
-    folder = tmp_path / "data/images"
+    annotation.write_text(
+        json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]})
+    )
     before = set(tmp_path.rglob("*"))
-    samples = read_split(content, {1: "cat"}, annotation, folder)
-    write_data_set(DataSet({"train": samples, "valid": samples}, ["cat"]), output)
+    source = (annotation, tmp_path / "data/images")
+    data = read_coco({"train": source, "valid": source})
+    assert any(data.splits.values())
+    write_data_set(data, output)
     new = set(tmp_path.rglob("*")) - before
     assert new
     assert all(path == output or output in path.parents for path in new)

@@ -54,7 +54,7 @@ def stop_at_step(monkeypatch, wanted, number=signal.SIGINT):
 def outcome(root, name):
     """Everything that a run leaves, but for times."""
     with open(root / "runs" / name / "log.csv", newline="") as file:
-        log = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        log = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(file)]
     last, best = (read_checkpoint(root / f"checkpoints/{name}_{kind}.pth") for kind in ("last", "ckpt"))
     return {"log": log, "best": best["model"], "averaged": last["model"], **last["training"]}
 

@@ -5,9 +5,11 @@ A section is a dict of strings, whose ``"type"`` is the section's name. The list
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.files import read_text
 from utils.notices import notice
 
 # Darknet accepts two names for each of these sections; we use the second.
@@ -44,13 +46,7 @@ def read_cfg(path: str | Path) -> list[Block]:
     Raises:
         InputError: the file is missing, is not text, or does not parse; the message names file and line.
     """
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such cfg file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file, so not a Darknet cfg") from None
-    return parse_cfg(text, str(path))
+    return parse_cfg(read_text(path, "cfg file"), str(path))
 
 
 def parse_cfg(text: str, source: str = "cfg") -> list[Block]:
@@ -92,7 +88,7 @@ def parse_cfg(text: str, source: str = "cfg") -> list[Block]:
     return blocks
 
 
-def format_cfg(blocks: list[dict[str, str]]) -> str:
+def format_cfg(blocks: Sequence[Mapping[str, str]]) -> str:
     """The text of a cfg with these sections, as Darknet reads it."""
     return "\n".join(
         f"[{block['type']}]\n" + "".join(f"{key}={value}\n" for key, value in block.items() if key != "type")

@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 import torch
@@ -41,9 +41,10 @@ def _tensors(model: Convolutional) -> Iterator[tuple[int, list[Tensor]]]:
         conv = model.conv(layer.index)
         if layer.batch_normalize:
             bn = model.batch_norm(layer.index)
-            yield layer.index, [bn.bias, bn.weight, bn.running_mean, bn.running_var, conv.weight]
+            tensors = [bn.bias, bn.weight, bn.running_mean, bn.running_var, conv.weight]
         else:
-            yield layer.index, [conv.bias, conv.weight]
+            tensors = [conv.bias, conv.weight]
+        yield layer.index, cast(list[Tensor], tensors)
 
 
 def _header_size(file: BinaryIO, path: str | Path) -> int:
@@ -102,7 +103,8 @@ def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool =
             does not.
     """
     values = _values(path)
-    position, plan = 0, []
+    position = 0
+    plan: list[tuple[int, list[Tensor]]] = []
     for index, tensors in _tensors(model):
         if partial and plan and position == len(values):
             break

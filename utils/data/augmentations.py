@@ -4,7 +4,7 @@ One function, :func:`draw`, draws an image onto a square, and moves, clips and d
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -172,7 +172,7 @@ class Augmentation:
         self,
         load: Callable[[int], LabelledImage],
         index: int,
-        partners: Sequence[int],
+        partners: np.ndarray,
         size: int,
         epoch: int,
         random: np.random.Generator,

@@ -76,9 +76,11 @@ class DetectionDataset(Dataset):
         """Image ``index`` as :meth:`read` gives it, with boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
         pixels = self._pixels(index)
         height, width = pixels.shape[:2]
-        label, cx, cy, w, h = self.labels[index].T
-        x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-        return LabelledImage(pixels, np.stack([label, x1 * width, y1 * height, x2 * width, y2 * height], axis=1))
+        boxes = self.labels[index].copy()
+        boxes[:, 1:3] -= boxes[:, 3:5] / 2
+        boxes[:, 3:5] += boxes[:, 1:3]
+        boxes[:, 1:] *= np.array([width, height, width, height], boxes.dtype)
+        return LabelledImage(pixels, boxes)
 
     def _pixels(self, index: int) -> np.ndarray:
         if self.cache and index < len(self.cache):

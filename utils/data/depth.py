@@ -1,5 +1,7 @@
 """Images of more than 8 bits per value: 16-bit integers, of which often 10, 12 or 14 bits are used, and floats."""
 
+from typing import SupportsFloat, cast
+
 import cv2
 import numpy as np
 from PIL import Image
@@ -10,13 +12,9 @@ BITS_PER_SAMPLE, LOWEST, HIGHEST = 258, (280, 340), (281, 341)
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether the file of an opened image has more than 8 bits per value; its pixels need not be decoded."""
-    return image.mode[0] in "IF" or _is_deep_colour(image)
-
-
-def _is_deep_colour(image: Image.Image) -> bool:
-    """Whether Pillow would read colours of 16 bits, and drop the lower 8."""
-    return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and image.mode[0] not in "IF"
+    """Whether the file of an image, which was opened but not decoded, has more than 8 bits per value."""
+    # Of colours of 16 bits Pillow drops the lower 8. Only how it will decode them tells that they are there.
+    return image.mode[0] in "IF" or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def to_8_bits(image: Image.Image, content: bytes) -> np.ndarray:
@@ -35,7 +33,7 @@ def to_8_bits(image: Image.Image, content: bytes) -> np.ndarray:
     """
     is_float = image.mode[0] == "F"
     low, high = _stated_range(image)
-    values = _colours(image, content) if _is_deep_colour(image) else np.asarray(image)
+    values = np.asarray(image) if image.mode[0] in "IF" else _colours(image, content)
     finite = np.isfinite(values)
     values = np.where(finite, values, values[finite].min() if finite.any() else 0).astype(np.float64)
     lowest, highest = values.min(), values.max()
@@ -64,7 +62,7 @@ def _number(value: object) -> float | None:
     """The first of the values of a TIFF tag."""
     if isinstance(value, tuple):
         value = value[0] if value else None
-    return None if value is None else float(value)
+    return None if value is None else float(cast(SupportsFloat, value))
 
 
 def _colours(image: Image.Image, content: bytes) -> np.ndarray:
@@ -74,6 +72,6 @@ def _colours(image: Image.Image, content: bytes) -> np.ndarray:
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] < 3:
         raise ValueError("16 bits per colour that cannot be read: convert it to 8 bits")
     colours = pixels[:, :, 2::-1]
-    if colours.shape != upper.shape or not np.array_equal(colours >> 8, upper):
+    if colours.shape != upper.shape or not np.array_equal(np.right_shift(colours, 8), upper):
         raise ValueError("16 bits per colour that cannot be read: convert it to 8 bits")
     return colours

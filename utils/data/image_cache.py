@@ -116,7 +116,7 @@ class _File(NamedTuple):
     """
 
     path: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     filled: bool = False
     descriptor: int | None = None
 
@@ -160,7 +160,7 @@ def local_ranks() -> list[int]:
 def _together(task: Callable[[], Any]) -> list[Any]:
     """The results of ``task`` in all processes, by rank. An InputError or OSError in one of them is raised in all."""
     try:
-        answer = (task(), None)
+        answer: tuple[Any, str | None] = (task(), None)
     except InputError as error:
         answer = (None, str(error))
     except OSError as error:
@@ -237,7 +237,7 @@ def _fill(path: str, source: Source, part: range) -> None:
 
 def _write_all(descriptor: int, pixels: np.ndarray, offset: int) -> None:
     """Write to a place of a file. Unlike a memory map this raises an error where the disk is full."""
-    content = memoryview(np.ascontiguousarray(pixels)).cast("B")
+    content = memoryview(np.ascontiguousarray(pixels).data).cast("B")
     while content:
         written = os.pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written

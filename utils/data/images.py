@@ -5,6 +5,8 @@ files of 8 bits. Pillow decodes all others.
 """
 
 import glob
+import os
+import struct
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -28,6 +30,11 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".g
 SWAPS_SIDES = {5, 6, 7, 8}  # EXIF orientations with a rotation by 90 degrees
 PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # chunks that may hold an orientation
 
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+JPEG_START = b"\xff\xd8"
+JPEG_FRAMES = {0xC0, 0xC1, 0xC2}  # markers: the size, of files with Huffman coding
+JPEG_TABLES = {0xC4, 0xDB, 0xDD, 0xFE}  # markers: tables, the restart interval, and comments
+JPEG_APP0, JPEG_EXIF = 0xE0, 0xE1
 JPEG_END = b"\xff\xd9"
 JPEG_REDUCED = {  # flags of OpenCV; with IMREAD_COLOR_RGB the result is not grey
     1: 0,
@@ -68,7 +75,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def _upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
     width, height = image.size
-    if image.format == "TIFF":  # whether image.size is upright already depends on the version of Pillow
+    if isinstance(
+        image, TiffImagePlugin.TiffImageFile
+    ):  # whether image.size is upright already depends on the version of Pillow
         width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
     return (height, width) if _orientation(image, path) in SWAPS_SIDES else (width, height)
 
@@ -138,18 +147,54 @@ def open_image(path: str | Path) -> ImageFile:
     Raises:
         InputError: the file is missing, is not an image, or would be absurdly large.
     """
+    content = _complete_jpeg(path)
+    if content and (size := plain_jpeg_size(content)):  # such a header needs no Pillow
+        return ImageFile(path, *size, content, 1)
     with _opened(path) as (image, file):
-        jpeg = None
-        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            width, height = image.size[::-1] if orientation in SWAPS_SIDES else image.size
+        return _described(path, image, file)
+
+
+def _complete_jpeg(path: str | Path) -> bytes | None:
+    """The bytes of a file that begins and ends as a JPEG file does; None for any other."""
+    if not str(path).lower().endswith(JPEG_SUFFIXES):
+        return None
+    try:
+        with open(path, "rb") as file:
+            if file.read(2) != JPEG_START or file.seek(-2, os.SEEK_END) < 2 or file.read(2) != JPEG_END:
+                return None
             file.seek(0)
-            content = file.read()
-            jpeg = content if content.endswith(JPEG_END) else None  # OpenCV does not refuse a truncated file
-        else:
-            width, height = _upright_size(image, path)
-            orientation = 1
-        return ImageFile(path, width, height, jpeg, orientation)
+            return file.read()
+    except (OSError, ValueError):
+        return None
+
+
+def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a complete JPEG file of 8 bits, grey or in colours; None where Pillow has to look at it.
+
+    That is a file that holds EXIF data or XMP, more than three channels, or absurdly many pixels.
+    """
+    position, last = 2, len(content) - 10
+    while position < last and content[position] == 0xFF:
+        marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
+        if marker in JPEG_FRAMES:
+            precision, height, width, channels = struct.unpack_from(">BHHB", content, position + 4)
+            fits = 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
+            return (width, height) if precision == 8 and channels in (1, 3) and fits else None
+        if length < 2 or not (marker in JPEG_TABLES or JPEG_APP0 <= marker < JPEG_APP0 + 16) or marker == JPEG_EXIF:
+            return None
+        position += 2 + length
+    return None
+
+
+def _described(path: str | Path, image: Image.Image, file: BinaryIO) -> ImageFile:
+    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        width, height = image.size[::-1] if orientation in SWAPS_SIDES else image.size
+        file.seek(0)
+        content = file.read()
+        complete = content.endswith(JPEG_END)  # OpenCV does not refuse a truncated file
+        return ImageFile(path, width, height, content if complete else None, orientation)
+    return ImageFile(path, *_upright_size(image, path), None, 1)
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -168,7 +213,8 @@ def decode_strictly(path: str | Path) -> tuple[np.ndarray, ImageTraits]:
         InputError: the file is missing, is not an image, is truncated, or would be absurdly large.
     """
     with _opened(path) as (image, file):
-        traits = ImageTraits(image.getexif().get(ExifTags.Base.Orientation, 1) != 1, is_deep(image))
+        is_deep_image = is_deep(image)  # before getexif(), which decodes a PNG to look for the orientation
+        traits = ImageTraits(image.getexif().get(ExifTags.Base.Orientation, 1) != 1, is_deep_image)
         if not traits.deep:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB")), traits
         position = file.tell()
@@ -178,7 +224,7 @@ def decode_strictly(path: str | Path) -> tuple[np.ndarray, ImageTraits]:
         pixels = to_8_bits(image, content)
         # Only now, as Pillow turns a TIFF itself when it decodes it.
         upright = turn(pixels, image.getexif().get(ExifTags.Base.Orientation, 1))
-        return np.asarray(Image.fromarray(np.ascontiguousarray(upright)).convert("RGB")), traits
+        return (cv2.cvtColor(upright, cv2.COLOR_GRAY2RGB) if upright.ndim == 2 else upright), traits
 
 
 @contextmanager

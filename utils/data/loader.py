@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def loader(
         collate_fn: makes a batch of items.
     """
     if n_cpu is None:
-        images = len(dataset if sampler is None else sampler)
+        images = len(cast(Sized, dataset if sampler is None else sampler))
         n_cpu = min(default_workers(), math.ceil(images / batch_size))
     return DataLoader(
         dataset,

@@ -137,13 +137,12 @@ def check_same_cfg(given: Sequence[Block], model_def: str, stored: Sequence[Bloc
                 raise InputError(f"{mismatch} {where}: {here}, but {there} in the weights file")
 
 
-def load_weights(model: Darknet, path: str | Path, partial: bool = False) -> dict[str, Any]:
+def load_weights(model: Darknet, path: str | Path) -> dict[str, Any]:
     """Load weights of any kind into ``model``: a checkpoint, a plain state dict, or a Darknet file.
 
     Args:
         model: the network; it is changed only if the file fits.
-        path: the file; ``x.weights`` and ``x.conv.N`` are Darknet's.
-        partial: accept a Darknet backbone file, which fills only the first layers.
+        path: the file; ``x.weights`` and ``x.backup`` are Darknet's.
 
     Returns:
         The checkpoint without its weights; for a Darknet file ``{"filled": number of convolutions}``.
@@ -152,7 +151,7 @@ def load_weights(model: Darknet, path: str | Path, partial: bool = False) -> dic
         InputError: the file cannot be read or belongs to another network; the first tensor that differs is named.
     """
     if is_darknet_weights(path):
-        return {"filled": load_darknet_weights(model, path, partial)}
+        return {"filled": load_darknet_weights(model, path)}
     checkpoint = read_checkpoint(path)
     load_state(model, checkpoint.pop("model"), path)
     return checkpoint

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from terminaltables import AsciiTable
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -16,12 +16,14 @@ from utils.data.check import CheckedData, check_data
 from utils.data.data_config import DataConfig
 from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
+from utils.data.labels import LENIENT, LabelRules
 from utils.data.loader import loader
 from utils.detection.inference import for_inference
 from utils.detection.metrics import DetectionMetrics, Metrics
 from utils.detection.options import check_classes
 from utils.detection.runtimes import OnnxModel
 from utils.devices import device_of, memory_advice, smaller_batch
+from utils.signals import Batches
 from utils.timing import Stopwatch
 
 
@@ -41,6 +43,7 @@ def validation_batches(
     batch_size: int,
     n_cpu: int | None,
     skip_bad: bool = False,
+    rules: LabelRules = LENIENT,
 ) -> tuple[DataLoader, CheckedData]:
     """The validation images of a data set in batches, for :func:`evaluate`, after the data and the classes are checked.
 
@@ -53,6 +56,7 @@ def validation_batches(
         batch_size: images per batch of this process.
         n_cpu: worker processes that read images; None for :func:`utils.workers.default_workers`.
         skip_bad: leave out images that are missing, unreadable or wrongly labelled.
+        rules: how label lines are read.
 
     Returns:
         The batches, images (B, 3, S, S) uint8 and targets (N, 6); and the checked data, whose counts
@@ -62,7 +66,7 @@ def validation_batches(
         InputError: the network has another number of classes than the data set, or the data are bad.
     """
     check_classes(model, data)
-    checked = check_data(data, "valid", skip_bad)
+    checked = check_data(data, "valid", skip_bad, rules)
     dataset = DetectionDataset(checked.images, checked.labels, img_size)
     local = distributed.share(len(dataset), distributed.rank(), distributed.world())
     return loader(dataset, batch_size, n_cpu, sampler=local), checked
@@ -71,7 +75,7 @@ def validation_batches(
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: DataLoader,
+    batches: Batches,
     names: list[str],
     iou_thres: float = 0.5,
     conf_thres: float = 0.001,
@@ -85,7 +89,7 @@ def evaluate(
         model: the network, a Darknet, which is not changed, or one of :mod:`utils.detection.runtimes`. A Darknet is
             evaluated in its fastest form, see :class:`utils.detection.inference.Inference`.
         batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.loader.collate` makes
-            them.
+            them. Those of :meth:`utils.signals.StopRequest.watch` end the evaluation where a signal arrives.
         names: class names.
         iou_thres: the IoU with a ground-truth box from which on a detection counts as correct.
         conf_thres: detections below this score are left out.
@@ -102,12 +106,17 @@ def evaluate(
                 output = model(images)
             with nms:
                 detections = to_detections(output, conf_thres, nms_thres)
-        for image, of_image in enumerate(detections):
-            local.add(of_image.cpu(), boxes_of_image(targets, image, images.shape[-1]))
+        for image, of_image in enumerate(_to_cpu(detections)):
+            local.add(of_image, boxes_of_image(targets, image, images.shape[-1]))
     total = DetectionMetrics(names, iou_thres)
     total.join(distributed.gather(local))
     metrics = total.compute()
     return metrics, Seconds(forward.seconds, nms.seconds, time.perf_counter() - start)
+
+
+def _to_cpu(detections: list[Tensor]) -> tuple[Tensor, ...]:
+    """The detections of each image of a batch on the CPU, copied at once: each copy makes the CPU wait for the GPU."""
+    return torch.cat(detections).cpu().split([len(of_image) for of_image in detections])
 
 
 def metrics_table(metrics: Metrics, iou_thres: float = 0.5) -> str:

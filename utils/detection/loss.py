@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +146,7 @@ class YoloLoss(nn.Module):
             ]
             box, objectness, label = (sum(terms[k] for terms, _ in parts) for k in range(3))
             loss = (BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label) / divisor
-        return loss, [report for _, report in parts]
+        return cast(Tensor, loss), [report for _, report in parts]
 
     @staticmethod
     def _head(head: Yolo, raw: Tensor, a: Assignment, img_size: int) -> tuple[list[Tensor], HeadReport]:
@@ -159,7 +160,7 @@ class YoloLoss(nn.Module):
         expected = logits.new_zeros(logits.shape[:-1])
         where = (a.image, a.anchor, a.row, a.column)
         # Two targets can claim one prediction; the better fit is what it learns.
-        flat = sum(index * stride for index, stride in zip(where, expected.stride(), strict=True))
+        flat = cast(Tensor, sum(index * stride for index, stride in zip(where, expected.stride(), strict=True)))
         iou = (1 - box.detach()).clamp(0, 1)
         expected.view(-1).scatter_reduce_(0, flat, iou, "amax")
         objectness = F.binary_cross_entropy_with_logits(logits[..., 0], expected, reduction="sum")

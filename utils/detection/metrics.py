@@ -1,7 +1,8 @@
 """Detection metrics: matching, average precision, and the confidence where F1 is best."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torchvision.ops import box_iou
 COCO_IOU = np.linspace(0.5, 0.95, 10)
 # The attributes of Metrics that logs and studies keep.
 QUALITY = ("mAP", "mAP_50_95", "precision", "recall", "f1")
+# F1 curves are added up over the classes as whole multiples of 1 / F1_UNIT, whose sums have no rounding error.
+F1_UNIT = 2.0**48
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,43 @@ class Pairs:
     iou: np.ndarray
 
 
-def _pairs(detections: Tensor, truth: Tensor) -> Pairs:
-    """The pairs of one image that may be matched, in any order."""
+@dataclass(frozen=True)
+class ClassMatches:
+    """The D detections of one class in all images, by falling score.
+
+    Attributes:
+        rank: (D,) place of each among the detections of all classes by falling score, from 0.
+        correct: (D, 11) bool, whether it is correct at the IoU thresholds of COCO_IOU, then at ``iou_thres``.
+        boxes: the number of ground-truth boxes of the class, at least 1.
+    """
+
+    rank: np.ndarray
+    correct: np.ndarray
+    boxes: int
+
+    def f1_curve(self) -> np.ndarray:
+        """(D,) F1 at ``iou_thres`` if each detection in turn is the last that is kept."""
+        hits = self.correct[:, -1].cumsum()
+        return 2 * hits / (np.arange(1, len(hits) + 1) + self.boxes)
+
+    def quality_at(self, rank: int) -> tuple[float, float, float]:
+        """Precision, recall and F1 at ``iou_thres`` if the detection of ``rank``, of any class, is the last kept."""
+        kept = int(self.rank.searchsorted(rank, side="right"))
+        hits = int(self.correct[:kept, -1].sum())
+        return hits / kept if kept else 0.0, hits / self.boxes, 2 * hits / (kept + self.boxes)
+
+
+def _pairs(detections: Tensor, truth: Tensor, lowest: float) -> Pairs:
+    """The pairs of one image that may be matched, with an IoU of at least ``lowest``, in any order."""
     iou = box_iou(detections[:, :4], truth[:, 1:])
-    iou = torch.where(detections[:, 5:6] == truth[:, 0], iou, 0).cpu().numpy()
-    detection, box = iou.nonzero()
-    return Pairs(detection, box, iou[detection, box].astype(np.float64))
+    iou = torch.where(detections[:, 5:6] == truth[:, 0], iou, 0).cpu().numpy().astype(np.float64)
+    detection, box = ((iou >= lowest) & (iou > 0)).nonzero()
+    return Pairs(detection, box, iou[detection, box])
 
 
 def _assign(pairs: Pairs, thresholds: np.ndarray, detections: int, boxes: int) -> np.ndarray:
     """Whether each detection is matched to a box at each IoU threshold: (D, T) bool; lower indices choose first."""
     order = np.lexsort((pairs.box, -pairs.iou, pairs.detection))
-    order = order[pairs.iou[order] >= thresholds.min()]
     detection, box, iou = pairs.detection[order], pairs.box[order], pairs.iou[order]
     correct = np.zeros((detections, len(thresholds)), bool)
     for column, threshold in enumerate(thresholds):
@@ -103,10 +131,20 @@ def average_precision(correct: np.ndarray, boxes: int) -> np.ndarray:
         (T,) average precision.
     """
     ap = np.zeros(correct.shape[1])
-    for column, hits in enumerate(map(np.flatnonzero, correct.T)):  # precision rises at hits only
-        precision = np.arange(1, len(hits) + 1) / (hits + 1)
-        ap[column] = np.maximum.accumulate(precision[::-1]).sum() / boxes
+    for column, of_threshold in enumerate(correct.T):
+        ap[column] = interpolated_precision(of_threshold).sum() / boxes
     return ap
+
+
+def interpolated_precision(correct: np.ndarray) -> np.ndarray:
+    """The largest precision at the recall of each of the H correct detections or at a higher one, (H,).
+
+    Args:
+        correct: (D,) bool, whether each detection, by falling score, is correct.
+    """
+    hits = np.flatnonzero(correct)  # precision rises at hits only
+    precision = np.arange(1, len(hits) + 1) / (hits + 1)
+    return np.maximum.accumulate(precision[::-1])[::-1]
 
 
 @dataclass
@@ -132,7 +170,7 @@ class DetectionMetrics:
             detections: (D, 6), by falling score: x1, y1, x2, y2, score, class.
             truth: (G, 5), ground-truth boxes in the same pixels: class, x1, y1, x2, y2.
         """
-        self._pairs.append(_pairs(detections, truth))
+        self._pairs.append(_pairs(detections, truth, min(self.iou_thres, COCO_IOU[0])))
         self._scores.append(detections[:, 4].cpu().numpy())
         self._labels.append(detections[:, 5].cpu().numpy())
         self._truth.append(truth[:, 0].cpu().numpy())
@@ -146,24 +184,32 @@ class DetectionMetrics:
 
     def compute(self) -> Metrics:
         """The metrics over all images added so far."""
-        scores, labels, truth = map(_joined, (self._scores, self._labels, self._truth))
-        order = np.argsort(-scores, kind="stable")
-        scores, labels, correct = scores[order], labels[order], self.matches()[order]
-
-        counts = {c: int((truth == c).sum()) for c in range(len(self.names))}
-        present = [c for c, count in counts.items() if count]
-        ap = {c: average_precision(correct[labels == c], counts[c]) for c in present}
+        classes = dict(self.by_class())
+        ap = {c: average_precision(matches.correct, matches.boxes) for c, matches in classes.items()}
         mean = np.mean(list(ap.values()), axis=0) if ap else np.zeros(len(COCO_IOU) + 1)
-        curves = [_f1_curve(scores, labels == c, correct[:, -1], counts[c]) for c in present]
-        best = _best_f1(scores, np.mean(curves, axis=0) if curves and len(scores) else np.zeros((3, 0)))
         return Metrics(
             mAP=float(mean[-1]),
             mAP_50_95=float(mean[:-1].mean()),
-            **best,
+            **_best_f1(-np.sort(-_joined(self._scores)), list(classes.values())),
             per_class={name: float(ap[c][-1]) if c in ap else None for c, name in enumerate(self.names)},
             images=len(self._truth),
-            boxes=len(truth),
+            boxes=sum(map(len, self._truth)),
         )
+
+    def by_class(self) -> Iterator[tuple[int, ClassMatches]]:
+        """The number of each class that has a ground-truth box, and its detections.
+
+        A class takes its share of the detections, so that memory does not grow with the number of classes.
+        """
+        scores, labels, truth = map(_joined, (self._scores, self._labels, self._truth))
+        order, correct = np.argsort(-scores, kind="stable"), self.matches()
+        labels = labels[order]
+        ranks = np.argsort(labels, kind="stable")  # class by class, by falling score in each
+        starts = labels[ranks].searchsorted(np.arange(len(self.names) + 1))
+        for number, (start, end) in enumerate(pairwise(starts)):
+            if boxes := int((truth == number).sum()):
+                rank = ranks[start:end]
+                yield number, ClassMatches(rank, correct[order[rank]], boxes)
 
     def matches(self) -> np.ndarray:
         """Whether each detection is correct, in the order in which they were added.
@@ -187,20 +233,23 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0)
 
 
-def _f1_curve(scores: np.ndarray, of_class: np.ndarray, correct: np.ndarray, boxes: int) -> np.ndarray:
-    """Precision, recall and F1 of one class, (3, D), if each detection in turn is the last that is kept."""
-    hits = (correct & of_class).cumsum()
-    kept = of_class.cumsum()
-    precision = np.divide(hits, kept, out=np.zeros(len(scores)), where=kept > 0)
-    recall = hits / boxes
-    return np.stack([precision, recall, 2 * hits / (kept + boxes)])
+def _best_f1(scores: np.ndarray, classes: list[ClassMatches]) -> dict[str, float]:
+    """Mean precision, recall and F1 of the classes, and the score threshold, where the mean F1 is best.
 
+    The F1 curve of a class is a step function that changes at the detections of that class only. So the mean curve of
+    all classes comes from the changes of each, added up over the detections of all.
 
-def _best_f1(scores: np.ndarray, curve: np.ndarray) -> dict[str, float]:
-    if not curve.shape[1]:
+    Args:
+        scores: (D,) of the detections of all classes, falling.
+        classes: those with a ground-truth box.
+    """
+    if not len(scores) or not classes:
         return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "confidence": 0.0}
+    change = np.zeros(len(scores), np.int64)
+    for matches in classes:
+        change[matches.rank] = np.diff(np.rint(F1_UNIT * matches.f1_curve()).astype(np.int64), prepend=0)
     # Detections of one score are kept or dropped together.
     last = np.append(scores[1:] < scores[:-1], True)
-    best = int(np.where(last, curve[2], -1).argmax())
-    precision, recall, f1 = map(float, curve[:, best])
+    best = int(np.where(last, change.cumsum(), -1).argmax())
+    precision, recall, f1 = np.mean([matches.quality_at(best) for matches in classes], axis=0).tolist()
     return {"precision": precision, "recall": recall, "f1": f1, "confidence": float(scores[best])}

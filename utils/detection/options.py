@@ -6,6 +6,7 @@ import re
 from models import Darknet
 from utils.cli import number
 from utils.data.data_config import DataConfig
+from utils.data.labels import LabelRules
 from utils.detection.runtimes import OnnxModel
 from utils.devices import PRECISIONS
 from utils.errors import InputError
@@ -27,7 +28,7 @@ def add_model_options(parser: argparse.ArgumentParser, weights_path: str, onnx: 
     )
 
 
-def add_loading_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
+def add_loading_options(parser: argparse._ActionsContainer, batch_size: int) -> None:
     """Add ``--batch_size`` and ``--n_cpu``."""
     parser.add_argument("--batch_size", type=number(int, 1), default=batch_size, help="images per batch")
     add_workers_option(parser)
@@ -43,7 +44,7 @@ def add_workers_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_threshold_options(parser: argparse.ArgumentParser, conf_thres: float, nms_thres: float) -> None:
+def add_threshold_options(parser: argparse._ActionsContainer, conf_thres: float, nms_thres: float) -> None:
     """Add ``--conf_thres`` and ``--nms_thres``."""
     unit = number(float, 0, 1)
     parser.add_argument("--conf_thres", type=unit, default=conf_thres, help="minimum score of a detection")
@@ -64,14 +65,27 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_skip_bad_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--skip_bad``, for :func:`utils.data.check.check_data`."""
+def add_check_options(parser: argparse._ActionsContainer) -> None:
+    """Add ``--skip_bad``, ``--strict`` and ``--labels_with_score``, for :func:`utils.data.check.check_data`."""
     parser.add_argument(
         "--skip_bad", action="store_true", help="leave out images that are missing, unreadable or wrongly labelled"
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="a box that passes the border of the image or has no area is an error; it is clipped or dropped otherwise",
+    )
+    parser.add_argument(
+        "--labels_with_score", action="store_true", help="label lines have a confidence behind the box; it is ignored"
+    )
 
 
-def add_precision_option(parser: argparse.ArgumentParser) -> None:
+def label_rules(args: argparse.Namespace) -> LabelRules:
+    """How label lines are read, by the options of :func:`add_check_options`."""
+    return LabelRules(args.strict, args.labels_with_score)
+
+
+def add_precision_option(parser: argparse._ActionsContainer) -> None:
     """Add ``--precision``, for :func:`utils.devices.autocast`."""
     parser.add_argument("--precision", choices=PRECISIONS, help="of the layers; default: mixed on a GPU, full on a CPU")
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ PREFIXES = re.compile(r"^((module|model|_orig_mod)\.)+(?=module_list\.)|^(module
 ULTRALYTICS = re.compile(r"module_list\.\d+\.Conv2d$")
 
 
-def is_state_dict(content: object) -> bool:
+def is_state_dict(content: object) -> TypeGuard[Mapping[str, Tensor]]:
     """Whether ``content`` is a mapping of names to tensors that is not empty."""
     if not isinstance(content, Mapping) or not content:
         return False
@@ -72,7 +73,7 @@ def _in_order(spec: NetworkSpec, state: Mapping[str, Tensor], path: str | Path) 
         raise InputError(f"{path}: belongs to another cfg, which also has {min(others)}")
     origin = "ultralytics' yolov3" if all(map(ULTRALYTICS.search, convolutions)) else "another program"
     notice(f"{path}: names of {origin}, read in order")
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for names, layers, kind in ((convolutions, spec.convolutions, "conv"), (norms, normalised, "batch_norm")):
         for name, layer in zip(names, layers, strict=True):
             prefix = f"module_list.{layer.index}.{kind}_{layer.index}"

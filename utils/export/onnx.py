@@ -89,7 +89,7 @@ def export_onnx(model: Darknet, names: list[str], img_size: int, dynamic_size: b
         torch.onnx.export(
             fuse(model),
             (torch.zeros(2, 3, img_size, img_size, device=device_of(model)),),
-            file,
+            file,  # type: ignore[arg-type]  # the older exporter writes to a file object too
             dynamo=False,
             opset_version=OPSET,
             input_names=["images"],

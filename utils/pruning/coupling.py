@@ -136,8 +136,9 @@ def couple(spec: NetworkSpec) -> Coupling:
     for layer in spec.layers:
         sources = [outputs[source] for source in layer.sources]
         outputs[layer.index] = _propagate(layer, sources, channels)
-        if getattr(layer, "activation", None) in NOT_ZERO_AT_ZERO and getattr(layer, "batch_normalize", True):
-            reason = f"{layer.activation} in layer {layer.index} does not map 0 to 0"
+        activation = getattr(layer, "activation", None)
+        if activation in NOT_ZERO_AT_ZERO and getattr(layer, "batch_normalize", True):
+            reason = f"{activation} in layer {layer.index} does not map 0 to 0"
             channels.mark_not_zero_at_zero(outputs[layer.index], reason)
         if isinstance(layer, layers.Convolution):
             owner.update({int(n): (layer.index, k) for k, n in enumerate(outputs[layer.index])})

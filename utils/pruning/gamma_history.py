@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,8 @@ class GammaHistory:
     def save(self, path: Path) -> None:
         """Write as ``.npz``."""
         with atomic_writer(path) as file:
-            np.savez(file, **{name: np.asarray(value) for name, value in vars(self).items()})
+            arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(self).items()}
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path, before: int) -> "GammaHistory":

@@ -101,7 +101,7 @@ class GammaPenalty:
         step = lr * self.s / (1 - self.momentum)
         if step and self.weights:
             factor = step if taken is None else step * taken
-            soft_threshold(self._gammas, torch._foreach_mul(list(self.weights.values()), factor))
+            soft_threshold(self._gammas, list(torch._foreach_mul(list(self.weights.values()), factor)))
 
     @torch.no_grad()
     def copy_zeros(self, average: Darknet) -> None:

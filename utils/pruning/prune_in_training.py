@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from models import Darknet
+from utils.darknet.cfg import Block
+from utils.darknet.layers import Convolution
 from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
 from utils.pruning.constants import prune_masks
@@ -80,7 +82,7 @@ class KeptChannels:
                 raise InputError(f"{path}: belongs to another cfg: layer {index} has other channels there")
         self.channels = {index: np.array(numbers, int) for index, numbers in state.items()}
 
-    def blocks(self, blocks: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
+    def blocks(self, blocks: Sequence[Block]) -> Sequence[Block]:
         """The cfg of what is left, from the cfg that training began with."""
         before = {layer.index: layer.channels for layer in self.coupling.spec.convolutions}
         return blocks if self.counts() == before else compact_blocks(blocks, self.counts())
@@ -134,7 +136,7 @@ def _carried(value: Tensor, name: str, mask: PruneMask) -> Tensor:
     """The part of a momentum that stays."""
     index = int(name.split(".")[1])  # module_list.{index}.conv_{index}.weight
     layer = mask.coupling.spec.layers[index]
-    if value.ndim > 1 and layer.groups == 1:
+    if value.ndim > 1 and isinstance(layer, Convolution) and layer.groups == 1:
         value = value[:, _on(value, mask.kept_inputs(layer))]
     return value[_on(value, mask.kept_outputs(index))]
 

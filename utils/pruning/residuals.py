@@ -13,6 +13,7 @@ import torch
 from models import Darknet
 from utils.darknet import layers
 from utils.darknet.activations import NOT_ZERO_AT_ZERO
+from utils.darknet.cfg import Block
 from utils.darknet.spec import NetworkSpec
 from utils.devices import device_of
 from utils.errors import InputError
@@ -44,8 +45,10 @@ def residual_blocks(spec: NetworkSpec) -> list[ResidualBlock]:
         chain = range(entry + 1, layer.index)
         if branch == layer.index - 1 and chain and all(_is_link(spec, consumers, index) for index in chain):
             last = spec.layers[branch]
-            same_width = last.channels == spec.layers[entry].channels if entry >= 0 else False
-            if same_width and last.batch_normalize and last.activation not in NOT_ZERO_AT_ZERO:
+            same_width = entry >= 0 and last.channels == spec.layers[entry].channels
+            if not isinstance(last, layers.Convolution) or not same_width:
+                continue
+            if last.batch_normalize and last.activation not in NOT_ZERO_AT_ZERO:
                 blocks.append(ResidualBlock(entry, tuple(chain), layer.index))
     return blocks
 
@@ -93,7 +96,7 @@ def remove_residual_blocks(model: Darknet, blocks: Collection[ResidualBlock]) ->
     return smaller
 
 
-def _renumbered(model: Darknet, blocks: Collection[ResidualBlock], kept: Sequence[int]) -> list[dict[str, str]]:
+def _renumbered(model: Darknet, blocks: Collection[ResidualBlock], kept: Sequence[int]) -> list[Block]:
     """The cfg without ``blocks``, its absolute and relative layer numbers adapted."""
     entry = {block.shortcut: block.entry for block in blocks}
     number = {old: new for new, old in enumerate(kept)}

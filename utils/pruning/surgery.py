@@ -13,6 +13,7 @@ import torch
 
 from models import Darknet
 from utils.darknet import layers
+from utils.darknet.cfg import Block
 from utils.darknet.spec import parse_network
 from utils.devices import device_of
 from utils.pruning.constants import dead_constants, move_constants, prune_masks
@@ -96,6 +97,8 @@ def prune(
     reference, silenced = _masked_copy(model, coupling, dead)
     (mask,) = prune_masks([reference], coupling, dead, carriers=not fold_bias)
     if round_to > 1:
+        if importance is None:
+            raise ValueError("round_to needs the importance of the sets")
         keep = round_up(coupling, importance, mask.keep, round_to)
         dead = dead & (mask.keep | ~keep)  # what rounding brings back lives
         reference, silenced = _masked_copy(model, coupling, dead)
@@ -112,7 +115,7 @@ def compact_network(reference: Darknet, mask: PruneMask) -> Darknet:
     return compact
 
 
-def compact_blocks(blocks: Sequence[dict[str, str]], counts: Mapping[int, int]) -> list[dict[str, str]]:
+def compact_blocks(blocks: Sequence[Block], counts: Mapping[int, int]) -> list[Block]:
     """The cfg with ``counts`` channels in its convolutions, by layer number; a depthwise one stays depthwise."""
     blocks = [block.copy() for block in blocks]
     depthwise = {layer.index for layer in parse_network(blocks).convolutions if layer.depthwise}
@@ -144,8 +147,9 @@ def _copy_convolution(reference: Darknet, compact: Darknet, layer: layers.Convol
         for name in ("weight", "bias", "running_mean", "running_var"):
             getattr(target, name).copy_(getattr(source, name)[on_device])
         # BatchNorm subtracts the mean of what the kernel adds up: both become smaller by the shift.
-        target.running_mean.sub_(shift[kept].to(target.running_mean))
-        target.num_batches_tracked.copy_(source.num_batches_tracked)
+        mean = target.get_buffer("running_mean")
+        mean.sub_(shift[kept].to(mean))
+        target.get_buffer("num_batches_tracked").copy_(source.get_buffer("num_batches_tracked"))
     else:
-        bias = reference.conv(layer.index).bias.detach().cpu().double() + shift
-        compact.conv(layer.index).bias.copy_(bias[kept])
+        bias = reference.conv(layer.index).get_parameter("bias").detach().cpu().double() + shift
+        compact.conv(layer.index).get_parameter("bias").copy_(bias[kept])

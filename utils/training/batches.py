@@ -13,6 +13,7 @@ from utils.data.data_config import DataConfig
 from utils.data.datasets import DetectionDataset
 from utils.data.image_cache import budget
 from utils.data.loader import EpochSampler, loader
+from utils.detection.options import label_rules
 from utils.training.recipes import WITHOUT_MOSAIC
 
 
@@ -23,9 +24,11 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
         args: the completed options of train.py.
         data: the data set.
     """
+    for split in ("train", "valid"):
+        data.list_path(split)  # both are there, before the images of the first are decoded
     closing = max(1, round(WITHOUT_MOSAIC * args.epochs))
     augmentation = Augmentation(mosaic=args.mosaic, first_plain_epoch=args.epochs - closing)
-    checked = {split: check_data(data, split, args.skip_bad) for split in ("train", "valid")}
+    checked = {split: check_data(data, split, args.skip_bad, label_rules(args)) for split in ("train", "valid")}
     print(summary(checked))
     train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, augmentation, args.seed)
     valid = DetectionDataset(checked["valid"].images, checked["valid"].labels, args.img_size)
@@ -44,8 +47,8 @@ def fill_caches(kind: str, datasets: Mapping[Path, DetectionDataset]) -> None:
     most = free = distributed.from_main(budget)
     for path, dataset in datasets.items():
         dataset.fill_cache(kind, path.with_name(f".{path.name}.cache"), free)
-        free -= dataset.cache.nbytes
-    images = sum(map(len, datasets.values()))
-    kept = sum(len(dataset.cache) for dataset in datasets.values())
+        free -= dataset.cache.nbytes if dataset.cache else 0
+    images = sum(len(dataset) for dataset in datasets.values())
+    kept = sum(len(dataset.cache or ()) for dataset in datasets.values())
     left_out = f"; the others do not fit into {most / 1e9:.2f} GB, half of the free memory" if kept < images else ""
     print(f"--cache {kind}: {kept} of {images} images, {(most - free) / 1e9:.2f} GB{left_out}")

@@ -67,6 +67,14 @@ class Distillation(nn.Module):
         self._networks = (student, teacher)
         self._losses: list[Tensor] = []
 
+    def state(self) -> list[Tensor]:
+        """The losses since the last :meth:`take_mean`, for a checkpoint."""
+        return [loss.cpu() for loss in self._losses]
+
+    def load_state(self, losses: list[Tensor], device: torch.device) -> None:
+        """Go back to the :meth:`state` of a checkpoint."""
+        self._losses = [loss.to(device) for loss in losses]
+
     def take_mean(self) -> float | None:
         """The mean of the losses since the last call; None if there were none."""
         if not self._losses:

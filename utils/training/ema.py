@@ -6,6 +6,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models import Darknet
+
 
 class ModelEma:
     """An average of ``model``'s parameters and buffers (Polyak averaging; Mean Teacher, arXiv 1703.01780).
@@ -17,7 +19,7 @@ class ModelEma:
         updates: how many there were.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9995, ramp: float = 300):
+    def __init__(self, model: Darknet, decay: float = 0.9995, ramp: float = 300):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.ramp = ramp

@@ -5,7 +5,7 @@ from typing import Any
 from utils.pruning.coupling import couple
 from utils.pruning.gamma_history import GammaHistory
 from utils.pruning.penalty import gamma_sizes
-from utils.pruning.selection import sparse_ratio
+from utils.pruning.selection import Gammas, sparse_ratio
 from utils.training.penalty_advice import PenaltyAdvice
 from utils.training.report import EpochReport, print_epoch
 from utils.training.run_log import RunLog
@@ -42,7 +42,7 @@ class EpochLog:
     def add(self, report: EpochReport) -> None:
         """Print and write the report of an epoch that has just ended."""
         trainer, strategy = self._trainer, self._trainer.config.strategy
-        sizes = gamma_sizes(trainer.ema.model)
+        sizes: Gammas = gamma_sizes(trainer.ema.model)
         if trainer.kept_channels:
             report.channels = sum(trainer.kept_channels.counts().values())
             sizes = trainer.kept_channels.spread(sizes)

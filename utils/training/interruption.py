@@ -33,7 +33,7 @@ def resumable(checkpoints: CheckpointWriter, batches: DataLoader) -> Iterator[St
             checkpoints.save_last()
             program = "torchrun ... -- train.py" if distributed.world() > 1 else "python train.py"
             again = f"{program} --resume --name {run.name}"
-            raise Stopped(f"{stopped}; {run.last} is written, go on with: {again}", stop.received) from None
+            raise Stopped(f"{stopped}; {run.last} is written, go on with: {again}", stopped.received) from None
         except NotFinite as error:
             process = f"process_{distributed.rank()}" if distributed.world() > 1 else ""
             folder = write_batches(batches, error.batches, checkpoints.names, run.folder / "not_finite" / process)

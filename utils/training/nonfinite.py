@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 
+from utils.data.datasets import DetectionDataset
+from utils.data.loader import EpochSampler
 from utils.drawing import draw_detections
 from utils.errors import InputError
 from utils.files import atomic_writer, write_text
@@ -82,7 +85,8 @@ def write_batches(batches: DataLoader, numbers: range, names: Sequence[str], fol
     Returns:
         The folder.
     """
-    dataset, sampler, size = batches.dataset, batches.sampler, batches.batch_size
+    dataset, sampler = cast(DetectionDataset, batches.dataset), cast(EpochSampler, batches.sampler)
+    size = cast(int, batches.batch_size)
     items = sampler.order()[numbers.start * size : numbers.stop * size]
     for position, item in enumerate(items):
         image, boxes = dataset[item]

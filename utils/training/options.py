@@ -8,7 +8,7 @@ import torch
 from utils import distributed
 from utils.cli import number
 from utils.data.image_cache import KINDS
-from utils.detection.options import add_device_option, add_precision_option, add_skip_bad_option, add_workers_option
+from utils.detection.options import add_check_options, add_device_option, add_precision_option, add_workers_option
 from utils.devices import computes_bf16, default_precision, describe_device
 from utils.errors import InputError
 from utils.pruning.penalty import METHODS
@@ -23,7 +23,7 @@ from utils.training.runs import Run
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """The images, and how they are read."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
+    group.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
     add_workers_option(group)
     group.add_argument(
         "--cache",
@@ -31,7 +31,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="keep images as they are used, read and scaled down: in memory, as far as they fit, or beside their list",
     )
-    add_skip_bad_option(group)
+    add_check_options(group)
     group.add_argument(
         "--mosaic",
         type=number(float, 0, 1),

@@ -26,6 +26,7 @@ class PenaltyAdvice:
     """
 
     def __init__(self, config: TrainConfig, rates: np.ndarray):
+        assert config.sparsity
         self._config = config
         self._sparsity = config.sparsity
         self._rates = rates

@@ -62,7 +62,6 @@ class EpochReport:
             "iou": total[HeadSum.IOU] / positives,
             "lr": self.learning_rate,
             "seconds": self.seconds,
-            "seconds_waiting": self.seconds_waiting,
         }
         if self.distillation_loss is not None:
             row["distillation_loss"] = self.distillation_loss

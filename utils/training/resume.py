@@ -23,12 +23,14 @@ FREE_OPTIONS = {
     "debug",
     "device",
     "evaluation_interval",
+    "labels_with_score",
     "model_def",
     "n_cpu",
     "name",
     "overwrite",
     "resume",
     "skip_bad",
+    "strict",
 }
 
 

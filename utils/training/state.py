@@ -2,8 +2,9 @@
 
 ``training`` in a checkpoint is a dict of plain values and tensors: ``model`` (the weights in training; the checkpoint's
 own ``model`` is their average), ``optimizer``, ``scaler``, ``ema_updates``, ``progress`` (of the epoch that was
-running), ``steps_per_epoch``, ``rng``, ``cuda_rng``; with sparse training also ``penalty``, and with pruning in
-training ``kept_channels``. Older versions wrote the latter as ``survivors``, and wrote both in every run.
+running), ``steps_per_epoch``, ``rng``, ``cuda_rng``; with sparse training also ``penalty``, with a teacher
+``distillation``, and with pruning in training ``kept_channels``. Older versions wrote the last one as ``survivors``,
+and wrote it and ``penalty`` in every run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ def training_state(trainer: Trainer) -> dict[str, Any]:
     }
     if trainer.penalty:
         state["penalty"] = trainer.penalty.state()
+    if trainer.distillation:
+        state["distillation"] = trainer.distillation.state()
     if trainer.kept_channels:
         state["kept_channels"] = trainer.kept_channels.state()
     return state
@@ -66,6 +69,8 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -
     trainer.ema.updates = state["ema_updates"]
     if trainer.penalty:
         trainer.penalty.load_state(state["penalty"])
+    if trainer.distillation:
+        trainer.distillation.load_state(state.get("distillation", []), trainer.device)
     if kept_channels := trainer.kept_channels:  # older versions do not write down that they cut channels
         before = sum(layer.channels for layer in kept_channels.coupling.spec.convolutions)
         trainer.pruned |= sum(kept_channels.counts().values()) < before

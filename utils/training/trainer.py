@@ -2,9 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from models import Darknet
 from utils import distributed
 from utils.data.images import to_device
-from utils.data.loader import Waiting
+from utils.data.loader import EpochSampler, Waiting
 from utils.detection.loss import HeadReport, YoloLoss
 from utils.devices import amp_dtype, autocast, device_of, memory_advice, smaller_batch
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
@@ -133,8 +133,9 @@ class Trainer:
         """
         config, world, began = self.config, distributed.world(), time.perf_counter()
         advice = smaller_batch(config.batch_size // world, config.img_size, config.accumulate, world)
-        batches.sampler.epoch = self.epoch
-        batches.sampler.start = self.progress.batches * batches.batch_size
+        sampler = cast(EpochSampler, batches.sampler)
+        sampler.epoch = self.epoch
+        sampler.start = self.progress.batches * cast(int, batches.batch_size)
         self.model.train()
         bar = self._progress_bar(batches)
         waiting = Waiting(bar)
@@ -150,7 +151,7 @@ class Trainer:
             after_step()
         self.check_finite()
         self.gather()
-        return self._epoch_report(len(batches.dataset), began, waiting.seconds)
+        return self._epoch_report(len(cast(Sized, batches.dataset)), began, waiting.seconds)
 
     def train_step(self, parts: Sequence[Batch], lr: float) -> tuple[Tensor, list[list[HeadReport]]]:
         """Take one optimizer step on a batch that comes in ``parts``, and from as many processes as there are.
@@ -282,14 +283,17 @@ class Trainer:
         Raises:
             InputError: the budget cannot be reached, or the compact network does not compute the same.
         """
-        result = self._least_important(self.config.sparsity)
+        sparsity, kept_channels = self.config.sparsity, self.kept_channels
+        assert sparsity  # see cut_is_due
+        assert kept_channels
+        result = self._least_important(sparsity)
         compact = result.pruned.model
         prove(result.reference, compact, self.config.img_size)
         if self.config.distill and not self.teacher:
             self.teacher = self.ema.model
         self._attach(self._laid_out(compact))
         self.ema = ModelEma(self.model)
-        self.kept_channels.cut(result.pruned.mask)
+        kept_channels.cut(result.pruned.mask)
         self.pruned = True
         return result
 
@@ -332,7 +336,7 @@ class Trainer:
             epoch=self.epoch,
             epochs=self.config.epochs,
             heads=self.model.spec.at(self.config.img_size).heads,
-            sums=self.progress.sums.cpu().numpy(),
+            sums=cast(Tensor, self.progress.sums).cpu().numpy(),
             cells=self.progress.cells,
             images=images,
             learning_rate=self.optimizer.param_groups[0]["lr"],

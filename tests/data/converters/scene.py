@@ -14,11 +14,16 @@ def convert(*words) -> None:
     main(get_args_parser().parse_args([str(word) for word in words]))
 
 
-def draw(path: Path, size: tuple[int, int] = (100, 50), orientation: int = 1) -> Path:
+def draw(path: Path, size: tuple[int, int] = (100, 50), orientation: int = 1, seed: int | None = None) -> Path:
+    """Save an image of one colour; with a seed, of coarse noise, which looks like that of no other seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.new("RGB", size, (sum(path.name.encode()) % 256, 90, 60)).save(path, exif=exif)
+    image = Image.new("RGB", size, (sum(path.name.encode()) % 256, 90, 60))
+    if seed is not None:
+        cells = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+        image = Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
+    image.save(path, exif=exif)
     return path
 
 

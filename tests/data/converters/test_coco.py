@@ -1,6 +1,7 @@
 """COCO instances: exact labels, and failures that name the file and touch nothing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def coco(tmp_path) -> dict:
     return {"train": train, "valid": valid, "folder": tmp_path}
 
 
-def convert_coco(coco: dict) -> Path:
-    words = ["coco", "--output", coco["folder"] / "out"]
+def convert_coco(coco: dict, *options: str) -> Path:
+    words = ["coco", "--output", coco["folder"] / "out", *options]
     for split in ("train", "valid"):
         annotations = coco["folder"] / f"{split}.json"
         text = coco[split] if isinstance(coco[split], str) else json.dumps(coco[split])
@@ -88,27 +89,30 @@ def change(key: str, i: int, **fields):
     ("spoil", "message"),
     [
         (lambda content: content.pop("images"), r"valid\.json: has no list 'images'"),
-        (lambda content: content["annotations"][0].pop("bbox"), r"valid\.json: annotations\[0\] .*'bbox'"),
-        (change("annotations", 0, bbox=[1, 2, 3]), r"valid\.json: image x\.jpg: bbox.*4 finite"),
+        (
+            lambda content: content["annotations"][0].pop("bbox"),
+            r"valid\.json: image x\.jpg: annotations\[0\] has neither a 'bbox' nor a 'segmentation'",
+        ),
+        (change("annotations", 0, bbox=[1, 2, 3]), r"valid\.json: image x\.jpg: annotations\[0\]: bbox.*4 finite"),
         (change("annotations", 0, bbox=[1, 2, 3, float("nan")]), r"valid\.json: .*finite"),
         (change("annotations", 0, bbox=[1, 2, 3, [4]]), r"valid\.json: .*finite"),
         (change("annotations", 0, bbox=[1, 2, 3, 10**400]), r"valid\.json: .*finite"),
         (change("annotations", 0, image_id=9), r"valid\.json: annotations\[0\] is on image 9"),
         (change("annotations", 0, category_id=9), r"valid\.json: annotations\[0\] has category 9"),
         (change("images", 0, file_name="gone.jpg"), r"valid\.json: names the image .*gone\.jpg"),
-        (change("images", 0, id=[]), r"valid\.json: images\[0\] should have 'id', of type int"),
+        (change("images", 0, id=[]), r"valid\.json: images\[0\] should have an 'id'"),
         (change("categories", 0, name="wolf"), r"valid\.json: category 7 is wolf, but dog elsewhere"),
-        (change("categories", 0, id=8), r"categories of different names"),
-        (lambda content: content["images"].append(content["images"][0]), r"valid\.json: two images have the id 1"),
+        (change("categories", 0, id=True), r"valid\.json: categories\[0\] should have an 'id'"),
+        (lambda content: content["images"].append({"id": 1, "file_name": "z.jpg"}), r"two images have the id 1"),
         (lambda content: content["images"].clear() or content["annotations"].clear(), "valid split has no images"),
     ],
 )
-def test_bad_coco_names_the_file_and_touches_nothing(coco, spoil, message):
-    before = tree(convert_coco(coco))
-    coco["train"]["annotations"].clear()
+def test_strict_names_the_file_and_touches_nothing(coco, spoil, message):
+    before = tree(convert_coco(coco, "--strict"))
+    coco["train"]["annotations"].pop()
     spoil(coco["valid"])
     with pytest.raises(InputError, match=message):
-        convert_coco(coco)
+        convert_coco(coco, "--strict")
     assert tree(coco["folder"] / "out") == before
 
 
@@ -117,3 +121,125 @@ def test_coco_that_is_no_instances_file(coco, text):
     coco["valid"] = text
     with pytest.raises(InputError, match=r"valid\.json"):
         convert_coco(coco)
+
+
+def coco_of(annotations: list[dict], images: list[dict] | None = None, categories: list[dict] | None = None) -> dict:
+    """Instances of two images, x.jpg and y.png, with a box on each besides ``annotations``."""
+    box = {"bbox": [10, 5, 50, 25], "category_id": 1}
+    return {
+        "images": [{"id": 1, "file_name": "x.jpg"}, {"id": 2, "file_name": "y.png"}, *(images or [])],
+        "annotations": [{"image_id": 1, **box}, {"image_id": 2, **box}, *annotations],
+        "categories": [{"id": 1, "name": "cat"}, *(categories or [])],
+    }
+
+
+def convert_one(folder: Path, content: dict, *options: str) -> Path:
+    """Convert one file with images beside it."""
+    draw(folder / "x.jpg", seed=1)
+    draw(folder / "y.png", seed=2)
+    (folder / "all.json").write_text(json.dumps(content))
+    words = ["--annotations_train", folder / "all.json", "--split", "0.5", "--output", folder / "out"]
+    convert("coco", *words, *options)
+    return folder / "out"
+
+
+BAD_ENTRIES = {
+    "on image 9, which is not in images": {"image_id": 9, "category_id": 1, "bbox": [1, 1, 2, 2]},
+    "has category 7, which is not in categories": {"image_id": 1, "category_id": 7, "bbox": [1, 1, 2, 2]},
+    "has neither a 'bbox' nor a 'segmentation'": {"image_id": 1, "category_id": 1, "bbox": []},
+    "bbox: [1, 2, None, 4] should be 4 finite": {"image_id": 1, "category_id": 1, "bbox": [1, 2, None, 4]},
+    "not of three points or more": {"image_id": 1, "category_id": 1, "segmentation": [[1, 2, 3, 4]]},
+    "no run-length encoded mask": {"image_id": 1, "category_id": 1, "segmentation": {"size": [4, 4]}},
+}
+
+
+@pytest.mark.parametrize("problem", BAD_ENTRIES)
+def test_an_annotation_that_cannot_be_used_is_left_out_and_named(tmp_path, capsys, problem):
+    output = convert_one(tmp_path, coco_of([BAD_ENTRIES[problem]]))
+    assert (output / "labels/x.txt").read_text() == (output / "labels/y.txt").read_text()
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 problem(s), which --strict refuses:" in lines
+    assert any(problem in line and "annotations[2]" in line for line in lines)
+    with pytest.raises(InputError, match=re.escape(problem)):
+        convert_one(tmp_path, coco_of([BAD_ENTRIES[problem]]), "--strict")
+
+
+def test_images_that_cannot_be_used_are_left_out_and_named(tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_text("no image")
+    names = ["gone.jpg", "broken.jpg"]
+    images = [{"id": 3 + k, "file_name": name} for k, name in enumerate(names)] + [{"id": 9}]
+    output = convert_one(tmp_path, coco_of([], images))
+    assert sorted(path.name for path in (output / "images").iterdir()) == ["x.jpg", "y.png"]
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("gone.jpg", "broken.jpg", "images[4]", "3 problem(s)"))
+
+
+def test_only_ten_problems_are_listed(tmp_path, capsys):
+    convert_one(tmp_path, coco_of([{"image_id": 99, "category_id": 1}] * 25))
+    printed = capsys.readouterr().out
+    assert "25 problem(s)" in printed
+    assert printed.count("is on image 99") == 10
+
+
+def test_ids_may_be_texts_and_file_names_of_windows(tmp_path):
+    content = coco_of([])
+    content["images"][0] |= {"id": "1", "file_name": "C:\\data\\images\\x.jpg"}
+    content["annotations"][1]["image_id"] = "2"
+    content["categories"][0]["id"] = "1"
+    output = convert_one(tmp_path, content)
+    assert all((output / f"labels/{name}.txt").read_text().count("\n") == 1 for name in "xy")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"segmentation": [[10, 5, 60, 5, 60, 30], [20, 10, 30, 10, 30, 20]]},
+        {"segmentation": {"size": [50, 100], "counts": [10 * 50 + 5, *[25, 25] * 49, 25, 39 * 50 + 20 + 25 - 25]}},
+    ],
+)
+def test_the_box_of_a_polygon_or_mask(tmp_path, form):
+    content = coco_of([])
+    del content["annotations"][0]["bbox"]
+    content["annotations"][0] |= form
+    output = convert_one(tmp_path, content)
+    assert (output / "labels/x.txt").read_text() == (output / "labels/y.txt").read_text()
+
+
+def test_roboflows_root_is_no_class_unless_it_has_boxes(tmp_path, capsys):
+    categories = [{"id": 0, "name": "pets", "supercategory": "none"}]
+    content = coco_of([], categories=categories)
+    content["categories"][0]["supercategory"] = "pets"
+    output = convert_one(tmp_path, content)
+    assert (output / "out.names").read_text() == "cat\n"
+    assert "category 0, pets, groups others and has no box" in capsys.readouterr().out
+    content["annotations"].append({"image_id": 1, "category_id": 0, "bbox": [1, 1, 9, 9]})
+    assert (convert_one(tmp_path, content) / "out.names").read_text() == "pets\ncat\n"
+
+
+def test_an_unused_class_that_groups_nothing_stays(tmp_path):
+    categories = [{"id": 2, "name": "dog", "supercategory": "dog"}, {"id": 3, "name": "cow", "supercategory": "none"}]
+    output = convert_one(tmp_path, coco_of([], categories=categories))
+    assert (output / "out.names").read_text() == "cat\ndog\ncow\n"
+
+
+def test_two_categories_of_one_name_are_told_apart(tmp_path):
+    content = coco_of([{"image_id": 1, "category_id": 5, "bbox": [1, 1, 9, 9]}], categories=[{"id": 5, "name": "cat"}])
+    output = convert_one(tmp_path, content)
+    assert (output / "out.names").read_text() == "cat_1\ncat_5\n"
+    assert [line[0] for line in (output / "labels/x.txt").read_text().splitlines()] == ["0", "1"]
+
+
+def test_where_all_boxes_are_crowds_the_error_says_what_to_do(tmp_path):
+    content = coco_of([])
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    with pytest.raises(InputError, match=r"all 2 boxes have iscrowd=1.* set iscrowd to 0"):
+        convert_one(tmp_path, content)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_file_without_split_says_how_to_split(tmp_path):
+    draw(tmp_path / "x.jpg")
+    (tmp_path / "all.json").write_text(json.dumps(coco_of([])))
+    with pytest.raises(InputError, match=r"no split.*--split 0\.9 makes one"):
+        convert("coco", "--annotations_train", tmp_path / "all.json", "--output", tmp_path / "out")

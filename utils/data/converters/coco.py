@@ -1,18 +1,63 @@
-"""Reads COCO instances: one JSON file and one folder of images for each split."""
+"""Reads COCO instances, as COCO, CVAT, Label Studio and Roboflow write them: a JSON file and a folder of images."""
 
 import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import cast
+from urllib.parse import unquote
 
 import numpy as np
 
-from utils.data.converters.samples import DataSet, Sample, finite_numbers, read_stated_size
+from utils.data.converters.layout import Images
+from utils.data.converters.rle import rle_box
+from utils.data.converters.samples import DataSet, LeftOut, Sample, finite_numbers, read_stated_size, shortened
+from utils.data.images import IMAGE_SUFFIXES
 from utils.errors import InputError
+from utils.files import read_text
 
-FIELDS = {
-    "images": {"id": int, "file_name": str},
-    "annotations": {"image_id": int, "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
-}
+
+@dataclass
+class CocoFile:
+    """A file of COCO instances.
+
+    Attributes:
+        path: the file.
+        folder: the folder of its images.
+        content: its lists "images", "annotations" and "categories".
+        categories: the names of its categories by id.
+        left_out: what was left out so far.
+    """
+
+    path: Path
+    folder: Path
+    content: dict[str, list]
+    categories: dict[str, str]
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @cached_property
+    def images(self) -> Images:
+        """The images below the folder."""
+        return Images(self.folder, IMAGE_SUFFIXES)
+
+    def leave_out(self, what: str, reason: str, where: str, problem: str) -> None:
+        """Note that an entry of the file is left out, because of a ``problem`` with it."""
+        self.left_out.append(LeftOut(what, reason, f"{self.path}: {where} {problem}"))
+
+    def find_image(self, file_name: str) -> Path:
+        """The image that an entry names: as given, with "/" for Windows' separators, or by the last part of its path.
+
+        The result need not exist.
+        """
+        text = file_name.strip().replace("\\", "/")
+        names = dict.fromkeys((file_name, text, unquote(text), text.rpartition("/")[2]))
+        paths = [root / name for root in (self.folder, self.folder.parent) for name in names]
+        for path in paths:
+            if os.path.isfile(path):  # False, too, for a name that no file can have
+                return path
+        return (self.images.named(unquote(text)) if self.folder.is_dir() else None) or self.folder / text
 
 
 def read_coco(sources: dict[str, tuple[Path, Path]]) -> DataSet:
@@ -22,82 +67,189 @@ def read_coco(sources: dict[str, tuple[Path, Path]]) -> DataSet:
         sources: for each split, its annotation file and its folder of images.
 
     Raises:
-        InputError: a file is malformed or incomplete, or the categories of the splits contradict each other.
+        InputError: a file is no COCO instances file, the categories of the splits contradict each other, or all boxes
+            are around crowds.
     """
-    contents = {split: load_instances(annotation) for split, (annotation, _) in sources.items()}
-    categories: dict[int, str] = {}
-    for split, content in contents.items():
-        for category in content["categories"]:
-            number, name = category["id"], category["name"]
+    files = {split: load_instances(path, folder) for split, (path, folder) in sources.items()}
+    categories: dict[str, str] = {}
+    for file in files.values():
+        for number, name in file.categories.items():
             if categories.setdefault(number, name) != name:
-                raise InputError(
-                    f"{sources[split][0]}: category {number} is {name}, but {categories[number]} elsewhere"
-                )
-    names = [categories[number] for number in sorted(categories)]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"{sources['train'][0]}: should have categories of different names, not {names}")
-    return DataSet({split: read_split(contents[split], categories, *sources[split]) for split in sources}, names)
+                raise InputError(f"{file.path}: category {number} is {name}, but {categories[number]} elsewhere")
+    notes: list[str] = []
+    categories = distinct_names(without_groups(categories, list(files.values()), notes), notes)
+    names = [categories[number] for number in sorted(categories, key=number_first)]
+    splits = {split: read_split(file, categories) for split, file in files.items()}
+    samples = [sample for split in splits.values() for sample in split]
+    crowds = sum(item.reason == CROWD for sample in samples for item in sample.left_out)
+    if crowds and not any(sample.classes for sample in samples):
+        raise InputError(
+            f"{sources['train'][0]}: all {crowds} boxes have iscrowd=1, around crowds, which COCO leaves out: "
+            "where they are around single objects, set iscrowd to 0"
+        )
+    return DataSet(splits, names, [item for file in files.values() for item in file.left_out], notes)
 
 
-def load_instances(path: Path) -> dict[str, list[dict]]:
-    """The content of a COCO file.
+CROWD = "box around a crowd"
+
+
+def load_instances(path: Path, folder: Path) -> CocoFile:
+    """Read a COCO file, whose images are in ``folder``.
 
     Raises:
-        InputError: the file is not JSON, or an entry lacks one of ``FIELDS``.
+        InputError: the file is not JSON, lacks one of the three lists, or has no category with an id and a name.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_text(path, "COCO file"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    for key, fields in FIELDS.items():
+        raise InputError(f"{path}: not JSON ({shortened(error)})") from error
+    for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{path}: has no list {key!r}, which a COCO instances file has")
         for i, entry in enumerate(content[key]):
-            for field, kind in fields.items():
-                if not isinstance(entry, dict) or not isinstance(entry.get(field), kind):
-                    raise InputError(f"{path}: {key}[{i}] should have {field!r}, of type {kind.__name__}")
-    return content
+            if not isinstance(entry, dict):
+                raise InputError(f"{path}: {key}[{i}] should be an object with fields")
+    categories: dict[str, str] = {}
+    for i, entry in enumerate(content["categories"]):
+        number, name = identity(entry.get("id")), " ".join(str(entry.get("name") or "").split())
+        if number is None or not name or categories.setdefault(number, name) != name:
+            raise InputError(f"{path}: categories[{i}] should have an 'id' of its own and a 'name'")
+    if not categories:
+        raise InputError(f"{path}: categories is empty, but should name the classes")
+    return CocoFile(path, folder, content, categories)
 
 
-def read_split(content: dict[str, list], categories: dict[int, str], path: Path, folder: Path) -> list[Sample]:
+def identity(value: object) -> str | None:
+    """An id as a text: 1, 1.0 and "1" are the same. None for what is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    return str(value).strip() if isinstance(value, str) or abs(value) < 1 << 63 else None
+
+
+def number_first(number: str) -> tuple[bool, int, str]:
+    """Sorts ids by value; texts that are no numbers come after them."""
+    is_number = number.isdecimal() and len(number) < 20
+    return (not is_number, int(number) if is_number else 0, number)
+
+
+def without_groups(categories: dict[str, str], files: list[CocoFile], notes: list[str]) -> dict[str, str]:
+    """The categories without Roboflow's root, which only groups the others: no box has it, and it has no parent."""
+    used = {identity(entry.get("category_id")) for file in files for entry in file.content["annotations"]}
+    above: dict[str, set[str]] = {number: set() for number in categories}
+    for file in files:
+        for entry in file.content["categories"]:
+            above[cast(str, identity(entry["id"]))].add(str(entry.get("supercategory") or "none"))
+    roots = [
+        number
+        for number, name in categories.items()
+        if number not in used
+        and above[number] <= {"none", name}
+        and any(name in above[other] for other in categories if other != number)
+    ]
+    notes += [f"category {number}, {categories[number]}, groups others and has no box: not a class" for number in roots]
+    return {number: name for number, name in categories.items() if number not in roots}
+
+
+def distinct_names(categories: dict[str, str], notes: list[str]) -> dict[str, str]:
+    """The categories with the id added to each name that several have."""
+    counts = Counter(categories.values())
+    names = {number: name if counts[name] == 1 else f"{name}_{number}" for number, name in categories.items()}
+    notes += [f"category {n}, {categories[n]}, is called {names[n]}" for n in names if names[n] != categories[n]]
+    if len(set(names.values())) < len(names):
+        raise InputError(f"categories should have different names, not {', '.join(names.values())}")
+    return names
+
+
+def read_split(file: CocoFile, categories: dict[str, str]) -> list[Sample]:
     """The samples of one COCO file, sorted by file name.
 
     Args:
-        content: what the file holds, see :func:`load_instances`.
+        file: the file; entries that cannot be used are noted in it.
         categories: the class names by category id.
-        path: the file, for error messages.
-        folder: the folder of the images.
     """
-    annotations: dict[int, list[dict]] = {}
-    for image in content["images"]:
-        if image["id"] in annotations:
-            raise InputError(f"{path}: two images have the id {image['id']}, the second is {image['file_name']}")
-        annotations[image["id"]] = []
-    for i, annotation in enumerate(content["annotations"]):
-        if annotation["image_id"] not in annotations:
-            raise InputError(f"{path}: annotations[{i}] is on image {annotation['image_id']}, which is not in images")
-        if annotation["category_id"] not in categories:
-            raise InputError(
-                f"{path}: annotations[{i}] has category {annotation['category_id']}, which is not in categories"
+    images = read_images(file)
+    annotations: dict[str, list[tuple[str, dict]]] = {number: [] for number in images}
+    for i, entry in enumerate(file.content["annotations"]):
+        number, category = identity(entry.get("image_id")), identity(entry.get("category_id"))
+        where = f"annotations[{i}]"
+        if number not in annotations:
+            file.leave_out("object", "its image is not there", where, f"is on image {number}, which is not in images")
+        elif category not in categories:
+            file.leave_out(
+                "object", "its category is not there", where, f"has category {category}, which is not in categories"
             )
-        annotations[annotation["image_id"]].append(annotation)
-    images = sorted(content["images"], key=lambda image: image["file_name"])
-    return [read_image_entry(image, annotations[image["id"]], categories, path, folder) for image in images]
+        else:
+            annotations[number].append((where, entry))
+    by_source: dict[Path, tuple[dict, list[tuple[str, dict]]]] = {}
+    for number, image in sorted(images.items(), key=lambda item: item[1]["file_name"]):
+        by_source.setdefault(file.find_image(image["file_name"]), (image, []))[1].extend(annotations[number])
+    return [
+        read_image_entry(file, source, image, entries, categories) for source, (image, entries) in by_source.items()
+    ]
+
+
+def read_images(file: CocoFile) -> dict[str, dict]:
+    """The entries of the images by id, without those that have no file name or share an id with another image."""
+    images: dict[str, dict] = {}
+    shared = set()
+    for i, entry in enumerate(file.content["images"]):
+        number, name = identity(entry.get("id")), entry.get("file_name")
+        if number is None or not isinstance(name, str) or not name.strip():
+            file.leave_out("image", "no id or file name", f"images[{i}]", "should have an 'id' and a 'file_name'")
+        elif images.setdefault(number, entry)["file_name"] != name:
+            file.leave_out("image", "its id is that of another", f"two images have the id {number}:", name)
+            shared.add(number)
+    for number in shared:
+        name = images.pop(number)["file_name"]
+        file.leave_out("image", "its id is that of another", f"two images have the id {number}:", name)
+    return images
 
 
 def read_image_entry(
-    image: dict, annotations: list[dict], categories: dict[int, str], path: Path, folder: Path
+    file: CocoFile, source: Path, image: dict, entries: list[tuple[str, dict]], categories: dict[str, str]
 ) -> Sample:
     """One image of a COCO file. Boxes are x, y, width, height in pixels from 0; a box around a crowd is left out."""
-    where = f"{path}: image {image['file_name']}"
-    objects = [annotation for annotation in annotations if not annotation.get("iscrowd")]
-    boxes = np.reshape([finite_numbers(entry["bbox"], 4, f"{where}: bbox") for entry in objects], (-1, 4))
-    boxes[:, 2:] += boxes[:, :2]
-    return Sample(
-        source=folder / image["file_name"],
-        annotation=path,
-        boxes=boxes,
-        classes=[categories[entry["category_id"]] for entry in objects],
-        left_out=["box around a crowd"] * (len(annotations) - len(objects)),
-        stated_size=read_stated_size(image.get("width"), image.get("height"), where),
-    )
+    left_out = []
+    boxes: list[list[float]] = []
+    classes = []
+    for where, entry in entries:
+        if entry.get("iscrowd") in (1, True, "1"):
+            left_out.append(LeftOut("object", CROWD))
+            continue
+        try:
+            boxes.append(read_box(entry, f"{file.path}: image {image['file_name']}: {where}"))
+        except InputError as error:
+            left_out.append(LeftOut("object", "no box", str(error)))
+        else:
+            classes.append(categories[str(identity(entry["category_id"]))])
+    array = np.reshape(np.array(boxes, np.float64), (-1, 4))
+    array[:, 2:] += array[:, :2]
+    size = read_stated_size(image.get("width"), image.get("height"))
+    return Sample(source, file.path, array, classes, left_out, size)
+
+
+def read_box(entry: dict, where: str) -> list[float]:
+    """x, y, width, height of an annotation: its ``bbox``, or else the box of its polygons or of its mask.
+
+    Raises:
+        InputError: it has none of them, or not finite numbers.
+    """
+    if entry.get("bbox"):
+        return finite_numbers(entry["bbox"], 4, f"{where}: bbox").tolist()
+    segmentation = entry.get("segmentation")
+    if isinstance(segmentation, dict):
+        return rle_box(segmentation, where)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise InputError(f"{where} has neither a 'bbox' nor a 'segmentation'")
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    points = []
+    for polygon in polygons:
+        count = len(polygon) if isinstance(polygon, list) else 0
+        if count < 6 or count % 2:
+            raise InputError(f"{where} has no 'bbox', and a polygon that is not of three points or more")
+        points.append(finite_numbers(polygon, count, f"{where}: segmentation").reshape(-1, 2))
+    corners = np.concatenate(points)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    return [*low.tolist(), *(high - low).tolist()]

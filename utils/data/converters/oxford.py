@@ -62,6 +62,6 @@ def read_mat(annotation: Path, source: Path) -> Sample:
             f"({type(error).__name__}: {error})"
         ) from error
     # MATLAB gives (row, column), and the centre of the first pixel is 1: half a pixel from the corner of the image.
-    corners = np.reshape(corners, (-1, 4, 2))[:, :, ::-1] - 0.5
-    boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+    points = np.reshape(corners, (-1, 4, 2))[:, :, ::-1] - 0.5
+    boxes = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
     return Sample(source, annotation, boxes, ["hand"] * len(boxes))

@@ -9,6 +9,21 @@ import numpy as np
 from utils.errors import InputError
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """An object or an image that a reader left out.
+
+    Attributes:
+        what: "object" or "image".
+        reason: why; the report counts by it.
+        problem: for what is wrong in the source, one line that names it; None where it was left out on purpose.
+    """
+
+    what: str
+    reason: str
+    problem: str | None = None
+
+
 @dataclass
 class Sample:
     """An image file and its boxes, as the source describes them.
@@ -18,7 +33,7 @@ class Sample:
         annotation: the file that describes it, for error messages.
         boxes: (N, 4) x1, y1, x2, y2 in pixels; the top left corner of the image is (0, 0). Boxes may pass the border.
         classes: the N class names.
-        left_out: for each object that the reader left out on purpose, the reason.
+        left_out: the objects that the reader left out.
         stated_size: the (width, height) in pixels that the annotation states, or None.
     """
 
@@ -26,13 +41,13 @@ class Sample:
     annotation: Path
     boxes: np.ndarray
     classes: list[str]
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     stated_size: tuple[float, float] | None = None
 
     def keep_classes(self, names: Container[str]) -> None:
         """Leave out the objects whose class is not among ``names``."""
         kept = [i for i, name in enumerate(self.classes) if name in names]
-        self.left_out += ["class is not in --classes"] * (len(self.classes) - len(kept))
+        self.left_out += [LeftOut("object", "class is not in --classes")] * (len(self.classes) - len(kept))
         self.boxes = self.boxes[kept]
         self.classes = [self.classes[i] for i in kept]
 
@@ -42,12 +57,16 @@ class DataSet:
     """A data set as a reader returns it.
 
     Attributes:
-        splits: the samples of "train" and "valid".
+        splits: the samples of "train" and "valid"; of "train" alone where the source has no split.
         names: the class names in the order of their numbers.
+        left_out: images that the reader left out, and objects that belong to no image.
+        notes: lines for the report: what the reader decided.
     """
 
     splits: dict[str, list[Sample]]
     names: list[str]
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def finite_numbers(values: object, length: int, where: str | Path) -> np.ndarray:
@@ -61,17 +80,23 @@ def finite_numbers(values: object, length: int, where: str | Path) -> np.ndarray
     except (TypeError, ValueError, OverflowError):
         array = np.empty(0)
     if array.size != length or not np.isfinite(array).all():
-        raise InputError(f"{where}: {values} should be {length} finite numbers")
+        raise InputError(f"{where}: {shortened(values)} should be {length} finite numbers")
     return array
 
 
-def read_stated_size(width: object, height: object, where: str | Path) -> tuple[float, float] | None:
-    """The (width, height) that an annotation states, None where one is missing.
+def shortened(value: object) -> str:
+    """``value`` for a message, in one line that is not long."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
-    Raises:
-        InputError: they are not two finite numbers.
-    """
-    return None if width is None or height is None else tuple(finite_numbers([width, height], 2, f"{where}: size"))
+
+def read_stated_size(width: object, height: object) -> tuple[float, float] | None:
+    """The (width, height) that an annotation states; None where it states no two positive numbers."""
+    try:
+        size = finite_numbers([width, height], 2, "size")
+    except InputError:
+        return None
+    return (float(size[0]), float(size[1])) if (size > 0).all() else None
 
 
 def files_by_stem(folder: Path, *suffixes: str) -> dict[str, Path]:

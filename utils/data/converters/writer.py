@@ -4,16 +4,19 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.converters.report import format_report
-from utils.data.converters.samples import DataSet, Sample
+from utils.data.converters.report import format_counts, format_left_out
+from utils.data.converters.samples import DataSet, LeftOut, Sample
+from utils.data.converters.split import Split, difference_hash
 from utils.data.images import read_image
 from utils.errors import InputError
 from utils.files import write_text
@@ -21,7 +24,7 @@ from utils.files import write_text
 FLOAT_NOISE = 1e-3  # pixels; a box that is moved by less counts as not clipped
 
 
-@dataclass
+@dataclass(frozen=True)
 class ConvertedImage:
     """An image of the converted data set.
 
@@ -30,36 +33,116 @@ class ConvertedImage:
         name: the file name of the copy.
         labels: the text of its YOLO label file.
         counts: what it adds to the columns of the report.
-        left_out: for each object that the reader left out, the reason.
+        left_out: the objects that the reader left out.
     """
 
     source: Path
     name: str
     labels: str
     counts: Counter
-    left_out: list[str]
+    left_out: list[LeftOut]
 
 
-def write_data_set(data: DataSet, output: Path) -> None:
+class Decoded(NamedTuple):
+    """The size (width, height) of an image, upright as its EXIF orientation says, and its difference hash."""
+
+    size: tuple[int, int]
+    hash: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set whose images were decoded, with its split; what could not be used is in ``left_out``."""
+
+    splits: dict[str, list[Sample]]
+    decoded: dict[Path, Decoded]
+    left_out: list[LeftOut]
+    notes: list[str]
+
+
+def write_data_set(data: DataSet, output: Path, split: Split | None = None, strict: bool = False) -> None:
     """Check all of a data set, then write its images, labels and lists to ``output``, and print the report.
 
     Files of the same names in ``output`` are replaced; other files stay. Where an error is raised, ``output`` is
     unchanged.
 
+    Args:
+        data: what the reader returned.
+        output: the folder to write to.
+        split: how to split a data set that has no split.
+        strict: refuse a data set with a problem, instead of leaving out the image or object.
+
     Raises:
-        InputError: a split has no images, or an image is missing or damaged.
+        InputError: a split has no images, ``split`` is missing or of no use, or there is a problem and ``strict``.
     """
-    for split, samples in data.splits.items():
+    prepared = prepare(data, split, strict)
+    notes = prepared.notes
+    converted = convert_splits(prepared.splits, prepared.decoded, data.names)
+    if shared := set.intersection(*({image.name for image in images} for images in converted.values())):
+        notes.append(f"warning: {len(shared)} images are in both splits, the first {min(shared)}")
+    write_images(list({image.name: image for image in chain(*converted.values())}.values()), output)
+    write_lists({name: [f"images/{image.name}" for image in images] for name, images in converted.items()}, output)
+    counts = {name: sum((image.counts for image in images), Counter()) for name, images in converted.items()}
+    objects = {name: list(chain(*(image.left_out for image in images))) for name, images in converted.items()}
+    print(*notes, format_counts(counts), *format_left_out(objects, prepared.left_out), sep="\n")
+
+
+def write_list_files(data: DataSet, output: Path, split: Split | None = None, strict: bool = False) -> None:
+    """Write lists of images that stay where they are; arguments and errors as of :func:`write_data_set`."""
+    prepared = prepare(data, split, strict)
+    lists = {name: [os.path.abspath(sample.source) for sample in samples] for name, samples in prepared.splits.items()}
+    write_lists(lists, output)
+    counts = [f"{name}: {len(images)} images" for name, images in lists.items()]
+    print(*prepared.notes, *counts, *format_left_out({}, prepared.left_out), sep="\n")
+
+
+def prepare(data: DataSet, split: Split | None, strict: bool) -> Prepared:
+    """Decode all images, and split them; arguments and errors as of :func:`write_data_set`."""
+    check_split(data, split)
+    left_out = list(data.left_out)
+    decoded = decode_samples(data, left_out)
+    splits = {name: [sample for sample in of if sample.source in decoded] for name, of in data.splits.items()}
+    objects = [item for samples in splits.values() for sample in samples for item in sample.left_out]
+    problems = [item.problem for item in (*objects, *left_out) if item.problem]
+    if strict and problems:
+        raise InputError(problems[0] + (f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""))
+    for name, samples in splits.items():
         if not samples:
-            raise InputError(f"the {split} split has no images, but should have some")
-    used_stems: set[str] = set()
-    converted = {split: convert_split(samples, data.names, used_stems) for split, samples in data.splits.items()}
-    write_images(list(chain(*converted.values())), output)
-    for split, images in converted.items():
-        write_text(output / f"{split}.txt", "".join(f"images/{image.name}\n" for image in images))
-    counts = {split: sum((image.counts for image in images), Counter()) for split, images in converted.items()}
-    reasons = {split: Counter(chain(*(image.left_out for image in images))) for split, images in converted.items()}
-    print(format_report(counts, reasons))
+            cause = f": {problems[0]}" if problems else ""
+            raise InputError(f"the {name} split has no images, but should have some{cause}")
+    notes = list(data.notes)
+    if split:
+        splits, note = split_samples(splits["train"], decoded, split)
+        notes.append(note)
+    return Prepared(splits, decoded, left_out, notes)
+
+
+def check_split(data: DataSet, split: Split | None) -> None:
+    """Raise an InputError where a data set has no split and none is asked for, or has one and another is asked for."""
+    if "valid" not in data.splits and split is None:
+        raise InputError("the data set has no split into training and validation images: --split 0.9 makes one")
+    if "valid" in data.splits and split is not None:
+        raise InputError("--split: the data set has a split into training and validation images already")
+
+
+def split_samples(
+    samples: list[Sample], decoded: Mapping[Path, Decoded], split: Split
+) -> tuple[dict[str, list[Sample]], str]:
+    """The samples of "train" and "valid" in the order of their paths, and a line that says how they were split."""
+    samples = sorted(samples, key=lambda sample: sample.source)
+    if len(samples) < 2:
+        raise InputError("--split: there are fewer than two images to split")
+    paths = [sample.source for sample in samples]
+    validates, note = split(paths, [decoded[path].hash for path in paths])
+    train = [sample for sample, is_valid in zip(samples, validates, strict=True) if not is_valid]
+    valid = [sample for sample, is_valid in zip(samples, validates, strict=True) if is_valid]
+    return {"train": train, "valid": valid}, note
+
+
+def write_lists(splits: Mapping[str, Sequence[str]], output: Path) -> None:
+    """Write ``train.txt`` and ``valid.txt``, one image per line."""
+    for name, images in splits.items():
+        write_text(output / f"{name}.txt", "".join(f"{image}\n" for image in images))
 
 
 def write_data_config(names: list[str], output: Path) -> None:
@@ -70,28 +153,52 @@ def write_data_config(names: list[str], output: Path) -> None:
     print(f"Train with --data_config {output / name}.data")
 
 
-def convert_split(samples: list[Sample], names: list[str], used_stems: set[str]) -> list[ConvertedImage]:
-    """Check and convert the samples of one split; ``used_stems`` are those of the file names already given."""
+def decode_samples(data: DataSet, left_out: list[LeftOut]) -> dict[Path, Decoded]:
+    """Decode all images, so that a damaged one is met now and not during training; it is added to ``left_out``."""
+    samples = list({sample.source: sample for sample in chain(*data.splits.values())}.values())
+    decoded: dict[Path, Decoded] = {}
     with ThreadPoolExecutor() as pool:  # decoding releases the GIL
-        sizes = list(tqdm(pool.map(checked_size, samples), total=len(samples), desc="checking images"))
-    return [convert_sample(sample, size, names, used_stems) for sample, size in zip(samples, sizes, strict=True)]
+        results = tqdm(pool.map(decode_sample, samples), total=len(samples), desc="checking images")
+        for sample, result in zip(samples, results, strict=True):
+            if isinstance(result, Decoded):
+                decoded[sample.source] = result
+            else:
+                left_out.append(result)
+    return decoded
 
 
-def checked_size(sample: Sample) -> tuple[int, int]:
-    """Width and height of a sample's image, upright as its EXIF orientation says.
+def decode_sample(sample: Sample) -> Decoded | LeftOut:
+    """Decode the image of a sample."""
+    if not os.path.isfile(sample.source):
+        problem = f"{sample.annotation}: names the image {sample.source}, which is missing"
+        return LeftOut("image", "missing", problem)
+    try:
+        image = read_image(sample.source)
+    except InputError as error:
+        return LeftOut("image", "damaged", str(error))
+    return Decoded(image.size, difference_hash(image))
 
-    The image is decoded, so that a damaged one is found now and not during training.
 
-    Raises:
-        InputError: the image is missing or damaged.
-    """
-    if not sample.source.is_file():
-        raise InputError(f"{sample.annotation}: names the image {sample.source}, which is missing")
-    return read_image(sample.source).size
+def convert_splits(
+    splits: Mapping[str, Sequence[Sample]], decoded: Mapping[Path, Decoded], names: list[str]
+) -> dict[str, list[ConvertedImage]]:
+    """Convert the samples of all splits. An image in two splits, with the same labels, is one file in two lists."""
+    used_stems: set[str] = set()
+    copies: dict[tuple[Path, str], str] = {}
+    converted: dict[str, list[ConvertedImage]] = {}
+    for split, samples in splits.items():
+        converted[split] = []
+        for sample in samples:
+            image = convert_sample(sample, decoded[sample.source].size, names)
+            key = sample.source.resolve(), image.labels
+            if key not in copies:
+                copies[key] = unique_name(sample.source, used_stems)
+            converted[split].append(replace(image, name=copies[key]))
+    return converted
 
 
-def convert_sample(sample: Sample, size: tuple[int, int], names: list[str], used_stems: set[str]) -> ConvertedImage:
-    """Convert one sample, whose image has ``size`` (width, height); see :func:`convert_split`."""
+def convert_sample(sample: Sample, size: tuple[int, int], names: list[str]) -> ConvertedImage:
+    """Convert one sample, whose image has ``size`` (width, height)."""
     labels, clipped = format_labels(sample, size, names)
     boxes = labels.count("\n")
     counts = Counter(
@@ -105,7 +212,7 @@ def convert_sample(sample: Sample, size: tuple[int, int], names: list[str], used
             "size differs": int(sample.stated_size not in (None, size)),
         }
     )
-    return ConvertedImage(sample.source, unique_name(sample.source, used_stems), labels, counts, sample.left_out)
+    return ConvertedImage(sample.source, sample.source.name, labels, counts, sample.left_out)
 
 
 def format_labels(sample: Sample, size: tuple[int, int], names: list[str]) -> tuple[str, int]:
@@ -116,7 +223,7 @@ def format_labels(sample: Sample, size: tuple[int, int], names: list[str]) -> tu
     inside = np.clip(sample.boxes, 0, [*size, *size])
     centres, sides = (inside[:, :2] + inside[:, 2:]) / 2, inside[:, 2:] - inside[:, :2]
     labels = np.round(np.concatenate([centres / size, sides / size], axis=1), 6)
-    kept = (labels[:, 2:] > 0).all(axis=1)
+    kept = np.all(labels[:, 2:] > 0, axis=1)
     clipped = (np.abs(inside - sample.boxes) > FLOAT_NOISE).any(axis=1)
     lines = [
         f"{names.index(name)} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}\n"
