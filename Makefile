@@ -13,7 +13,7 @@ export MALLOC_TOP_PAD_ := 268435456
 DEMO := --model_def config/yolov3-small-hand.cfg --data_config config/demo.data --n_cpu 2
 DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_interval 30 --evaluation_interval 3 --overwrite
 
-.PHONY: demo test test-zoo test-kill fuzz bench lint docs-check clean
+.PHONY: demo test test-zoo test-gpu test-kill fuzz bench lint docs-check clean
 
 demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
@@ -39,6 +39,10 @@ test: $(VENV)/.requirements-dev
 # Darknet's networks at full width: minutes, and 4 GB of memory.
 test-zoo: $(VENV)/.requirements-dev
 	$(PY) -m pytest -m zoo
+
+# Where there is an NVIDIA GPU; less than 8 minutes on an H100: whether all is right there, and how fast it is.
+test-gpu: $(VENV)/.requirements-dev
+	$(PY) -m pytest -m gpu -s -rs tests/gpu
 
 # About ten minutes on two idle cores; ROWS="--only nms map" for some rows, --rounds for more or fewer measurements.
 bench: $(VENV)/.requirements-dev
