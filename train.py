@@ -66,6 +66,8 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
         print(taken.line)
         if taken.is_all:
             args.cut_epoch = 0  # a trained network can be cut at once
+    if args.s_schedule == CUT and not checkpoint:
+        options.complete_epochs(args, model)
     batches, valid_batches = make_loaders(args, data)
     device = pick_device(args.device)
     options.complete_precision(args, device)
@@ -80,8 +82,6 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
     trainer.pruned = pruned
-    if not checkpoint:
-        trainer.check_cut()
     if trainer.penalty and not checkpoint:
         PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.gammas(), args.force)
     if args.pretrained_weights and not checkpoint:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from models import Darknet
 from utils import distributed
 from utils.cli import number
 from utils.data.image_cache import KINDS
@@ -12,11 +13,11 @@ from utils.detection.options import add_check_options, add_device_option, add_pr
 from utils.devices import computes_bf16, default_precision, describe_device
 from utils.errors import InputError
 from utils.pruning.penalty import METHODS
-from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO
+from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO, cut_least_important
 from utils.pruning.schedules import SCHEDULES, check_schedule
 from utils.pruning.selection import STRATEGIES
 from utils.training.config import BEFORE_CUT, CUT
-from utils.training.recipes import LEARNING_RATE, MOSAIC
+from utils.training.recipes import LEARNING_RATE, MOSAIC, epochs_after_cut
 from utils.training.runs import Run
 
 
@@ -226,6 +227,7 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "sr_method"}
     if not args.sr and (given := sorted(sparse_only & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for sparse training: add -sr")
+    args.total_epochs = args.epochs
     if not args.sr:
         args.strategy, args.cut_epoch = args.strategy or "normal", 0
         return
@@ -245,6 +247,23 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     args.target_percent = args.target_percent or DEFAULT_RATIO
     args.strategy = args.strategy or ("slim" if cuts else "normal")
     args.cut_epoch = round(BEFORE_CUT * args.epochs) if cuts else 0
+
+
+def complete_epochs(args: argparse.Namespace, model: Darknet) -> None:
+    """Set how many epochs a run that cuts its network has, by how much of ``model`` the cut leaves; print it.
+
+    From random weights the cut comes later and leaves about as much.
+
+    Raises:
+        InputError: no channel may be cut, or the budget cannot be reached.
+    """
+    left = cut_least_important(model.eval(), args.strategy, args.img_size, args.target_percent, args.target_macs)
+    small, whole = (spec.at(args.img_size).macs for spec in (left.pruned.model.spec, model.spec))
+    after = args.epochs - args.cut_epoch
+    args.total_epochs = args.cut_epoch + epochs_after_cut(after, small / whole, args.distill)
+    print(
+        f"{args.total_epochs - args.cut_epoch} epochs after the cut cost what {after} of the whole network do, in MACs"
+    )
 
 
 def _default_schedule(args: argparse.Namespace) -> str:
