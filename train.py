@@ -67,7 +67,7 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
         if taken.is_all:
             args.cut_epoch = 0  # a trained network can be cut at once
     if args.s_schedule == CUT and not checkpoint:
-        options.complete_epochs(args, model)
+        options.complete_epochs(args, model, len(data.images("train")))
     batches, valid_batches = make_loaders(args, data)
     device = pick_device(args.device)
     options.complete_precision(args, device)

@@ -34,7 +34,7 @@ LABELS = {
     "baseline": "baseline",
     "continued": "baseline, trained on",
     "final": "train.py -sr",
-    "final_equal_epochs": "train.py -sr, for as many epochs",
+    "final_distilled": "train.py -sr --distill, for as many epochs",
     "oneshot": "one cut by magnitude, no training",
     "control_oneshot": "one cut by magnitude, trained plainly",
     "control_oneshot_equal_macs": "the same, for as many MACs",

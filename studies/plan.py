@@ -75,7 +75,7 @@ STAGES = (
     "baseline",
     "continued",  # the baseline, trained on
     "final",  # train.py -sr: one cut, then training as long as costs what "continued" does
-    "final_equal_epochs",  # the same for as many epochs
+    "final_distilled",  # the same with --distill, for as many epochs as "continued"
     "oneshot",  # one-shot magnitude pruning over coupled sets
     "control_oneshot",  # and then plain training for as many epochs
     "control_oneshot_equal_macs",  # or for as many as cost the same
@@ -208,7 +208,7 @@ class Ways:
         yield self._train("continued", more, start="baseline", whole=True)
         cut = ("-sr", "--target_macs", f"{macs:g}")
         yield self._train("final", more, *cut, start="baseline")
-        yield self._train("final_equal_epochs", max(1, round(more * taught)), *cut, start="baseline")
+        yield self._train("final_distilled", max(1, round(more * taught)), *cut, "--distill", start="baseline")
         by_magnitude = ("--importance", "magnitude", "--strategy", "slim")
         yield self._prune("oneshot", "baseline", *by_magnitude)
         yield self._train("control_oneshot", more, start="oneshot", share=macs)

@@ -203,7 +203,7 @@ def cost(job: Job, measured: dict[str, Any]) -> float:
         return measured["epochs"]
     whole = parse_network(read_cfg(job.data.model_def), job.data.img_size).macs
     share = measured["macs"] / whole
-    return measured["epochs"] * (share + TEACHER_COST * ("-sr" in job.options))
+    return measured["epochs"] * (share + TEACHER_COST * ("--distill" in job.options))
 
 
 def call(program: str, *words: str, log: Path) -> None:

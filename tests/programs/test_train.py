@@ -154,7 +154,7 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_i
     with pytest.raises(InputError, match="is finished"):
         run(train, *options, "--resume")
     unfinished = read_checkpoint("checkpoints/mine_last.pth")
-    unfinished["options"]["epochs"] = 5
+    unfinished["options"]["total_epochs"] = 5
     torch.save(unfinished, "checkpoints/mine_last.pth")
     before = files(project)
     with pytest.raises(InputError, match="--resume to go on, --overwrite to give it up"):
@@ -284,7 +284,7 @@ def test_a_run_that_cuts_its_network_is_resumed_on_either_side_of_the_cut(projec
 def test_what_a_cut_leaves_learns_from_the_network_before_it_unless_told_otherwise(project, no_images):
     save_checkpoint("start.pth", Darknet("config/yolov3-hand.cfg"), pruned=False)
     logs = {}
-    for name, words in (("taught", []), ("alone", ["--no-distill"])):
+    for name, words in (("taught", ["--distill"]), ("alone", [])):
         run(train, "-sr", "-pre", "start.pth", "--epochs", "1", "--name", name, *words, *FAST)
         logs[name] = Path(f"runs/{name}/log.csv").read_text()
         before, small = (read_checkpoint(f"checkpoints/{name}_{kind}.pth") for kind in ("before_cut", "ckpt"))

@@ -181,7 +181,7 @@ def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Call
         InputError: the installed OpenCV cannot write MPEG-4.
     """
     with atomic_writer(path) as file:
-        writer = cv2.VideoWriter(file.name, cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+        writer = cv2.VideoWriter(file.name, cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
         if not writer.isOpened():
             raise InputError(f"{path}: this OpenCV cannot write MPEG-4 video: pip install 'opencv-python-headless<5'")
         length = 0

@@ -65,7 +65,7 @@ class TrainConfig:
     strategy: str = "normal"  # which channels may be pruned: their gammas are reported, and penalised with sparsity
     sparsity: SparsityConfig | None = None
     prune_every: int = 0  # epochs between cuts of dead channels; 0: no cuts
-    distill: bool = True  # after a single cut: learn also from the network before it
+    distill: bool = False  # after a single cut: learn also from the network before it
 
     # Run
     evaluation_interval: int = 1  # epochs

@@ -66,7 +66,13 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 def add_optimisation_options(parser: argparse.ArgumentParser) -> None:
     """The optimizer's steps, and how they are computed."""
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=number(int, 1), default=100, help="number of epochs")
+    group.add_argument(
+        "--epochs",
+        type=number(int, 1),
+        default=100,
+        help="number of epochs; where the run cuts its network, of the whole network: what is left trains for as many "
+        "as cost the same in MACs",
+    )
     group.add_argument(
         "--batch_size", type=number(int, 1), default=16, help="global batch size: images per step over all processes"
     )
@@ -161,14 +167,13 @@ def add_distillation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--teacher_weights",
         help="weights of a network with the same heads to learn from, of any kind: in fine-tuning, the unpruned model; "
-        "default: none; the network before the cut where the run cuts it itself",
+        "default: none; with --distill the network before the cut",
     )
     group.add_argument("--teacher_cfg", help="cfg of that network; default: the cfg in its checkpoint")
     group.add_argument(
         "--distill",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="where the run cuts its network itself: learn also from the network before the cut",
+        action="store_true",
+        help="where the run cuts its network itself: learn also from the network before the cut, in fewer epochs",
     )
 
 
@@ -249,20 +254,27 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     args.cut_epoch = round(BEFORE_CUT * args.epochs) if cuts else 0
 
 
-def complete_epochs(args: argparse.Namespace, model: Darknet) -> None:
+def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> None:
     """Set how many epochs a run that cuts its network has, by how much of ``model`` the cut leaves; print it.
 
     From random weights the cut comes later and leaves about as much.
+
+    Args:
+        args: the options.
+        model: the network before the cut.
+        images: how many images there are to train on.
 
     Raises:
         InputError: no channel may be cut, or the budget cannot be reached.
     """
     left = cut_least_important(model.eval(), args.strategy, args.img_size, args.target_percent, args.target_macs)
     small, whole = (spec.at(args.img_size).macs for spec in (left.pruned.model.spec, model.spec))
-    after = args.epochs - args.cut_epoch
-    args.total_epochs = args.cut_epoch + epochs_after_cut(after, small / whole, args.distill)
+    before, after = args.cut_epoch, args.epochs - args.cut_epoch
+    has_teacher = bool(args.distill or args.teacher_weights)
+    classes = max(head.classes for head in model.spec.heads)
+    args.total_epochs = before + epochs_after_cut(after, small / whole, has_teacher, images, classes)
     print(
-        f"{args.total_epochs - args.cut_epoch} epochs after the cut cost what {after} of the whole network do, in MACs"
+        f"{args.total_epochs - before} epochs after the cut, {small / whole:.1%} of the MACs each, in place of {after}"
     )
 
 

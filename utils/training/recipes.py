@@ -17,22 +17,24 @@ MOSAIC = 0.5  # probability of a mosaic of four images
 WITHOUT_MOSAIC = 0.15
 # A training step costs three forward passes, its own and two for the gradients; a teacher costs one more.
 TEACHER_COST = 1 / 3
-# A run that cuts its network has at most so many times its epochs: beyond that, reading the images is what costs.
-LONGEST = 3.0
 
 
-def epochs_after_cut(epochs: int, share: float, has_teacher: bool) -> int:
+def epochs_after_cut(epochs: int, share: float, has_teacher: bool, images: int, classes: int) -> int:
     """How many epochs of the network after a cut cost what ``epochs`` of the one before it do, in MACs.
 
-    At least as many, and at most LONGEST times as many.
+    At least as many; and not more than Darknet advises to train on any data set (README of AlexeyAB's Darknet, "When
+    should I stop training"): 2,000 batches of 64 images per class, and at least 6,000.
 
     Args:
         epochs: of the network before the cut.
         share: of the MACs that the cut leaves.
         has_teacher: whether what is left learns from the network before the cut.
+        images: in an epoch.
+        classes: of the data set.
     """
-    cost = share + TEACHER_COST * has_teacher
-    return max(epochs, int(epochs / max(cost, 1 / LONGEST)))
+    same_cost = epochs / (share + TEACHER_COST * has_teacher)
+    enough = 64 * max(6000, 2000 * classes) / images
+    return max(epochs, int(min(same_cost, enough)))
 
 
 @dataclass(frozen=True)
