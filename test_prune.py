@@ -29,6 +29,8 @@ from utils.pruning.importance import IMPORTANCES
 from utils.pruning.proof import head_difference, prove, write_pruned
 from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO, Pruner, PruningResult, largest_ratio, smallest_ratio
 from utils.pruning.selection import STRATEGIES, describe_room
+from utils.report.detections import Collected
+from utils.report.runs import Network, report_pruning
 
 MODEL_DEF = "config/yolov3-hand.cfg"  # what the pruned cfg is called after where a checkpoint names no cfg
 
@@ -144,7 +146,8 @@ def main(args: argparse.Namespace) -> None:
     max_diff = proof(result, bench.img_size, args.fold)
     describe(result, max_diff, pruner)
     original = original_network(metadata, model)
-    before, after = bench.compare(original, result.pruned.model)
+    collected = Collected(), Collected()
+    before, after = bench.compare(original, result.pruned.model, each=collected)
     print(comparison_table(before, after))
 
     pruned_metadata = {
@@ -161,6 +164,11 @@ def main(args: argparse.Namespace) -> None:
     plot = Path("runs") / out_cfg.stem / "channels.png"
     plot_channels(original, result, plot)
     print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
+    networks = (
+        Network("before", Path(args.weights_path), original, metadata),
+        Network("after", out_weights, result.pruned.model, pruned_metadata),
+    )
+    report_pruning(plot.parent, bench, networks, (before, after), collected, result, max_diff)
     if args.json:
         write_report(args.json, original, result, strategy, max_diff, before, after)
 

@@ -17,6 +17,7 @@ ROOMS = [
     "utils.detection",
     "utils.pruning",
     "utils.training",
+    "utils.report",
     "utils.export",
 ]
 PLACES = ("*.py", "utils/**/*.py", "studies/*.py", "config/*.py", "data/*.py")
