@@ -1,4 +1,4 @@
-"""Writes one page to look at, of a run or of a whole recipe: what was cut, what it gave, and detections side by side."""
+"""Writes one page on a run or a whole recipe: what was cut, what it gave, and detections before and after."""
 
 import argparse
 from pathlib import Path
@@ -20,9 +20,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", default="runs/report.html", help="the page")
     parser.add_argument("--data_config", help="the data set's .data or .yaml file; default: the last run's")
-    parser.add_argument(
-        "--img_size", type=number(int, 32), help="side of the input in pixels; default: the last run's"
-    )
+    parser.add_argument("--img_size", type=number(int, 32), help="side of the input in pixels; default: the last run's")
     add_loading_options(parser, SETTINGS["batch_size"])
     add_check_options(parser)
     add_device_option(parser)

@@ -165,7 +165,7 @@ def main(args: argparse.Namespace) -> None:
     plot_channels(original, result, plot)
     print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
     networks = (
-        Network("before", Path(args.weights_path), original, metadata),
+        Network("before", Path(args.weights_path if original is model else metadata["before_cut"]), original, metadata),
         Network("after", out_weights, result.pruned.model, pruned_metadata),
     )
     report_pruning(plot.parent, bench, networks, (before, after), collected, result, max_diff)

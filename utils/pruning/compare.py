@@ -1,8 +1,8 @@
 """Networks before and after pruning: their mAP, size and speed, side by side and over a range of ratios."""
 
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -75,9 +75,7 @@ class Bench:
         this, other = self.forward(model, of)
         return this.median / other.median
 
-    def compare(
-        self, *models: Darknet, each: Sequence[Callable[[Tensor, Tensor], None]] = ()
-    ) -> list[Measures]:
+    def compare(self, *models: Darknet, each: Sequence[Callable[[Tensor, Tensor], None]] = ()) -> list[Measures]:
         """All measures of each network; forward passes are taken in turns.
 
         Args:

@@ -71,7 +71,8 @@ def _training_defaults() -> dict[str, Any]:
 def versions(device: torch.device) -> dict[str, str]:
     """What this page was made with: the code, the packages, and the device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {platform.machine()}"
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
     packages = {package: module.__version__ for package, module in PACKAGES.items()}
     return {
         "code": git_revision(),

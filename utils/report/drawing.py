@@ -32,8 +32,7 @@ def draw_network(spec: NetworkSpec, after: Mapping[int, int]) -> list[Plot]:
     rows = -(-len(spec.layers) // parts)
     widest = max(layer.channels for layer in spec.convolutions)
     return [
-        _draw_part(spec, spec.layers[start : start + rows], after, widest)
-        for start in range(0, len(spec.layers), rows)
+        _draw_part(spec, spec.layers[start : start + rows], after, widest) for start in range(0, len(spec.layers), rows)
     ]
 
 
@@ -88,15 +87,16 @@ def _draw_links(axes: Axes, layers: Sequence[Layer]) -> None:
         for source in sorted((s for s in layer.sources if s != layer.index - 1), reverse=True):
             if source < layers[0].index:
                 axes.annotate(
-                    "", (SPINE - 1, layer.index), (SPINE - 6, layer.index), arrowprops={"arrowstyle": "->", "color": FAINT}
+                    "",
+                    (SPINE - 1, layer.index),
+                    (SPINE - 6, layer.index),
+                    arrowprops={"arrowstyle": "->", "color": FAINT},
                 )
                 continue
-            lane = next((k for k, end in enumerate(ends) if end <= source), len(ends))
+            lane = next((k for k, end in enumerate(ends) if end < source), len(ends))
             ends[lane : lane + 1] = [layer.index]
             x = max(SPINE - LANE * (lane + 1.5), 0.5)
-            axes.plot(
-                (SPINE, x, x, SPINE), (source, source, layer.index, layer.index), color="#1f6f8b", lw=1, zorder=1
-            )
+            axes.plot((SPINE, x, x, SPINE), (source, source, layer.index, layer.index), color="#1f6f8b", lw=1, zorder=1)
 
 
 ROW_COLUMNS = ("layer", "what", "reads", "channels before", "channels after")

@@ -45,9 +45,16 @@ class GalleryImage:
         return {"before": self.before, "after": self.after, "truth": self.truth}
 
 
-def make_gallery(
-    dataset: DetectionDataset, before: Collected | None, after: Collected, count: int = IMAGES
-) -> list[GalleryImage]:
+@dataclass(frozen=True)
+class Gallery:
+    """The images of the page, and on how many of all images the two networks disagree."""
+
+    images: list[GalleryImage]
+    disagreeing: int
+    total: int
+
+
+def make_gallery(dataset: DetectionDataset, before: Collected | None, after: Collected, count: int = IMAGES) -> Gallery:
     """The ``count`` images with the largest disagreement, the largest first.
 
     Args:
@@ -58,10 +65,11 @@ def make_gallery(
     """
     reference = before.detections if before else after.truth_as_detections
     scores = disagreements(reference, after.detections)
-    return [
+    images = [
         _gallery_image(dataset, int(index), float(scores[index]), before, after)
         for index in np.argsort(-scores, kind="stable")[:count]
     ]
+    return Gallery(images, int((scores > 0).sum()), len(scores))
 
 
 def _gallery_image(

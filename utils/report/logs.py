@@ -20,7 +20,7 @@ LOSSES = {
     "class_loss": "class, per positive",
     "distillation_loss": "distillation",
 }
-GAMMAS = {f"gamma_q{share}": f"{share} % of channels" for share in (20, 40, 60, 80, 100)}
+GAMMAS = {f"gamma_q{share}": f"{share} %" for share in (20, 40, 60, 80, 100)}
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def training_section(name: str, folder: Path, position: int) -> Section | None:
     for kind, title, y_label, columns, options in (
         ("map", "mAP over the epochs", "on validation images", QUALITY, {"unit": True}),
         ("loss", "Losses over the epochs", "loss", LOSSES, {"log": True}),
-        ("gamma", "Quintiles of |gamma|", "|gamma| of up to", GAMMAS, {}),
+        ("gamma", "|gamma| that a share of the channels is below", "|gamma|", GAMMAS, {}),
     ):
         shown = [curve for curve in curves(columns) if "log" not in options or max(curve.y) > 0]
         if shown:
             plots.append(curves_plot(f"run{position}-{kind}", title, ("epoch", y_label), shown, **options))
-    return Section(name, plots) if plots else None
+    return Section(f"Training of {name}", plots) if plots else None
 
 
 def _finite(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -105,7 +105,7 @@ def sweep_section(path: Path, position: int) -> Section:
         if curves:
             labels = (x_label, "mAP@0.5")
             plots.append(curves_plot(f"sweep{position}-{kind}", title, labels, curves, unit=True, falling=True))
-    return Section(str(path), plots)
+    return Section(f"Sweep {path.name}", plots)
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -11,7 +11,7 @@ from utils.files import write_text
 from utils.pruning.compare import Measures
 from utils.report.commands import this_command
 from utils.report.detections import LEAST_SCORE, PARTNER_IOU, SCORE
-from utils.report.gallery import GalleryImage
+from utils.report.gallery import Gallery
 from utils.report.logs import Section
 from utils.report.plots import Plot
 
@@ -64,7 +64,7 @@ class Page:
     data: str
     input_size: str
     note: str
-    gallery: Sequence[GalleryImage]
+    gallery: Gallery
     class_names: Sequence[str]
     drawn: str
     drawing: Sequence[Plot]
@@ -113,19 +113,14 @@ def table_rows(columns: Sequence[Column]) -> list[tuple[str, list[Cell]]]:
         ]
 
     def differences(name: str) -> list[Cell]:
-        change = [f"{getattr(m, name) - getattr(first, name):+.4f}" for m in measures]
-        return [
-            Cell(f"{getattr(m, name):.4f}", "" if m is first else text)
-            for m, text in zip(measures, change, strict=True)
-        ]
+        return [Cell(f"{getattr(m, name):.4f}", "" if m is first else _difference(m, first, name)) for m in measures]
 
-    times = shares("forward_ms", 1, 2)
     quartiles = [Cell("{:,.2f} – {:,.2f}".format(*m.forward_quartiles_ms)) for m in measures]
     return [
         ("Parameters, million", shares("parameters", 1e6, 3)),
         ("File size, MB", shares("size_bytes", 1e6, 2)),
         ("MACs per image, G", shares("macs", 1e9, 3)),
-        ("Forward pass of one image, ms", times),
+        ("Forward pass of one image, ms", shares("forward_ms", 1, 2)),
         ("half of the passes, ms", quartiles),
         ("mAP@0.5", differences("mAP")),
         ("mAP@0.5:0.95", differences("mAP_50_95")),
@@ -134,6 +129,10 @@ def table_rows(columns: Sequence[Column]) -> list[tuple[str, list[Cell]]]:
 
 def _share(measures: Measures, first: Measures, name: str) -> str:
     return f"{getattr(measures, name) / getattr(first, name):.1%}"
+
+
+def _difference(measures: Measures, first: Measures, name: str) -> str:
+    return f"{getattr(measures, name) - getattr(first, name):+.4f}".replace("-", "−")
 
 
 def highlights(columns: Sequence[Column]) -> list[tuple[str, str]]:
@@ -145,5 +144,5 @@ def highlights(columns: Sequence[Column]) -> list[tuple[str, str]]:
         (_share(last, first, "parameters"), "of the parameters"),
         (_share(last, first, "macs"), "of the MACs"),
         (f"{first.forward_ms / last.forward_ms:.1f}×", "as fast"),
-        (f"{last.mAP - first.mAP:+.4f}", "mAP@0.5"),
+        (_difference(last, first, "mAP"), "mAP@0.5"),
     ]

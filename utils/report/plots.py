@@ -16,6 +16,7 @@ from utils.report.svg import STYLE, inline_svg
 COLOURS = ("#1f6f8b", "#b3304a", "#8a6d00", "#5b3a8e", "#3f7d3a")
 MARKERS = "os^Dv"
 SIZE = (4.8, 3.1)  # inches; on a phone its text is as large as that of the page
+LEGEND = 64  # letters that fit into a line of the legend
 MANY_POINTS = 40  # from so many on, a line has no markers
 
 
@@ -87,7 +88,8 @@ def curves_plot(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         if len(curves) > 1:
-            figure.legend(frameon=False, loc="outside lower center", ncols=min(len(curves), 3), fontsize=9)
+            ncols = max(1, LEGEND // (max(len(curve.label) for curve in curves) + 6))
+            figure.legend(frameon=False, loc="outside lower center", ncols=min(len(curves), ncols), fontsize=9)
         svg = inline_svg(figure, name, f"{title}. {_ranges(curves)} All values are in the table below.", values)
     return Plot(title, svg, _table(axes_labels[0], curves))
 
@@ -102,20 +104,21 @@ def _ranges(curves: Sequence[Curve]) -> str:
 
 
 def _table(x_label: str, curves: Sequence[Curve]) -> Table:
-    """The values of the curves; those at the same x, or of points of the same name, in one row."""
-    if any(curve.names for curve in curves):
-        rows = {(name, x): None for curve in curves for name, x in zip(curve.names, curve.x, strict=True)}
-        values = [dict(zip(zip(c.names, c.x, strict=True), c.y, strict=True)) for c in curves]
-        cells = [[name, number(x), *(_cell(of_curve, (name, x)) for of_curve in values)] for name, x in rows]
-        return Table(["point", x_label, *(curve.label for curve in curves)], cells)
-    xs = sorted({x for curve in curves for x in curve.x})
-    values = [dict(zip(curve.x, curve.y, strict=True)) for curve in curves]
-    cells = [[number(x), *(_cell(of_curve, x) for of_curve in values)] for x in xs]
-    return Table([x_label, *(curve.label for curve in curves)], cells)
+    """The values of the curves: a row for each name of a point and x, a column for each curve."""
+    values: list[dict[tuple[str, float], float]] = [
+        dict(zip(zip(c.names or [""] * len(c.x), c.x, strict=True), c.y, strict=True)) for c in curves
+    ]
+    points = dict.fromkeys(point for of_curve in values for point in of_curve)
+    named = any(name for name, _ in points)
+    rows = [
+        [*([name] if named else []), number(x), *(_cell(of_curve.get((name, x))) for of_curve in values)]
+        for name, x in (points if named else sorted(points))
+    ]
+    return Table([*(["point"] if named else []), x_label, *(curve.label for curve in curves)], rows)
 
 
-def _cell(values: dict, key: object) -> str:
-    return number(values[key]) if key in values else "–"
+def _cell(value: float | None) -> str:
+    return "–" if value is None else number(value)
 
 
 def number(value: float) -> str:

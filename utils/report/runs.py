@@ -76,7 +76,8 @@ class Network:
     def facts(self) -> list[tuple[str, str]]:
         """What there is to say about where it comes from."""
         facts = [("file", str(self.path))]
-        facts += [(term, str(self.metadata[term])) for term in ("epoch", "strategy", "revision") if term in self.metadata]
+        terms = {"epoch": "epochs", "strategy": "strategy", "revision": "code"}
+        facts += [(term, str(self.metadata[key])) for key, term in terms.items() if key in self.metadata]
         command = command_of(self.options)
         return [*facts, ("command", command)] if command else facts
 
@@ -156,10 +157,13 @@ def report_pruning(
         max_diff: the largest difference of the raw outputs that the proof has found.
     """
     path = folder / FILE_NAME
+    what = (
+        f"{result.ratio:.1%} of the prunable channels" if result.ratio else "No channels beyond those cut in training"
+    )
     note = (
-        f"{result.ratio:.1%} of the prunable channels were cut; {result.pruned.carriers} constant carriers stay, "
-        f"{result.pruned.silenced} channels were silenced. The raw outputs differ from those of the gamma-masked "
-        f"network by at most {max_diff:.1e} of their scale."
+        f"{what} were cut; {result.pruned.carriers} constant carriers stay, {result.pruned.silenced} channels were "
+        f"silenced. The raw outputs differ from those of the gamma-masked network by {max_diff:.1e} of their scale at "
+        "most."
     )
     with warned_of(path):
         data_config = networks[-1].options["data_config"]
@@ -203,7 +207,12 @@ def kept_channels(before: NetworkSpec, after: NetworkSpec) -> dict[int, int] | N
     """The channels of each convolution of ``before`` that ``after`` has; None where that has other layers."""
     if [type(layer) for layer in before.layers] != [type(layer) for layer in after.layers]:
         return None
-    return {layer.index: layer.channels for layer in after.convolutions}
+    return channel_counts(after)
+
+
+def channel_counts(spec: NetworkSpec) -> dict[int, int]:
+    """The channels of each convolution, by layer number."""
+    return {layer.index: layer.channels for layer in spec.convolutions}
 
 
 def write_page(
@@ -234,6 +243,7 @@ def write_page(
     dataset = cast(DetectionDataset, bench.batches.dataset)
     before = collected[0] if len(networks) > 1 else None
     drawn = first if counts is not None else last
+    spec = drawn.model.spec.at(bench.img_size)
     folders = list(dict.fromkeys([*(network.folder for network in networks), path.parent]))
     logs = [training_section(folder.name, folder, number) for number, folder in enumerate(folders)]
     Page(
@@ -245,7 +255,7 @@ def write_page(
         gallery=make_gallery(dataset, before, collected[-1]),
         class_names=bench.names,
         drawn=drawn.name,
-        drawing=draw_network(drawn.model.spec.at(bench.img_size), counts or kept_channels(drawn.model.spec, drawn.model.spec)),
+        drawing=draw_network(spec, channel_counts(spec) if counts is None else counts),
         sections=[*(section for section in logs if section), *sweep_sections(folders)],
         versions=versions(bench.image.device),
     ).write(path)

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -10,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 # Real text, which can be read aloud, selected and found.
-STYLE = {"svg.fonttype": "none", "font.size": 10}
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10}
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 

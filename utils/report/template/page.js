@@ -40,12 +40,13 @@
         totals[kind] = (totals[kind] ?? 0) + shown.length;
         counts.push(`${shown.length} ${kind}`);
         // The best box is on top.
-        const boxes = shown.toReversed().map((box) => boxElement(kind, box));
+        const boxes = shown.map((box) => boxElement(kind, box)).reverse();
         const real = data.images[index].truth.map((box) => boxElement("truth", box));
         pane.querySelectorAll(".box").forEach((box) => box.remove());
         pane.append(...real, ...boxes);
       }
-      pair.querySelector(".boxes").textContent = `boxes: ${counts.join(", ")}; ${data.images[index].truth.length} true`;
+      pair.querySelector(".boxes").textContent = 
+        `boxes: ${counts.join(", ")}, ${data.images[index].truth.length} in the ground truth`;
     });
     document.getElementById("score-value").textContent = least.toFixed(2);
     const words = Object.entries(totals).map(([kind, count]) => `${count} ${kind}`);
