@@ -16,6 +16,7 @@ from utils.report.svg import STYLE, inline_svg
 COLOURS = ("#1f6f8b", "#b3304a", "#8a6d00", "#5b3a8e", "#3f7d3a")
 MARKERS = "os^Dv"
 SIZE = (4.8, 3.1)  # inches; on a phone its text is as large as that of the page
+FRAME = (0.14, 0.31, 0.84, 0.66)  # left, bottom, width and height of the axes, as shares of the figure
 LEGEND = 64  # letters that fit into a line of the legend
 MANY_POINTS = 40  # from so many on, a line has no markers
 
@@ -68,8 +69,8 @@ def curves_plot(
         falling: x goes from right to left.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=SIZE)
+        axes = figure.add_axes(FRAME)
         values = {}
         for k, (curve, colour, marker) in enumerate(zip(curves, cycle(COLOURS), cycle(MARKERS), strict=False)):
             shown = [i for i, y in enumerate(curve.y) if y > 0 or not log]
@@ -89,7 +90,7 @@ def curves_plot(
         axes.grid(alpha=0.3)
         if len(curves) > 1:
             ncols = max(1, LEGEND // (max(len(curve.label) for curve in curves) + 6))
-            figure.legend(frameon=False, loc="outside lower center", ncols=min(len(curves), ncols), fontsize=9)
+            figure.legend(frameon=False, loc="lower center", ncols=min(len(curves), ncols), fontsize=9)
         svg = inline_svg(figure, name, f"{title}. {_ranges(curves)} All values are in the table below.", values)
     return Plot(title, svg, _table(axes_labels[0], curves))
 
