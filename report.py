@@ -5,6 +5,7 @@ from pathlib import Path
 
 from utils.cli import ArgumentParser, Options, number, run
 from utils.detection.options import add_check_options, add_device_option, add_loading_options
+from utils.files import refuse_folder
 from utils.report.runs import SETTINGS, report_runs
 
 
@@ -14,7 +15,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--runs",
         nargs="+",
-        default=["yolov3"],
+        required=True,
         help="names of the runs in the order of the recipe, or paths of checkpoints; detections are those of the first "
         "and the last; a single run is compared with the network that it started from",
     )
@@ -29,6 +30,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: Options) -> None:
     """Measure the networks and write the page."""
+    refuse_folder(Path(args.output))
     given = {name: getattr(args, name) for name in args.given & SETTINGS.keys()}
     report_runs(args.runs, Path(args.output), given)
     print(f"{args.output}: open it in a browser")

@@ -322,8 +322,10 @@ def sweep(pruner: Pruner, bench: Bench, out_cfg: Path, json: str | None) -> None
     shares: dict[str, Sequence[float]] = {name: [row[name] / whole[name] for row in rows] for name in whole}
     save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), plot)
     print(f"{plot}: mAP against size")
-    if json:
-        write_json(json, {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows})
+    content = {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows}
+    for path in (plot.with_suffix(".json"), json):  # the page of the pruned network shows the first
+        if path:
+            write_json(path, content)
 
 
 if __name__ == "__main__":

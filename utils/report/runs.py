@@ -250,7 +250,7 @@ def write_page(
         title=title,
         columns=[Column(n.name, m, n.facts()) for n, m in zip(networks, measures, strict=True)],
         data=f"{len(dataset)} validation images of {data_config}",
-        input_size=f"{bench.img_size}×{bench.img_size}",
+        input_size=f"{spec.width}×{spec.height}",
         note=note,
         gallery=make_gallery(dataset, before, collected[-1]),
         class_names=bench.names,
