@@ -16,7 +16,7 @@ from utils.report.svg import STYLE, inline_svg
 COLOURS = ("#1f6f8b", "#b3304a", "#8a6d00", "#5b3a8e", "#3f7d3a")
 MARKERS = "os^Dv"
 SIZE = (4.8, 3.1)  # inches; on a phone its text is as large as that of the page
-FRAME = (0.14, 0.31, 0.84, 0.66)  # left, bottom, width and height of the axes, as shares of the figure
+FRAME = (0.14, 0.31, 0.81, 0.66)  # left, bottom, width and height of the axes, as shares of the figure
 LEGEND = 64  # letters that fit into a line of the legend
 MANY_POINTS = 40  # from so many on, a line has no markers
 

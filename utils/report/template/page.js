@@ -11,7 +11,7 @@
     const [first, second] = pair.querySelectorAll(".pane");
     if (second) {
       const image = first.querySelector("img").cloneNode();
-      image.alt += ", after";
+      image.alt = image.alt.replace(/before$/, "after");
       second.append(image);
     }
   }
