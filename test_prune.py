@@ -145,7 +145,8 @@ def main(args: argparse.Namespace) -> None:
         refuse_dense(pruner, result, args.weights_path)
     max_diff = proof(result, bench.img_size, args.fold)
     describe(result, max_diff, pruner)
-    original = original_network(metadata, model)
+    before_cut = original_network(metadata, model, args.weights_path)
+    original = before_cut.model
     collected = Collected(), Collected()
     before, after = bench.compare(original, result.pruned.model, each=collected)
     print(comparison_table(before, after))
@@ -164,10 +165,7 @@ def main(args: argparse.Namespace) -> None:
     plot = Path("runs") / out_cfg.stem / "channels.png"
     plot_channels(original, result, plot)
     print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
-    networks = (
-        Network("before", Path(args.weights_path if original is model else metadata["before_cut"]), original, metadata),
-        Network("after", out_weights, result.pruned.model, pruned_metadata),
-    )
+    networks = before_cut, Network("after", out_weights, result.pruned.model, pruned_metadata)
     report_pruning(plot.parent, bench, networks, (before, after), collected, result, max_diff)
     if args.json:
         write_report(args.json, original, result, strategy, max_diff, before, after)
@@ -246,14 +244,14 @@ def choose_ratio(pruner: Pruner, bench: Bench, args: argparse.Namespace, metadat
     return ratio
 
 
-def original_network(metadata: dict[str, Any], model: Darknet) -> Darknet:
+def original_network(metadata: dict[str, Any], model: Darknet, weights_path: str) -> Network:
     """What the pruned network is compared with: ``model``, or where training has cut it, the network before."""
     path = metadata.get("before_cut")
     if not path or not Path(path).is_file():
-        return model
-    original, _ = load_darknet(path, None)
+        return Network("before", Path(weights_path), model, metadata)
+    original, its_metadata = load_darknet(path, None)
     print(f"before is {path}, the network that training has cut")
-    return original.to(device_of(model)).eval()
+    return Network("before", Path(path), original.to(device_of(model)).eval(), its_metadata)
 
 
 def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> None:

@@ -34,17 +34,19 @@ def test_a_run_without_a_log_has_no_section_and_a_damaged_one_is_named(tmp_path)
 
 
 def test_a_sweep_is_drawn_against_what_is_left_and_against_the_time(tmp_path):
-    row = {"percent": 0.5, "mAP": 0.9, "macs": 30, "parameters": 20, "threshold": 0.1}
+    row = {"percent": 0.5, "mAP": 0.9, "macs": 30, "parameters": 20, "threshold": 0.1, "forward_share": 0.75}
     content = {"strategy": "slim", "parameters": 100, "macs": 60, "sweep": [row, row | {"mAP": 0.8, "macs": 15}]}
     write_json(tmp_path / "sweep.json", content)
     (section,) = sweep_sections([tmp_path, tmp_path])
-    assert section.title == "Sweep sweep.json"
+    assert section.title == "Sweep of ratios, strategy slim (sweep.json)"
     (left,) = section.plots
     assert titles(left) == [
-        "ratio 50%: MACs left 0.9 (% left 50)",
-        "ratio 50%: MACs left 0.8 (% left 25)",
-        "ratio 50%: parameters left 0.9 (% left 20)",
-        "ratio 50%: parameters left 0.8 (% left 20)",
+        "ratio 50%: time of a forward pass 0.9 (% left 75)",
+        "ratio 50%: time of a forward pass 0.8 (% left 75)",
+        "ratio 50%: MACs 0.9 (% left 50)",
+        "ratio 50%: MACs 0.8 (% left 25)",
+        "ratio 50%: parameters 0.9 (% left 20)",
+        "ratio 50%: parameters 0.8 (% left 20)",
     ]
 
 

@@ -20,6 +20,7 @@ LOSSES = {
     "class_loss": "class, per positive",
     "distillation_loss": "distillation",
 }
+LEFT = {"macs": "MACs", "parameters": "parameters", "forward_share": "time of a forward pass"}
 GAMMAS = {f"gamma_q{share}": f"{share} %" for share in (20, 40, 60, 80, 100)}
 
 
@@ -90,11 +91,10 @@ def sweep_section(path: Path, position: int) -> Section:
         InputError: the file is not a table of measures.
     """
     rows, whole = _read_rows(path)
-    shares = {
-        f"{'MACs' if name == 'macs' else name} left, %": _ratio(name, whole[name])
-        for name in ("macs", "parameters")
-        if isinstance(whole.get(name), int | float) and whole[name] > 0
+    counts = {"forward_share": 1} | {
+        name: whole[name] for name in ("macs", "parameters") if _is_number(whole.get(name))
     }
+    shares = {LEFT[name]: _ratio(name, count) for name, count in counts.items() if count > 0}
     times = {name: _value(name) for row in rows for name in row if name == "ms" or name.endswith("_ms")}
     plots = []
     for kind, title, x_label, columns in (
@@ -105,7 +105,8 @@ def sweep_section(path: Path, position: int) -> Section:
         if curves:
             labels = (x_label, "mAP@0.5")
             plots.append(curves_plot(f"sweep{position}-{kind}", title, labels, curves, unit=True, falling=True))
-    return Section(f"Sweep {path.name}", plots)
+    strategy = f", strategy {whole['strategy']}" if "strategy" in whole else ""
+    return Section(f"Sweep of ratios{strategy} ({path.name})", plots)
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -146,7 +147,7 @@ def _curves(rows: Sequence[Mapping], name: str, x: Callable[[Mapping], Any]) -> 
             groups.setdefault(tuple(cell for cell in row.values() if isinstance(cell, str) and cell), []).append(row)
     return [
         Curve(
-            ", ".join([*texts, name.removesuffix(", %")]),
+            ", ".join([*texts, name]),
             [x(row) for row in group],
             [row["mAP"] for row in group],
             [f"ratio {row['percent']:.0%}" if _is_number(row.get("percent")) else "" for row in group],

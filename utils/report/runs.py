@@ -157,11 +157,9 @@ def report_pruning(
         max_diff: the largest difference of the raw outputs that the proof has found.
     """
     path = folder / FILE_NAME
-    what = (
-        f"{result.ratio:.1%} of the prunable channels" if result.ratio else "No channels beyond those cut in training"
-    )
+    what = f"{result.ratio:.1%} of the prunable" if result.ratio else "No further"
     note = (
-        f"{what} were cut; {result.pruned.carriers} constant carriers stay, {result.pruned.silenced} channels were "
+        f"{what} channels were cut; {result.pruned.carriers} constant carriers stay, {result.pruned.silenced} channels were "
         f"silenced. The raw outputs differ from those of the gamma-masked network by {max_diff:.1e} of their scale at "
         "most."
     )
