@@ -159,9 +159,9 @@ def report_pruning(
     path = folder / FILE_NAME
     what = f"{result.ratio:.1%} of the prunable" if result.ratio else "No further"
     note = (
-        f"{what} channels were cut; {result.pruned.carriers} constant carriers stay, {result.pruned.silenced} channels were "
-        f"silenced. The raw outputs differ from those of the gamma-masked network by {max_diff:.1e} of their scale at "
-        "most."
+        f"{what} channels were cut; {result.pruned.carriers} constant carriers stay, {result.pruned.silenced} channels "
+        f"were silenced. The raw outputs differ from those of the gamma-masked network by {max_diff:.1e} of their "
+        "scale at most."
     )
     with warned_of(path):
         data_config = networks[-1].options["data_config"]
