@@ -165,10 +165,10 @@ def main(args: argparse.Namespace) -> None:
     plot = Path("runs") / out_cfg.stem / "channels.png"
     plot_channels(original, result, plot)
     print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
-    networks = before_cut, Network("after", out_weights, result.pruned.model, pruned_metadata)
-    report_pruning(plot.parent, bench, networks, (before, after), collected, result, max_diff)
     if args.json:
         write_report(args.json, original, result, strategy, max_diff, before, after)
+    networks = before_cut, Network("after", out_weights, result.pruned.model, pruned_metadata)
+    report_pruning(plot.parent, bench, networks, (before, after), collected, result, max_diff)
 
 
 def show_coupling(args: argparse.Namespace) -> None:

@@ -190,7 +190,7 @@ def started_from(network: Network, data: DataConfig) -> list[Network]:
     pruned = network.metadata.get("pruned")
     path = network.metadata.get("before_cut") or network.options.get("pretrained_weights")
     if isinstance(pruned, Mapping):  # of test_prune.py
-        path = pruned["from"]
+        path = pruned.get("from")
     if not path or Path(path).resolve() == network.path.resolve():
         return []
     try:

@@ -5,6 +5,8 @@
   const slider = document.getElementById("score");
   const truth = document.getElementById("truth");
   const gallery = document.getElementById("gallery");
+  const LABEL_HEIGHT = 10; // percent of an image, at most: nearer to the top a label is inside of its box
+  const CROWD = 6; // with more boxes than these their labels would hide the image
   const pairs = [...gallery.querySelectorAll(".pair")];
 
   for (const pair of pairs) {
@@ -19,6 +21,7 @@
   const boxElement = (kind, [left, top, width, height, ...others]) => {
     const box = document.createElement("div");
     box.className = `box ${kind}`;
+    box.classList.toggle("at-top", top < LABEL_HEIGHT);
     Object.assign(box.style, { left: `${left}%`, top: `${top}%`, width: `${width}%`, height: `${height}%` });
     const label = document.createElement("span");
     const name = data.names[others.at(-1)];
@@ -44,6 +47,7 @@
         const real = data.images[index].truth.map((box) => boxElement("truth", box));
         pane.querySelectorAll(".box").forEach((box) => box.remove());
         pane.append(...real, ...boxes);
+        pane.classList.toggle("crowded", boxes.length > CROWD);
       }
       pair.querySelector(".boxes").textContent = 
         `boxes: ${counts.join(", ")}, ${data.images[index].truth.length} in the ground truth`;
