@@ -18,6 +18,7 @@
     }
   }
 
+  const counted = (count, kind) => `${count} ${gallery.matches(".single") ? "detected" : kind}`;
   const boxElement = (kind, [left, top, width, height, ...others]) => {
     const box = document.createElement("div");
     box.className = `box ${kind}`;
@@ -41,7 +42,7 @@
         const kind = pane.dataset.kind;
         const shown = data.images[index][kind].filter((box) => box[4] >= least);
         totals[kind] = (totals[kind] ?? 0) + shown.length;
-        counts.push(`${shown.length} ${kind}`);
+        counts.push(counted(shown.length, kind));
         // The best box is on top.
         const boxes = shown.map((box) => boxElement(kind, box)).reverse();
         const real = data.images[index].truth.map((box) => boxElement("truth", box));
@@ -53,7 +54,7 @@
         `boxes: ${counts.join(", ")}, ${data.images[index].truth.length} in the ground truth`;
     });
     document.getElementById("score-value").textContent = least.toFixed(2);
-    const words = Object.entries(totals).map(([kind, count]) => `${count} ${kind}`);
+    const words = Object.entries(totals).map(([kind, count]) => counted(count, kind));
     document.getElementById("count").textContent = `Boxes on these images: ${words.join(", ")}`;
   };
 
