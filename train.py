@@ -17,6 +17,7 @@ from utils.detection.pretrained import load_pretrained
 from utils.devices import pick_device
 from utils.pruning.prune_in_training import KeptChannels
 from utils.pruning.pruner import PruningResult
+from utils.report.runs import report_training
 from utils.training import options
 from utils.training.batches import make_loaders
 from utils.training.config import CUT, TrainConfig
@@ -50,6 +51,9 @@ def main(args: Options) -> None:
     """Train in this process, or together with the others that torchrun started."""
     with distributed.processes():
         train(*build(args))
+        is_main = distributed.is_main()
+    if is_main:
+        report_training(args.name)
 
 
 def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWriter, EpochLog | None]:

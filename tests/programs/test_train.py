@@ -28,6 +28,7 @@ def project(tmp_path, monkeypatch):
 def no_images(monkeypatch):
     """Drawing takes longer than training here; where the images are not the point, they are left out."""
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
 
 
 def run(program, *words):

@@ -26,6 +26,7 @@ def project(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "PLAN", SMALL)
     monkeypatch.setattr(plan, "DATA_SETS", (TINY,))
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
     calls = []
 
     def in_process(program, *words, log):
