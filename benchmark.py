@@ -354,7 +354,7 @@ def memory_row(args: argparse.Namespace) -> list[Row]:
 def calibrated(model: Darknet, images: Tensor, passing: int) -> Darknet:
     """A network of random weights that gives as many candidates as a trained one, in eval mode.
 
-    BatchNorm gets the statistics of ``images`` (B, 3, S, S), and the biases of objectness are set so that about
+    BatchNorm gets the statistics of ``images`` (B, 3, H, W), and the biases of objectness are set so that about
     ``passing`` candidates per image pass CONF_THRES.
     """
     for norm in model.batch_norms.values():

@@ -71,5 +71,5 @@ def time_in_turns(
 
 @torch.inference_mode()
 def forward_times(models: Sequence[nn.Module], images: Tensor, rounds: int = 10) -> list[Timing]:
-    """The time of a forward pass of each model on images (B, 3, S, S) in [0, 1], taken in turns."""
+    """The time of a forward pass of each model on images (B, 3, H, W) in [0, 1], taken in turns."""
     return time_in_turns([partial(model, images) for model in models], images.device, rounds)
