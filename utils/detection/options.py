@@ -125,7 +125,7 @@ def network_size(model: Darknet | OnnxModel, img_size: AnySize | None) -> Size:
     size, stride = Size.of(model.spec.cfg_size if img_size is None else img_size), model.spec.stride
     fitting = size.rounded(stride)
     if size != fitting:
-        raise InputError(f"an input of {size.pixels} is not a multiple of {stride}: --img_size {fitting} would be")
+        raise InputError(f"an input of {size.pixels} is not a multiple of {stride}: {fitting} would be")
     return size
 
 
