@@ -4,6 +4,9 @@ import argparse
 import itertools
 import os
 import platform
+import re
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -32,6 +35,7 @@ from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
 from utils.data.labels import label_path, read_labels
 from utils.data.loader import EpochSampler, loader
+from utils.detection.checkpoints import save_checkpoint
 from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
 from utils.detection.metrics import (
@@ -43,6 +47,7 @@ from utils.detection.metrics import (
 )
 from utils.detection.options import add_device_option
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
+from utils.detection.video import video_writer
 from utils.devices import pick_device
 from utils.errors import InputError
 from utils.export.onnx import export_onnx
@@ -414,6 +419,48 @@ def test_row(args: argparse.Namespace) -> list[Row]:
     return [Row(name, ours, alone, speed, "of the forward passes' speed", 0.9, at_least=True)]
 
 
+# detect.py
+
+
+def write_clip(path: Path, frames: int, size: tuple[int, int] = (1280, 720), seed: int = 0) -> None:
+    """Write a video of soft colours that move; ``size`` is its width and height."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (100, 160, 3), dtype=np.uint8)
+    width, height = size
+    scene = Image.fromarray(coarse).resize((width + 4 * frames, height + 4 * frames), Image.Resampling.BICUBIC)
+    with video_writer(path, 25, size) as write:
+        for number in range(frames):
+            write(number, scene.crop((4 * number, 4 * number, width + 4 * number, height + 4 * number)))
+
+
+def rect_row(args: argparse.Namespace, frames: int = 40) -> list[Row]:
+    """detect.py --rect against detect.py, per frame of a video of 1280x720 pixels, which it also draws and writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights, clip = Path(folder) / "pruned.pth", Path(folder) / "clip.mp4"
+        torch.manual_seed(0)
+        model = calibrated(Darknet(PRUNED), torch.rand(2, 3, SIZE, SIZE), PASSING)
+        save_checkpoint(weights, model, names=["hand"], img_size=SIZE)
+        write_clip(clip, frames)
+        words = ["--video", str(clip), "--weights_path", str(weights), "--output", folder]
+        words += ["--device", args.device] if args.device else []
+        times: tuple[list[float], list[float]] = [], []
+        for _ in range(args.rounds):
+            for options, milliseconds in zip(([], ["--rect"]), times, strict=True):
+                milliseconds.append(1000 / frames_per_second([*words, *options]))
+    square, rect = map(Timing.of, times)
+    speed = square.median / rect.median
+    return [Row("detect.py --rect, 1280x720", rect, square, speed, "of the square's frames/s", 1.5, at_least=True)]
+
+
+def frames_per_second(words: list[str]) -> float:
+    """What detect.py prints when it is run with the options ``words``."""
+    program = Path(__file__).with_name("detect.py")
+    ended = subprocess.run([sys.executable, str(program), *words], capture_output=True, text=True, check=False)
+    speed = re.search(r"([\d.]+) frames per second", ended.stdout)
+    if not speed:
+        raise InputError(f"{program}: {ended.stderr.strip()}")
+    return float(speed.group(1))
+
+
 # Training images
 
 
@@ -537,6 +584,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "map_coco": coco_row,
     "map_memory": memory_row,
     "test": test_row,
+    "rect": rect_row,
     "loading": partial(loading_row, size=(640, 480), count=64, bar=1.3),
     "loading-large": partial(loading_row, size=(2560, 1920), count=32, bar=1.5),
     "pruned": partial(speed_up_row, name="PyTorch", ready=for_inference),

@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     with StopRequest(NOTICE) as stop, DetectionsFile(json_path, unit) as file:
         boxes, is_complete = run_on(detector, names, args, file, stop)
     count = len(file.results)
-    print(f"{count} {unit}, {boxes} boxes, {count / (time.perf_counter() - start):.1f} {unit} per second")
+    print(f"{count} {unit}, {boxes} boxes, {count / (time.perf_counter() - start):.2f} {unit} per second")
     print(f"{args.output}: the {'video' if args.video else 'images'} with boxes\n{json_path}: the detections")
     if file.errors:
         report_errors(file.errors, json_path)

@@ -40,6 +40,11 @@ class Timing:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, milliseconds: Sequence[float]) -> "Timing":
+        """The median and the quartiles of single measurements."""
+        return cls(*np.percentile(milliseconds, (50, 25, 75)).tolist())
+
     def __str__(self) -> str:
         return f"{self.median:.2f} ms ({self.low:.2f} to {self.high:.2f})"
 
@@ -66,7 +71,7 @@ def time_in_turns(
             with Stopwatch(device, clock) as watch:
                 step()
             milliseconds.append(1000 * watch.seconds)
-    return [Timing(*np.percentile(milliseconds[warm_up:], (50, 25, 75)).tolist()) for milliseconds in times]
+    return [Timing.of(milliseconds[warm_up:]) for milliseconds in times]
 
 
 @torch.inference_mode()
