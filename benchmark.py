@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert, box_iou
 
 from models import Darknet
+from studies.rectangles import drawn_precision
 from studies.step_benchmark import time_steps
 from utils.boxes import non_max_suppression
 from utils.cli import ArgumentParser, number, run
@@ -73,19 +74,29 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """How well a network detects."""
+
+    mAP: float
+
+    def __str__(self) -> str:
+        return f"mAP {self.mAP:.4f}"
+
+
+@dataclass(frozen=True)
 class Row:
     """One row of the table.
 
     Attributes:
         name: what was measured.
-        ours, reference: its time and that of a reference, taken in turns; or its memory and a limit.
+        ours, reference: its time and that of a reference, taken in turns; or its memory and a limit; or two mAPs.
         value: the ratio to judge by; ``meaning`` tells of what.
         bar: the largest good ratio, or with ``at_least`` the smallest.
     """
 
     name: str
-    ours: Timing | Memory
-    reference: Timing | Memory
+    ours: Timing | Memory | Precision
+    reference: Timing | Memory | Precision
     value: float
     meaning: str
     bar: float
@@ -451,6 +462,13 @@ def rect_row(args: argparse.Namespace, frames: int = 40) -> list[Row]:
     return [Row("detect.py --rect, 1280x720", rect, square, speed, "of the square's frames/s", 1.5, at_least=True)]
 
 
+def rect_map_row(args: argparse.Namespace) -> list[Row]:
+    """mAP@0.5 on 16:9 images in rectangles against the same network and images in squares."""
+    square, rect = drawn_precision(pick_device(args.device))
+    apart = 100 * abs(square - rect)
+    return [Row("mAP of --rect, 16:9", Precision(rect), Precision(square), apart, "hundredths of mAP apart", 0.5)]
+
+
 def frames_per_second(words: list[str]) -> float:
     """What detect.py prints when it is run with the options ``words``."""
     program = Path(__file__).with_name("detect.py")
@@ -585,6 +603,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "map_memory": memory_row,
     "test": test_row,
     "rect": rect_row,
+    "rect_map": rect_map_row,
     "loading": partial(loading_row, size=(640, 480), count=64, bar=1.3),
     "loading-large": partial(loading_row, size=(2560, 1920), count=32, bar=1.5),
     "pruned": partial(speed_up_row, name="PyTorch", ready=for_inference),

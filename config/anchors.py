@@ -15,7 +15,11 @@ DARKNET_ANCHORS: dict[int, list[Anchor]] = {
 
 def scale_anchors(anchors: list[Anchor], longest: int) -> list[Anchor]:
     """Scale anchors for an input of 416 pixels to one whose longer side is ``longest``; whole pixels, at least 1."""
-    return [tuple(max(1, round(side * longest / DARKNET_SIZE)) for side in anchor) for anchor in anchors]
+
+    def scale(side: float) -> int:
+        return max(1, round(side * longest / DARKNET_SIZE))
+
+    return [(scale(width), scale(height)) for width, height in anchors]
 
 
 def parse_anchors(text: str, count: int) -> list[Anchor]:

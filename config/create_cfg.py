@@ -15,7 +15,7 @@ if not __package__:  # run as `python config/create_cfg.py`: the repository root
 
 from config.anchors import DARKNET_ANCHORS, Anchor, format_anchors, parse_anchors, scale_anchors
 from utils.cli import ArgumentParser, add_size_option, number, run
-from utils.darknet.cfg import format_cfg
+from utils.darknet.cfg import Block, format_cfg
 from utils.darknet.spec import parse_network
 from utils.errors import InputError
 from utils.files import write_text
@@ -250,7 +250,7 @@ def main(args: argparse.Namespace) -> None:
     blocks = create_cfg(args.base, args.classes, args.img_size, args.width, args.anchors)
     if Path(args.output).exists() and not args.overwrite:
         raise InputError(f"--output {args.output} exists; choose another name, or --overwrite to replace it")
-    parse_network(blocks)  # raises an InputError where the network would not fit into memory
+    parse_network([Block(block) for block in blocks])  # an InputError where the network would not fit into memory
     write_text(args.output, format_cfg(blocks))
     print(f"{args.output}: {args.base}, {len(blocks) - 1} layers, anchors {blocks[-1]['anchors']}")
 
