@@ -451,7 +451,7 @@ def rect_row(args: argparse.Namespace, frames: int = 40) -> list[Row]:
         model = calibrated(Darknet(PRUNED), torch.rand(2, 3, SIZE, SIZE), PASSING)
         save_checkpoint(weights, model, names=["hand"], img_size=SIZE)
         write_clip(clip, frames)
-        words = ["--video", str(clip), "--weights_path", str(weights), "--output", folder]
+        words = ["--video", str(clip), "--weights_path", str(weights), "--output", str(Path(folder) / "output")]
         words += ["--device", args.device] if args.device else []
         times: tuple[list[float], list[float]] = [], []
         for _ in range(args.rounds):
