@@ -89,6 +89,15 @@ def test_each_image_of_a_set_is_letterboxed_to_its_own_rectangle(images):
         torch.testing.assert_close(shown, pixels, rtol=0, atol=0)
 
 
+def test_the_rectangle_of_an_image_is_known_from_its_header():
+    random = np.random.default_rng(0)
+    dataset = dataset_of([], 1, 96, None, 0, SPEC)
+    for shape in random.integers(1, 700, (1000, 2)).tolist():
+        reduction, *as_read = dataset.read_size(*shape)
+        assert reduction == 1
+        assert dataset.input_size(*as_read) == dataset.input_size(*shape)
+
+
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 @pytest.mark.parametrize("augmentation", [None, Augmentation()])
 def test_cached_images_are_those_of_the_files(images, tmp_path, kind, augmentation):
