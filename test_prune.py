@@ -29,6 +29,8 @@ from utils.pruning.importance import IMPORTANCES
 from utils.pruning.proof import head_difference, prove, write_pruned
 from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO, Pruner, PruningResult, largest_ratio, smallest_ratio
 from utils.pruning.selection import STRATEGIES, describe_room
+from utils.report.detections import Collected
+from utils.report.runs import Network, report_pruning
 from utils.sizes import Size
 
 MODEL_DEF = "config/yolov3-hand.cfg"  # what the pruned cfg is called after where a checkpoint names no cfg
@@ -142,8 +144,10 @@ def main(args: argparse.Namespace) -> None:
         refuse_dense(pruner, result, args.weights_path)
     max_diff = proof(result, bench.img_size, args.fold)
     describe(result, max_diff, pruner)
-    original = original_network(metadata, model)
-    before, after = bench.compare(original, result.pruned.model)
+    before_cut = original_network(metadata, model, args.weights_path)
+    original = before_cut.model
+    collected = Collected(), Collected()
+    before, after = bench.compare(original, result.pruned.model, each=collected)
     print(comparison_table(before, after))
 
     pruned_metadata = {
@@ -162,6 +166,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
     if args.json:
         write_report(args.json, original, result, strategy, max_diff, before, after)
+    networks = before_cut, Network("after", out_weights, result.pruned.model, pruned_metadata)
+    report_pruning(plot.parent, bench, networks, (before, after), collected, result, max_diff)
 
 
 def show_coupling(args: argparse.Namespace) -> None:
@@ -237,14 +243,14 @@ def choose_ratio(pruner: Pruner, bench: Bench, args: argparse.Namespace, metadat
     return ratio
 
 
-def original_network(metadata: dict[str, Any], model: Darknet) -> Darknet:
+def original_network(metadata: dict[str, Any], model: Darknet, weights_path: str) -> Network:
     """What the pruned network is compared with: ``model``, or where training has cut it, the network before."""
     path = metadata.get("before_cut")
     if not path or not Path(path).is_file():
-        return model
-    original, _ = load_darknet(path, None)
+        return Network("before", Path(weights_path), model, metadata)
+    original, its_metadata = load_darknet(path, None)
     print(f"before is {path}, the network that training has cut")
-    return original.to(device_of(model)).eval()
+    return Network("before", Path(path), original.to(device_of(model)).eval(), its_metadata)
 
 
 def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> None:
@@ -313,8 +319,10 @@ def sweep(pruner: Pruner, bench: Bench, out_cfg: Path, json: str | None) -> None
     shares: dict[str, Sequence[float]] = {name: [row[name] / whole[name] for row in rows] for name in whole}
     save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), plot)
     print(f"{plot}: mAP against size")
-    if json:
-        write_json(json, {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows})
+    content = {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows}
+    for path in (plot.with_suffix(".json"), json):  # the page of the pruned network shows the first
+        if path:
+            write_json(path, content)
 
 
 if __name__ == "__main__":

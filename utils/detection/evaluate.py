@@ -1,6 +1,7 @@
 """From validation images to mAP: the batches of a data set, the evaluation, and its table."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +94,7 @@ def evaluate(
     iou_thres: float = 0.5,
     conf_thres: float = 0.001,
     nms_thres: float = 0.5,
+    each: Callable[[Tensor, Tensor], None] | None = None,
 ) -> tuple[Metrics, Seconds]:
     """Detect on every image of ``batches`` and compare the detections with the ground-truth boxes.
 
@@ -107,6 +109,8 @@ def evaluate(
         iou_thres: the IoU with a ground-truth box from which on a detection counts as correct.
         conf_thres: detections below this score are left out.
         nms_thres: the IoU of non-maximum suppression.
+        each: is called with what was detected on each image of this process, (D, 6), and its ground truth, (G, 5), in
+            pixels of the square.
     """
     model, device = for_inference(model), device_of(model)
     forward, nms = Stopwatch(device), Stopwatch(device)
@@ -120,7 +124,10 @@ def evaluate(
             with nms:
                 detections = to_detections(output, conf_thres, nms_thres)
         for image, of_image in enumerate(_to_cpu(detections)):
-            local.add(of_image, boxes_of_image(targets, image, Size(*images.shape[-2:])))
+            truth = boxes_of_image(targets, image, Size(*images.shape[-2:]))
+            local.add(of_image, truth)
+            if each:
+                each(of_image, truth)
     total = DetectionMetrics(names, iou_thres)
     total.join(distributed.gather(local))
     metrics = total.compute()

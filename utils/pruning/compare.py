@@ -1,11 +1,13 @@
 """Networks before and after pruning: their mAP, size and speed, side by side and over a range of ratios."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from terminaltables import AsciiTable
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from models import Darknet
@@ -24,7 +26,7 @@ class Measures:
     """One side of the comparison.
 
     Attributes:
-        mAP: mAP@0.5 on the validation images.
+        mAP, mAP_50_95: mAP@0.5 and mAP@0.5:0.95 on the validation images.
         parameters: how many.
         macs: multiply-adds for one image.
         size_bytes: of the state dict as a file.
@@ -33,6 +35,7 @@ class Measures:
     """
 
     mAP: float
+    mAP_50_95: float
     parameters: int
     macs: int
     size_bytes: int
@@ -73,18 +76,28 @@ class Bench:
         this, other = self.forward(model, of)
         return this.median / other.median
 
-    def compare(self, *models: Darknet) -> list[Measures]:
-        """All measures of each network; forward passes are taken in turns."""
+    def compare(self, *models: Darknet, each: Sequence[Callable[[Tensor, Tensor], None]] = ()) -> list[Measures]:
+        """All measures of each network; forward passes are taken in turns.
+
+        Args:
+            models: the networks.
+            each: for each network what is called with the detections and the ground truth of each image, see
+                :func:`utils.detection.evaluate.evaluate`.
+        """
+        quality = [
+            evaluate(model, self.batches, self.names, each=watcher)[0] for model, watcher in zip_longest(models, each)
+        ]
         return [
             Measures(
-                self.mean_ap(model),
+                metrics.mAP,
+                metrics.mAP_50_95,
                 count_parameters(model),
                 self.macs(model),
                 state_dict_size(model),
                 time.median,
                 (time.low, time.high),
             )
-            for model, time in zip(models, self.forward(*models), strict=True)
+            for model, metrics, time in zip(models, quality, self.forward(*models), strict=True)
         ]
 
 

@@ -85,8 +85,7 @@ class KeptChannels:
 
     def blocks(self, blocks: Sequence[Block]) -> Sequence[Block]:
         """The cfg of what is left, from the cfg that training began with."""
-        before = {layer.index: layer.channels for layer in self.coupling.spec.convolutions}
-        return blocks if self.counts() == before else compact_blocks(blocks, self.counts())
+        return compact_blocks(blocks, self.counts()) if self.removed else blocks
 
 
 def cut_alike(models: Sequence[Darknet], coupling: Coupling, dead: np.ndarray) -> tuple[PruneMask, list[Darknet]]:

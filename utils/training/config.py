@@ -52,7 +52,7 @@ class TrainConfig:
     img_size: AnySize = 416  # of the images
 
     # Optimisation
-    epochs: int = 100
+    epochs: int = 100  # also those that the option --epochs gives in exchange for what a cut saves
     batch_size: int = 16  # global batch size: images per step over all processes, divided by accumulate
     accumulate: int = 1  # batches per optimizer step
     learning_rate: float = 0.01  # after the warm-up
@@ -66,7 +66,7 @@ class TrainConfig:
     strategy: str = "normal"  # which channels may be pruned: their gammas are reported, and penalised with sparsity
     sparsity: SparsityConfig | None = None
     prune_every: int = 0  # epochs between cuts of dead channels; 0: no cuts
-    distill: bool = True  # after a single cut: learn also from the network before it
+    distill: bool = False  # after a single cut: learn also from the network before it
 
     # Run
     evaluation_interval: int = 1  # epochs
@@ -86,5 +86,5 @@ class TrainConfig:
             sparsity = SparsityConfig(
                 args.s, args.s_schedule, args.target_percent, args.sr_method, args.cut_epoch, args.target_macs
             )
-        names = {field.name for field in fields(cls)} - {"sparsity"}
-        return cls(**{name: getattr(args, name) for name in names}, sparsity=sparsity)
+        names = {field.name for field in fields(cls)} - {"epochs", "sparsity"}
+        return cls(epochs=args.total_epochs, **{name: getattr(args, name) for name in names}, sparsity=sparsity)

@@ -8,7 +8,7 @@ from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
 from utils.pruning.schedules import SCHEDULES
 from utils.training.config import CUT
-from utils.training.runs import Run, is_pruned_cfg, remove_partial_files
+from utils.training.runs import Run, is_pruned_cfg, remove_partial_files, total_epochs
 from utils.training.state import restore_training
 from utils.training.trainer import Trainer
 
@@ -47,9 +47,10 @@ def resume_point(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
         state = "is finished; to train on, start from its weights with -pre" if run.last.exists() else ""
         raise InputError(f"--resume: the run {args.name} {state or 'has no checkpoint'} ({run.last})")
     if unfinished and not args.resume:
+        epochs = total_epochs(unfinished["options"])
         raise InputError(
-            f"{run.last}: the run {args.name} stopped after epoch {unfinished['epoch']} of "
-            f"{unfinished['options']['epochs']}: add --resume to go on, --overwrite to give it up, or another --name"
+            f"{run.last}: the run {args.name} stopped after epoch {unfinished['epoch']} of {epochs}: "
+            "add --resume to go on, --overwrite to give it up, or another --name"
         )
     schedule = unfinished["options"].get("s_schedule") if unfinished else None
     if schedule and schedule not in (CUT, *SCHEDULES):
@@ -103,6 +104,7 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     for name, value in started.items():
         if name not in args.given and name not in ("name", "resume", "overwrite", "debug"):
             setattr(args, name, value)
+    args.total_epochs = total_epochs(started)
     if isinstance(args.cache, bool):  # as checkpoints of older versions have it
         args.cache = "ram" if args.cache else "none"
 

@@ -25,7 +25,7 @@ from utils.pruning.pruner import PruningResult, cut_least_important
 from utils.pruning.schedules import READING_STEPS, SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
 from utils.sizes import Size
-from utils.training.config import SparsityConfig, TrainConfig
+from utils.training.config import TrainConfig
 from utils.training.distillation import Distillation
 from utils.training.ema import ModelEma
 from utils.training.multiscale import random_size, resize
@@ -247,22 +247,6 @@ class Trainer:
         self.pruned = True
         return cut.removed_channels
 
-    def check_cut(self) -> None:
-        """Refuse a cut later in the run that is impossible, before the first step.
-
-        Raises:
-            InputError: no channel may be cut, or the budget cannot be reached.
-        """
-        sparsity = self.config.sparsity
-        if sparsity and sparsity.is_cut:
-            self._least_important(sparsity)
-
-    def _least_important(self, sparsity: SparsityConfig) -> PruningResult:
-        config = self.config
-        return cut_least_important(
-            self.ema.model, config.strategy, config.img_size, sparsity.ratio, sparsity.target_macs
-        )
-
     @property
     def has_cut(self) -> bool:
         """Whether this run cuts its network once, and has done so."""
@@ -284,13 +268,15 @@ class Trainer:
         Raises:
             InputError: the budget cannot be reached, or the compact network does not compute the same.
         """
-        sparsity, kept_channels = self.config.sparsity, self.kept_channels
+        config, sparsity, kept_channels = self.config, self.config.sparsity, self.kept_channels
         assert sparsity  # see cut_is_due
         assert kept_channels
-        result = self._least_important(sparsity)
+        result = cut_least_important(
+            self.ema.model, config.strategy, config.img_size, sparsity.ratio, sparsity.target_macs
+        )
         compact = result.pruned.model
-        prove(result.reference, compact, self.config.img_size)
-        if self.config.distill and not self.teacher:
+        prove(result.reference, compact, config.img_size)
+        if config.distill and not self.teacher:
             self.teacher = self.ema.model
         self._attach(self._laid_out(compact))
         self.ema = ModelEma(self.model)
