@@ -45,7 +45,7 @@ test-zoo: $(VENV)/.requirements-dev
 test-gpu: $(VENV)/.requirements-dev
 	$(PY) -m pytest -m gpu -s tests/gpu
 
-# About ten minutes on two idle cores; ROWS="--only nms map" for some rows, --rounds for more or fewer measurements.
+# About fifteen minutes on two idle cores; ROWS="--only nms map" for some rows, --rounds for more or fewer measurements.
 bench: $(VENV)/.requirements-dev
 	$(PY) benchmark.py $(ROWS)
 

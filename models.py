@@ -311,7 +311,7 @@ class Darknet(nn.Module):
         return raw
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
-        """Images (B, 3, S, S) in [0, 1], S a multiple of the network's stride.
+        """Images (B, 3, H, W) in [0, 1], H and W multiples of the network's stride.
 
         Returns:
             In eval mode the predictions (B, P, 5 + C): cx, cy, w, h in input pixels; objectness and class scores.

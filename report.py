@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from utils.cli import ArgumentParser, Options, number, run
+from utils.cli import ArgumentParser, Options, add_size_option, run
 from utils.detection.options import add_check_options, add_device_option, add_loading_options
 from utils.files import refuse_folder
 from utils.report.runs import SETTINGS, report_runs
@@ -21,7 +21,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", default="runs/report.html", help="the page")
     parser.add_argument("--data_config", help="the data set's .data or .yaml file; default: the last run's")
-    parser.add_argument("--img_size", type=number(int, 32), help="side of the input in pixels; default: the last run's")
+    add_size_option(parser, "size of the input in pixels, by default the last run's")
     add_loading_options(parser, SETTINGS["batch_size"])
     add_check_options(parser)
     add_device_option(parser)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models import Darknet
-from utils.cli import ArgumentParser, number, run
+from utils.cli import ArgumentParser, add_size_option, number, run
 from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
@@ -31,6 +31,7 @@ from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO, Pruner, PruningRe
 from utils.pruning.selection import STRATEGIES, describe_room
 from utils.report.detections import Collected
 from utils.report.runs import Network, report_pruning
+from utils.sizes import Size
 
 MODEL_DEF = "config/yolov3-hand.cfg"  # what the pruned cfg is called after where a checkpoint names no cfg
 
@@ -109,9 +110,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="the pruned checkpoint, or x.weights for a Darknet file; default: the weights' name with prune_ in front",
     )
     add_check_options(parser)
-    parser.add_argument(
-        "--img_size", type=number(int, 32), help="side of the input in pixels; default: the size in the checkpoint"
-    )
+    add_size_option(parser, "size of the input in pixels, by default that in the checkpoint or else in its cfg")
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="images per batch")
     add_workers_option(parser)
     add_device_option(parser)
@@ -153,7 +152,7 @@ def main(args: argparse.Namespace) -> None:
 
     pruned_metadata = {
         "names": bench.names,
-        "img_size": bench.img_size,
+        "img_size": bench.img_size.plain,
         "epoch": 0,
         "step": 0,
         "best_map": after.mAP,
@@ -264,7 +263,7 @@ def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> No
         )
 
 
-def proof(result: PruningResult, img_size: int, fold: str) -> float:
+def proof(result: PruningResult, img_size: Size, fold: str) -> float:
     """The largest difference of the raw outputs from the masked network's; ``fold`` other than exact is let pass."""
     networks = result.reference, result.pruned.model
     return prove(*networks, img_size) if fold == "exact" else head_difference(*networks, img_size)

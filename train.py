@@ -61,7 +61,7 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     run_files, checkpoint, pruned = complete_options(args)
     torch.manual_seed(args.seed)
     model, kept_channels = make_model(args, run_files, checkpoint)
-    args.img_size = network_size(model, args.img_size)
+    args.img_size = network_size(model, args.img_size).plain
     data = read_data_config(args.data_config)
     check_classes(model, data)
     check_batch_norm(model, args.img_size, args.batch_size // (1 if args.sync_bn else distributed.world()))

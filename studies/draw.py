@@ -21,7 +21,7 @@ from PIL import Image
 from studies.plan import STAGES, DataSet, add_data_option, data_sets, weights_of
 from utils.cli import ArgumentParser, number, run
 from utils.data.data_config import read_data_config
-from utils.data.images import read_image, to_square
+from utils.data.images import letterboxed, read_image
 from utils.detection.detector import Detector, load_model
 from utils.devices import pick_device
 from utils.drawing import draw_detections
@@ -188,7 +188,7 @@ def side_by_side(images: Sequence[Image.Image], sides: Sequence[Detector], names
     """A row of images for each detector, with its detections; every image's longer side is SIDE."""
     drawn = []
     for side in sides:
-        detections = side([to_square(image, side.img_size) for image in images], images)
+        detections = side([letterboxed(image, side.img_size) for image in images], images)
         drawn.append([draw_detections(*pair, names) for pair in zip(images, detections, strict=True)])
     widths = [round(image.width * SIDE / max(image.size)) for image in images]
     heights = [round(image.height * SIDE / max(image.size)) for image in images]

@@ -515,17 +515,19 @@ def test_darknets_networks_run_and_train(darknet_cfg):
 
 def test_the_size_to_feed_is_the_cfgs_own_or_a_multiple_of_the_stride():
     model = tiny()
-    assert network_size(model, None) == 64
-    assert network_size(model, 416) == 416
+    assert network_size(model, None) == (64, 64)
+    assert network_size(model, 416) == (416, 416)
     with pytest.raises(InputError, match="100 pixels is not a multiple of 32: 96 would be"):
         network_size(model, 100)
 
 
-def test_a_cfg_that_is_no_square_needs_a_size():
+def test_a_rectangle_is_height_and_width():
     model = spec("[maxpool]\nsize=2\nstride=2\n", 8, 16)
-    with pytest.raises(InputError, match="the cfg's input is 16x8"):
-        network_size(model, None)
-    assert network_size(model, 32) == 32
+    assert network_size(model, None) == (8, 16)
+    assert network_size(model, 32) == (32, 32)
+    assert network_size(tiny(), (96, 160)) == (96, 160)
+    with pytest.raises(InputError, match=r"96x150 pixels \(height x width\) is not a multiple of 32: 96 160 would be"):
+        network_size(tiny(), (96, 150))
 
 
 def test_heads_and_data_must_have_the_same_number_of_classes(tmp_path):

@@ -15,6 +15,7 @@ from utils.detection.complexity import count_parameters, state_dict_size
 from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
 from utils.pruning.pruner import Pruner
+from utils.sizes import AnySize, Size
 from utils.timing import Timing, forward_times
 
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # ratios
@@ -46,17 +47,17 @@ class Bench:
     """Measures networks on the validation images of a data set.
 
     Args:
-        batches: images (B, 3, S, S) uint8 and targets (N, 6).
+        batches: images (B, 3, H, W) uint8 and targets (N, 6).
         names: the class names.
-        img_size: the side S in pixels, which MACs and forward passes are for.
+        img_size: the input size, which MACs and forward passes are for.
         device: where to measure.
     """
 
-    def __init__(self, batches: DataLoader, names: list[str], img_size: int, device: torch.device):
+    def __init__(self, batches: DataLoader, names: list[str], img_size: AnySize, device: torch.device):
         self.batches = batches
         self.names = names
-        self.img_size = img_size
-        self.image = torch.rand(1, 3, img_size, img_size, device=device)
+        self.img_size = Size.of(img_size)
+        self.image = torch.rand(1, 3, *self.img_size, device=device)
 
     def mean_ap(self, model: Darknet) -> float:
         """mAP@0.5."""

@@ -17,7 +17,7 @@ class Collected:
     """The detections and the ground truth of images, as :func:`utils.detection.evaluate.evaluate` passes them on.
 
     Attributes:
-        detections: for each image (D, 6): x1, y1, x2, y2 in pixels of the square, score, class; by falling score.
+        detections: for each image (D, 6): x1, y1, x2, y2 in input pixels, score, class; by falling score.
         truth: for each image (G, 5): class, x1, y1, x2, y2 in the same pixels.
     """
 

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass, fields
 
 from utils.pruning.pruner import DEFAULT_RATIO
+from utils.sizes import AnySize
 
 # The run cuts the least important channels once, and trains what is left as an ordinary network.
 CUT = "cut"
@@ -48,7 +49,7 @@ class TrainConfig:
     # Network and data; the file names are only for messages.
     model_def: str = "the cfg"
     data_config: str = "the data set"
-    img_size: int = 416  # pixels, the side of the images
+    img_size: AnySize = 416  # of the images
 
     # Optimisation
     epochs: int = 100  # also those that the option --epochs gives in exchange for what a cut saves

@@ -7,7 +7,7 @@ import torch
 
 from models import Darknet
 from utils import distributed
-from utils.cli import number
+from utils.cli import add_size_option, number
 from utils.data.image_cache import KINDS
 from utils.detection.options import add_check_options, add_device_option, add_precision_option, add_workers_option
 from utils.devices import computes_bf16, default_precision, describe_device
@@ -58,9 +58,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         help="cfg of the weights to start from; only for a file that does not hold it, and whose network differs "
         "in more than the number of classes; default: the cfg in the file",
     )
-    group.add_argument(
-        "--img_size", type=number(int, 32), help="side of the images in pixels; default: that of the cfg"
-    )
+    add_size_option(group, "size of the images in pixels, by default that of the cfg")
 
 
 def add_optimisation_options(parser: argparse.ArgumentParser) -> None:

@@ -94,7 +94,9 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     """
     differing = [name for name in started if name in args.given and getattr(args, name) != started[name]]
     if contradictions := [name for name in differing if name not in FREE_OPTIONS]:
-        reasons = ", ".join(f"{option(name)} {started[name]}, not {getattr(args, name)}" for name in contradictions)
+        reasons = ", ".join(
+            f"{option(name)} {words(started[name])}, not {words(getattr(args, name))}" for name in contradictions
+        )
         raise InputError(
             f"--resume: the run {args.name} was started with {reasons}; leave them out to go on as it was started, "
             "or start another run with another --name"
@@ -105,6 +107,11 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     args.total_epochs = total_epochs(started)
     if isinstance(args.cache, bool):  # as checkpoints of older versions have it
         args.cache = "ram" if args.cache else "none"
+
+
+def words(value: object) -> str:
+    """How a user writes the value of an option."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def option(name: str) -> str:

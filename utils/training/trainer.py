@@ -24,6 +24,7 @@ from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_a
 from utils.pruning.pruner import PruningResult, cut_least_important
 from utils.pruning.schedules import READING_STEPS, SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
+from utils.sizes import Size
 from utils.training.config import TrainConfig
 from utils.training.distillation import Distillation
 from utils.training.ema import ModelEma
@@ -36,7 +37,7 @@ from utils.training.report import EpochReport
 
 GRADIENT_NORM = 10.0  # larger gradients are scaled down to this norm
 
-Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) uint8 and targets (N, 6), as utils.data.loader.collate makes them
+Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) uint8 and targets (N, 6), as utils.data.loader.collate makes them
 T = TypeVar("T")
 
 
@@ -166,7 +167,7 @@ class Trainer:
         Returns:
             The loss, of this process's share as if it were all, on the device; and for each part the heads' reports.
         """
-        size = parts[0][0].shape[-1]
+        size = Size(*parts[0][0].shape[-2:])
         if self.config.multiscale_training:
             size = random_size(size, self.model.spec.stride, self.config.seed, self.step)
         assignments = [self.loss.assign(targets, size) for _, targets in parts]
