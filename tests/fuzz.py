@@ -540,7 +540,7 @@ def main(args: argparse.Namespace) -> None:
     failed = []
     for reader in [args.reader] if args.reader else READERS:
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+            folder = Path(name) / "a/b/c/d"  # so that "../../.." leads to nothing large
             prepare(folder)
             bound_memory(MEMORY)
             forget_peak()

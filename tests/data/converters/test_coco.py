@@ -258,3 +258,9 @@ def test_negative_category_ids_come_first(coco):
         for entry in coco[split]["annotations"]:
             entry["category_id"] = -entry["category_id"]
     assert (convert_coco(coco) / "out.names").read_text() == "dog\ncat\n"
+
+
+def test_file_names_without_a_suffix_name_the_only_image_of_that_stem(coco):
+    for image in coco["train"]["images"]:
+        image["file_name"] = Path(image["file_name"]).stem
+    assert (convert_coco(coco) / "train.txt").read_text() == "images/x.jpg\nimages/y.png\n"
