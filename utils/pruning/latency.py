@@ -297,7 +297,7 @@ class Fit:
 
 
 class LatencyTable:
-    """The times of the convolutions of one network in one runtime.
+    """The times of the convolutions of one network in one runtime: :class:`utils.pruning.costs.Costs` in milliseconds.
 
     Args:
         spec: the network at the size of its images.
@@ -308,6 +308,8 @@ class LatencyTable:
         InputError: graphs are missing.
     """
 
+    step = STEP
+
     def __init__(self, spec: NetworkSpec, milliseconds: Mapping[str, float], title: str):
         self.spec = spec
         self.title = title
@@ -316,7 +318,17 @@ class LatencyTable:
         if missing:
             raise InputError(missing_graphs(missing, milliseconds))
         self._axes = axes(spec)
+        self._kinds = {layer.index: kind_of(spec, layer) for layer in spec.convolutions}
         self._costs: dict[tuple[Kind, int, int], float] = {}
+
+    @property
+    def per_value(self) -> float:
+        """The milliseconds of a value that a layer other than a convolution writes."""
+        return self.fit.rate
+
+    def convolution_cost(self, index: int, inputs: int, outputs: int) -> float:
+        """The milliseconds of the convolution of layer ``index`` with so many channels, see :class:`Costs`."""
+        return self.fit.factor * self.convolution(self._kinds[index], inputs, outputs)
 
     def convolution(self, kind: Kind, inputs: int, outputs: int) -> float:
         """The milliseconds of a convolution of one of the network's kinds, interpolated between points of the grid.
