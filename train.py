@@ -83,7 +83,7 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     if not checkpoint:
         trainer.check_cut()
     if trainer.penalty and not checkpoint:
-        PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.gammas(), args.force)
+        PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.distances(), args.force)
     if args.pretrained_weights and not checkpoint:
         print(f"before the first step: mAP@0.5 {evaluate(model, valid_batches, data.names)[0].mAP:.4f}")
 

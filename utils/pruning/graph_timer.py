@@ -443,7 +443,11 @@ def _ncnn_layer(layer: dict[str, Any], activation: str) -> tuple[str, str, bool]
         case "maxpool" | "meanpool":
             down, right = layer["stride"]
             pads = f"3={layer['before']} 13={layer['before']} 14={layer['after']} 15={layer['after']}"
-            return "Pooling", f"0={int(layer['op'] != 'maxpool')} 1={layer['size']} 2={right} 12={down} {pads} 5=1", False
+            return (
+                "Pooling",
+                f"0={int(layer['op'] != 'maxpool')} 1={layer['size']} 2={right} 12={down} {pads} 5=1",
+                False,
+            )
         case "avgpool":
             return "Pooling", "0=1 4=1", False
         case "reorg":

@@ -7,7 +7,7 @@ with the halves cancels over a network, because the output of a convolution is t
 
 The table holds these graphs over a grid of channels; between the grid's points the time is interpolated. It also holds
 the whole network at several widths. By them the sum over the convolutions is fitted to the time of the network: a
-factor, a rate per value that another layer writes, and a constant. A table is for one network at one size of the images.
+factor, a rate per value that another layer writes, and a constant. A table is for one network and one image size.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import nnls
+from tqdm import tqdm
 
 from utils.darknet import layers
 from utils.darknet.layers import IMAGE, Convolution
@@ -26,12 +27,13 @@ from utils.darknet.spec import NetworkSpec, parse_network
 from utils.errors import InputError
 from utils.optional import optional
 from utils.pruning.coupling import Coupling, couple
-from utils.pruning.graph_timer import ACTIVATIONS, PACKAGES, Graph, read_rows
+from utils.pruning.graph_timer import ACTIVATIONS, PACKAGES, Graph, measure, measure_to_file, read_rows
 from utils.pruning.surgery import compact_blocks
 
 WIDTHS = (1.0, 0.6, 0.3, 0.0)  # shares of the channels with which the whole network is measured
 UNEVEN = 8  # further networks that are measured whole, each group of channels with another share
 STEP = 8  # channels: runtimes compute so many or twice as many at once
+TABLES = Path("runs/latency")  # where tables of this machine are kept
 BORDER = 8  # channels of the input of the convolution before the measured one, and of the output of the one after it
 
 
@@ -221,7 +223,9 @@ def uneven_shares(coupling: Coupling, seed: int) -> dict[tuple[int, ...], float]
     return {key: float(random.uniform() ** (1 + 2 * (seed % 2))) for key in set_groups(coupling)}
 
 
-def with_width(coupling: Coupling, img_size: int | tuple[int, int], shares: Mapping[tuple, float] | float) -> NetworkSpec:
+def with_width(
+    coupling: Coupling, img_size: int | tuple[int, int], shares: Mapping[tuple, float] | float
+) -> NetworkSpec:
     """The network with a share of its channels, a multiple of STEP wherever it has so many.
 
     Args:
@@ -289,7 +293,7 @@ def axes(spec: NetworkSpec) -> dict[Kind, tuple[list[int], list[int]]]:
 
 @dataclass(frozen=True)
 class Fit:
-    """From the sum over the convolutions to the time of the network: ``factor`` * sum + ``rate`` * values + ``constant``."""
+    """The time of a network: ``factor`` * the sum over its convolutions + ``rate`` * values + ``constant``, in ms."""
 
     factor: float
     rate: float
@@ -341,7 +345,9 @@ class LatencyTable:
         return self._costs[key]
 
     def _interpolate(self, kind: Kind, inputs: int, outputs: int) -> float:
-        of_inputs, of_outputs = (bracket(points, n) for points, n in zip(self._axes[kind], (inputs, outputs), strict=True))
+        of_inputs, of_outputs = (
+            bracket(points, n) for points, n in zip(self._axes[kind], (inputs, outputs), strict=True)
+        )
         if kind.groups == 0:
             return sum(share * self._measured(kind, n, n) for n, share in of_inputs)
         return sum(s * t * self._measured(kind, i, o) for i, s in of_inputs for o, t in of_outputs)
@@ -441,6 +447,36 @@ def read_table(path: str | Path, spec: NetworkSpec, runtime: str | None = None) 
         raise InputError(f"{path}: {error}") from None
 
 
-def check_runtime(runtime: str) -> None:
-    """Raise an InputError if a runtime's package is not installed."""
+def measured_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: str = "cpu") -> LatencyTable:
+    """A table for this network, at its size, of this machine: what is missing in its file under TABLES is measured.
+
+    An interrupted measurement goes on at the next call.
+
+    Args:
+        spec: the network at the size of its images.
+        runtime: one of :data:`utils.pruning.graph_timer.RUNNERS`.
+        threads: of the runtime.
+        device: "cpu" or "cuda".
+
+    Raises:
+        InputError: the runtime is not installed, or the network has a layer that no table can be made for.
+    """
     optional(PACKAGES[runtime])
+    path = TABLES / f"{runtime}_{device}_{threads}.csv"
+    with tqdm(desc=f"times in {runtime}", unit="graph", leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            measure_to_file(table_graphs(spec), path, runtime, threads, device, progress)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; remove it") from None
+    return read_table(path, spec, runtime)
+
+
+def network_times(specs: Sequence[NetworkSpec], runtime: str, threads: int = 1, device: str = "cpu") -> list[float]:
+    """The milliseconds that whole networks, at the size of their images, take in a runtime here, in turns."""
+    graphs = {str(number): network_graph(spec) for number, spec in enumerate(specs)}
+    return [ms for _, ms in measure(graphs, runtime, threads, device)]

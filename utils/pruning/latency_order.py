@@ -25,7 +25,7 @@ from utils.pruning.residuals import ResidualBlock
 
 LAST = 1.0  # what the last channels of a layer cost where a block is removed, in units of w
 TINY = 1e-12  # importance that is left where nothing is
-LEAST_SAVING = 1e-6  # of the network's cost; a step that saves nothing comes last
+LEAST_SAVING = 1e-6  # of the network's cost; a smaller one is none
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _Group:
 
 
 class RemovalOrder:
-    """All steps from the network to one in which every layer is at its floor.
+    """All steps from the network to one in which every layer is at its floor, or nothing more would be saved.
 
     Args:
         coupling: the coupled channels.
@@ -152,7 +152,9 @@ class RemovalOrder:
             price += LAST * len(candidate.convolutions) * sum(group.weight for group in groups) / max(len(groups), 1)
             saved = self._counts.saved_by_layers(candidate.layers)
             return (price / max(saved, self._least), -saved, 0) if groups else None
-        return min((self._offer_of(candidate, count) for count in self._sizes_of_steps(candidate)), default=None)
+        offers = [self._offer_of(candidate, count) for count in self._sizes_of_steps(candidate)]
+        # What saves nothing stays, unless it is worth nothing either.
+        return min((offer for offer in offers if offer[0] == 0 or -offer[1] > self._least), default=None)
 
     def _offer_of(self, group: _Group, count: int) -> tuple[float, float, int]:
         lost = sum(group.importance[:count])

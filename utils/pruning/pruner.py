@@ -8,10 +8,12 @@ import numpy as np
 
 from models import Darknet
 from utils.darknet.layers import IMAGE
+from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
 from utils.pruning.costs import Costs
 from utils.pruning.coupling import Coupling, couple
 from utils.pruning.importance import importance
+from utils.pruning.latency import LatencyTable
 from utils.pruning.latency_order import RemovalOrder
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.residuals import (
@@ -91,6 +93,7 @@ class Pruner:
         self.round_to = round_to
         self.fold_bias = fold_bias
         self.kind = kind
+        self.costs = costs
         self.residual_blocks = weakest_residual_blocks(model.spec, gamma_sizes(model), prune_blocks)
         self.kept_layers = kept_layers(model.spec, self.residual_blocks)
         self._shallow = remove_residual_blocks(model, self.residual_blocks) if self.residual_blocks else model
@@ -166,7 +169,13 @@ def corresponding_sets(coupling: Coupling, full: Coupling, kept: Sequence[int]) 
 
 
 def cut_least_important(
-    model: Darknet, strategy: str, img_size: int, ratio: float, target_macs: float | None = None
+    model: Darknet,
+    strategy: str,
+    img_size: int,
+    ratio: float,
+    target_macs: float | None = None,
+    target_ms: float | None = None,
+    table: LatencyTable | None = None,
 ) -> PruningResult:
     """Prune a network that was not trained sparse, by the magnitude of its kernels.
 
@@ -176,16 +185,40 @@ def cut_least_important(
         img_size: the side in pixels that MACs are counted at.
         ratio: the share of the prunable channels to cut.
         target_macs: the share of the MACs to leave; then the smallest ratio that does so is cut.
+        target_ms: the milliseconds of a forward pass to leave by ``table``, in whose order channels then go; residual
+            blocks stay.
 
     Raises:
         InputError: the budget cannot be reached.
     """
-    pruner = Pruner(model, strategy, kind="magnitude")
+    pruner = Pruner(model, strategy, kind="magnitude", costs=table, whole_blocks=False)
+    if target_ms is not None and table:
+        ratio = ratio_by_table(target_ms, lambda r: pruner.at(r).pruned.model.spec.at(img_size), table)
     if target_macs is not None:
         most = target_macs * model.spec.at(img_size).macs
         budget = f"at most {target_macs:.1%} of the MACs"
         ratio = smallest_ratio(lambda r: pruner.at(r).pruned.model.spec.at(img_size).macs <= most, budget)
     return pruner.at(ratio)
+
+
+def ratio_by_table(target_ms: float, pruned: Callable[[float], NetworkSpec], table: LatencyTable) -> float:
+    """The smallest ratio with which a network takes ``target_ms`` by a table of latencies.
+
+    Args:
+        target_ms: the budget in milliseconds.
+        pruned: the network at a ratio.
+        table: of this network.
+
+    Raises:
+        InputError: the budget cannot be reached; the message says what can be.
+    """
+    least = table.predict(pruned(LARGEST_RATIO))
+    if least > target_ms:
+        raise InputError(
+            f"{target_ms:g} ms cannot be reached: the layers' floors (--layer_keep) and fixed channels leave "
+            f"{least:.2f} ms ({table.title})"
+        )
+    return smallest_ratio(lambda ratio: table.predict(pruned(ratio)) <= target_ms, f"{target_ms:g} ms")
 
 
 def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:

@@ -14,10 +14,13 @@ from tqdm import tqdm
 
 from models import Darknet
 from utils import distributed
+from utils.darknet.spec import NetworkSpec
 from utils.data.images import to_device
 from utils.data.loader import EpochSampler, Waiting
 from utils.detection.loss import HeadReport, YoloLoss
 from utils.devices import amp_dtype, autocast, device_of, memory_advice, smaller_batch
+from utils.pruning.costs import Costs, MacCosts
+from utils.pruning.latency import LatencyTable, read_table
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.proof import prove
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
@@ -115,7 +118,17 @@ class Trainer:
         if not sparsity or sparsity.is_cut:
             return None
         s = self.penalty.s if self.penalty else sparsity.s
-        return GammaPenalty(model, s, self.config.strategy, sparsity.method, MOMENTUM)
+        return GammaPenalty(model, s, self.config.strategy, sparsity.method, MOMENTUM, self._costs(sparsity, model))
+
+    def _costs(self, sparsity: SparsityConfig, model: Darknet) -> Costs | None:
+        """What prices the penalty on a network: this run's, or what is left of it."""
+        spec = model.spec.at(self.config.img_size)
+        if sparsity.penalty_cost == "macs":
+            return MacCosts(spec)
+        return self._table(sparsity, spec) if sparsity.penalty_cost == "latency" else None
+
+    def _table(self, sparsity: SparsityConfig, spec: NetworkSpec) -> LatencyTable | None:
+        return read_table(sparsity.latency_table, spec) if sparsity.latency_table else None
 
     def train_epoch(self, batches: DataLoader, after_step: Callable[[], None]) -> EpochReport:
         """Take the steps of the epoch that are still to do.
@@ -259,7 +272,13 @@ class Trainer:
     def _least_important(self, sparsity: SparsityConfig) -> PruningResult:
         config = self.config
         return cut_least_important(
-            self.ema.model, config.strategy, config.img_size, sparsity.ratio, sparsity.target_macs
+            self.ema.model,
+            config.strategy,
+            config.img_size,
+            sparsity.ratio,
+            sparsity.target_macs,
+            sparsity.target_ms,
+            self._table(sparsity, self.ema.model.spec.at(config.img_size)),
         )
 
     @property
