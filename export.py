@@ -45,6 +45,7 @@ from utils.timing import Timing, forward_times
 
 # The check compares boxes that score at least this; low-scoring ones can be of any size.
 MIN_SCORE = 0.25
+MEASURE = "import sys\n\nfrom graph_timer import main\n\nsys.exit(main())\n"  # the script for another device
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -111,11 +112,11 @@ def main(args: argparse.Namespace) -> None:
 def write_latency_script(model: Darknet, img_size: int, folder: Path) -> None:
     """Write what measures a table of latencies on another device, with nothing but numpy and the runtime."""
     graphs = table_graphs(model.spec.at(img_size))
-    script = folder / Path(graph_timer.__file__).name
-    write_text(script, Path(graph_timer.__file__).read_text(encoding="utf-8"))
+    write_text(folder / "graph_timer.py", Path(graph_timer.__file__).read_text(encoding="utf-8"))
+    write_text(folder / "measure.py", MEASURE)
     write_text(folder / "graphs.json", json.dumps(graphs))
     print(
-        f"{folder}: {len(graphs)} graphs; on the device: python {script.name} --runtime RUNTIME --threads 1; "
+        f"{folder}: {len(graphs)} graphs; on the device: python measure.py --runtime RUNTIME --threads 1; "
         "then here: test_prune.py --latency_table latency.csv"
     )
 

@@ -1,9 +1,10 @@
 """Times small graphs of layers in a runtime, and writes the milliseconds to a CSV file.
 
 This file imports nothing but numpy and the runtime, so that ``export.py --latency_table`` can copy it to a folder that
-is taken to another device. There it reads ``graphs.json`` from its folder and writes ``latency.csv``:
+is taken to another device. There ``measure.py``, which calls :func:`main`, reads ``graphs.json`` and writes
+``latency.csv``:
 
-    python graph_timer.py --runtime onnx --threads 1
+    python measure.py --runtime onnx --threads 1
 
 Rows that the CSV file has already are not measured again: an interrupted run goes on where it stopped.
 
@@ -639,7 +640,3 @@ def main() -> int:
         return 130
     print(f"\n{args.output}: for --latency_table")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

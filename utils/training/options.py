@@ -144,13 +144,13 @@ def add_sparsity_options(parser: argparse.ArgumentParser) -> None:
         "--penalty_cost",
         choices=COSTS,
         default="uniform",
-        help="what prices the penalty on a channel: nothing, the MACs or the milliseconds (by --latency_table) that its "
-        "removal saves; the mean price is 1",
+        help="what prices the penalty on a channel: nothing; or the MACs, or the milliseconds by --latency_table, that "
+        "its removal saves; the mean price is 1",
     )
     group.add_argument(
         "--latency_table",
         metavar="FILE",
-        help="CSV file of latencies, which test_prune.py --runtime and export.py --latency_table lead to; default: none",
+        help="CSV file of latencies, see export.py --latency_table; default: none",
     )
     group.add_argument(
         "--sr_method",

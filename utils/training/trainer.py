@@ -118,17 +118,20 @@ class Trainer:
         if not sparsity or sparsity.is_cut:
             return None
         s = self.penalty.s if self.penalty else sparsity.s
-        return GammaPenalty(model, s, self.config.strategy, sparsity.method, MOMENTUM, self._costs(sparsity, model))
+        return GammaPenalty(model, s, self.config.strategy, sparsity.method, MOMENTUM, self._costs(sparsity))
 
-    def _costs(self, sparsity: SparsityConfig, model: Darknet) -> Costs | None:
-        """What prices the penalty on a network: this run's, or what is left of it."""
-        spec = model.spec.at(self.config.img_size)
-        if sparsity.penalty_cost == "macs":
-            return MacCosts(spec)
-        return self._table(sparsity, spec) if sparsity.penalty_cost == "latency" else None
+    @property
+    def _first_spec(self) -> NetworkSpec:
+        """The network that the run began with: its layers have the numbers and sizes of what is left of it."""
+        spec = self.kept_channels.coupling.spec if self.kept_channels else self.model.spec
+        return spec.at(self.config.img_size)
 
-    def _table(self, sparsity: SparsityConfig, spec: NetworkSpec) -> LatencyTable | None:
-        return read_table(sparsity.latency_table, spec) if sparsity.latency_table else None
+    def _costs(self, sparsity: SparsityConfig) -> Costs | None:
+        """What prices the penalty."""
+        return MacCosts(self._first_spec) if sparsity.penalty_cost == "macs" else self._table(sparsity)
+
+    def _table(self, sparsity: SparsityConfig) -> LatencyTable | None:
+        return read_table(sparsity.latency_table, self._first_spec) if sparsity.latency_table else None
 
     def train_epoch(self, batches: DataLoader, after_step: Callable[[], None]) -> EpochReport:
         """Take the steps of the epoch that are still to do.
@@ -278,7 +281,7 @@ class Trainer:
             sparsity.ratio,
             sparsity.target_macs,
             sparsity.target_ms,
-            self._table(sparsity, self.ema.model.spec.at(config.img_size)),
+            self._table(sparsity),
         )
 
     @property
