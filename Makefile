@@ -19,7 +19,7 @@ demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
 	$(PY) train.py $(DEMO_TRAIN) --name demo_baseline --epochs 12
 	@echo "== 2. small: the least important channels are cut, and what is left is trained"
-	$(PY) train.py $(DEMO_TRAIN) --name demo_small --epochs 16 -sr --target_percent 0.6 \
+	$(PY) train.py $(DEMO_TRAIN) --name demo_small --epochs 5 -sr --target_percent 0.6 \
 		-pre checkpoints/demo_baseline_ckpt.pth
 	@echo "== 3. proof: the files, and before and after in a table"
 	$(PY) test_prune.py --data_config config/demo.data --weights_path checkpoints/demo_small_ckpt.pth \
@@ -28,6 +28,7 @@ demo: $(VENV)/.requirements data/demo/train.txt
 	$(PY) detect.py --image_folder "data/demo/images/test_0000*.jpg" \
 		--weights_path checkpoints/prune_demo_ckpt.pth --conf_thres 0.25 --output output/demo
 	@echo "plots: runs/demo_small (training), runs/prune_demo (channels), output/demo (detections)"
+	@echo "the report, in a browser: $(PY) -m webbrowser file://$(CURDIR)/runs/prune_demo/report.html"
 
 data/demo/train.txt: | $(VENV)/.requirements
 	$(PY) data/synthetic_hands.py --output data/demo --train 700 --valid 60 --test 80 --size 192 --overwrite
@@ -44,7 +45,7 @@ test-zoo: $(VENV)/.requirements-dev
 test-gpu: $(VENV)/.requirements-dev
 	$(PY) -m pytest -m gpu -s tests/gpu
 
-# About ten minutes on two idle cores; ROWS="--only nms map" for some rows, --rounds for more or fewer measurements.
+# About fifteen minutes on two idle cores; ROWS="--only nms map" for some rows, --rounds for more or fewer measurements.
 bench: $(VENV)/.requirements-dev
 	$(PY) benchmark.py $(ROWS)
 
@@ -59,7 +60,7 @@ lint: $(VENV)/.requirements-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m tests.docs_check
-	$(PY) -m mypy utils models.py train.py test.py test_prune.py detect.py export.py benchmark.py
+	$(PY) -m mypy utils models.py train.py test.py test_prune.py detect.py export.py report.py benchmark.py
 
 # The commands of the README and docs/ parse, and the files that they name exist.
 docs-check: $(VENV)/.requirements-dev

@@ -4,6 +4,9 @@ import argparse
 import itertools
 import os
 import platform
+import re
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert, box_iou
 
 from models import Darknet
+from studies.rectangles import drawn_precision
 from studies.step_benchmark import time_steps
 from utils.boxes import non_max_suppression
 from utils.cli import ArgumentParser, number, run
@@ -32,6 +36,7 @@ from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
 from utils.data.labels import label_path, read_labels
 from utils.data.loader import EpochSampler, loader
+from utils.detection.checkpoints import save_checkpoint
 from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
 from utils.detection.metrics import (
@@ -43,6 +48,7 @@ from utils.detection.metrics import (
 )
 from utils.detection.options import add_device_option
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
+from utils.detection.video import video_writer
 from utils.devices import pick_device
 from utils.errors import InputError
 from utils.export.onnx import export_onnx
@@ -68,19 +74,29 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """How well a network detects."""
+
+    mAP: float
+
+    def __str__(self) -> str:
+        return f"mAP {self.mAP:.4f}"
+
+
+@dataclass(frozen=True)
 class Row:
     """One row of the table.
 
     Attributes:
         name: what was measured.
-        ours, reference: its time and that of a reference, taken in turns; or its memory and a limit.
+        ours, reference: its time and that of a reference, taken in turns; or its memory and a limit; or two mAPs.
         value: the ratio to judge by; ``meaning`` tells of what.
         bar: the largest good ratio, or with ``at_least`` the smallest.
     """
 
     name: str
-    ours: Timing | Memory
-    reference: Timing | Memory
+    ours: Timing | Memory | Precision
+    reference: Timing | Memory | Precision
     value: float
     meaning: str
     bar: float
@@ -354,7 +370,7 @@ def memory_row(args: argparse.Namespace) -> list[Row]:
 def calibrated(model: Darknet, images: Tensor, passing: int) -> Darknet:
     """A network of random weights that gives as many candidates as a trained one, in eval mode.
 
-    BatchNorm gets the statistics of ``images`` (B, 3, S, S), and the biases of objectness are set so that about
+    BatchNorm gets the statistics of ``images`` (B, 3, H, W), and the biases of objectness are set so that about
     ``passing`` candidates per image pass CONF_THRES.
     """
     for norm in model.batch_norms.values():
@@ -412,6 +428,55 @@ def test_row(args: argparse.Namespace) -> list[Row]:
     speed = alone.median / ours.median
     name = f"test.py, {args.images} images"
     return [Row(name, ours, alone, speed, "of the forward passes' speed", 0.9, at_least=True)]
+
+
+# detect.py
+
+
+def write_clip(path: Path, frames: int, size: tuple[int, int] = (1280, 720), seed: int = 0) -> None:
+    """Write a video of soft colours that move; ``size`` is its width and height."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (100, 160, 3), dtype=np.uint8)
+    width, height = size
+    scene = Image.fromarray(coarse).resize((width + 4 * frames, height + 4 * frames), Image.Resampling.BICUBIC)
+    with video_writer(path, 25, size) as write:
+        for number in range(frames):
+            write(number, scene.crop((4 * number, 4 * number, width + 4 * number, height + 4 * number)))
+
+
+def rect_row(args: argparse.Namespace, frames: int = 40) -> list[Row]:
+    """detect.py --rect against detect.py, per frame of a video of 1280x720 pixels, which it also draws and writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights, clip = Path(folder) / "pruned.pth", Path(folder) / "clip.mp4"
+        torch.manual_seed(0)
+        model = calibrated(Darknet(PRUNED), torch.rand(2, 3, SIZE, SIZE), PASSING)
+        save_checkpoint(weights, model, names=["hand"], img_size=SIZE)
+        write_clip(clip, frames)
+        words = ["--video", str(clip), "--weights_path", str(weights), "--output", str(Path(folder) / "output")]
+        words += ["--device", args.device] if args.device else []
+        times: tuple[list[float], list[float]] = [], []
+        for _ in range(args.rounds):
+            for options, milliseconds in zip(([], ["--rect"]), times, strict=True):
+                milliseconds.append(1000 / frames_per_second([*words, *options]))
+    square, rect = map(Timing.of, times)
+    speed = square.median / rect.median
+    return [Row("detect.py --rect, 1280x720", rect, square, speed, "of the square's frames/s", 1.5, at_least=True)]
+
+
+def rect_map_row(args: argparse.Namespace) -> list[Row]:
+    """mAP@0.5 on 16:9 images in rectangles against the same network and images in squares."""
+    square, rect = drawn_precision(pick_device(args.device))
+    apart = 100 * abs(square - rect)
+    return [Row("mAP of --rect, 16:9", Precision(rect), Precision(square), apart, "hundredths of mAP apart", 0.5)]
+
+
+def frames_per_second(words: list[str]) -> float:
+    """What detect.py prints when it is run with the options ``words``."""
+    program = Path(__file__).with_name("detect.py")
+    ended = subprocess.run([sys.executable, str(program), *words], capture_output=True, text=True, check=False)
+    speed = re.search(r"([\d.]+) frames per second", ended.stdout)
+    if not speed:
+        raise InputError(f"{program}: {ended.stderr.strip()}")
+    return float(speed.group(1))
 
 
 # Training images
@@ -537,6 +602,8 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "map_coco": coco_row,
     "map_memory": memory_row,
     "test": test_row,
+    "rect": rect_row,
+    "rect_map": rect_map_row,
     "loading": partial(loading_row, size=(640, 480), count=64, bar=1.3),
     "loading-large": partial(loading_row, size=(2560, 1920), count=32, bar=1.5),
     "pruned": partial(speed_up_row, name="PyTorch", ready=for_inference),

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.cli import ArgumentParser, run
-from utils.data.images import Images, find_images, to_square
-from utils.data.loader import loader
+from utils.data.images import Images, find_images, input_size, letterboxed
+from utils.data.loader import batches_by_shape, loader
 from utils.detection.detections_file import DetectionsFile
 from utils.detection.detector import Detector, load_model
 from utils.detection.inference import for_inference, on_device
@@ -26,6 +26,7 @@ from utils.detection.options import (
     add_device_option,
     add_loading_options,
     add_model_options,
+    add_rect_option,
     add_threshold_options,
     class_names,
     network_size,
@@ -38,6 +39,7 @@ from utils.signals import Stopped, StopRequest
 
 EXIT_WITH_ERRORS = 1
 SHOWN_ERRORS = 10
+PATIENCE = 3  # batches that may be read before an image of a rare shape leaves in a small batch; they take memory
 NOTICE = "writing what is done; once more to quit at once"
 
 
@@ -56,6 +58,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--class_path", help="file of class names, one per line; default: those in the weights file")
     add_threshold_options(parser, conf_thres=0.5, nms_thres=0.4)
     add_loading_options(parser, batch_size=1)
+    add_rect_option(parser)
     add_compile_option(parser)
     add_device_option(parser)
     parser.add_argument("--output", default="output", help="folder for the images or the video, and detections.json")
@@ -74,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     names = class_names(args.class_path, metadata.get("names"), model)
     ready = for_inference(on_device(model, args.device), args.compile)
-    detector = Detector(ready, img_size, args.conf_thres, args.nms_thres)
+    detector = Detector(ready, img_size, args.conf_thres, args.nms_thres, model.spec if args.rect else None)
 
     unit = "frames" if args.video else "images"
     json_path = Path(args.json) if args.json else Path(args.output) / "detections.json"
@@ -84,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     with StopRequest(NOTICE) as stop, DetectionsFile(json_path, unit) as file:
         boxes, is_complete = run_on(detector, names, args, file, stop)
     count = len(file.results)
-    print(f"{count} {unit}, {boxes} boxes, {count / (time.perf_counter() - start):.1f} {unit} per second")
+    print(f"{count} {unit}, {boxes} boxes, {count / (time.perf_counter() - start):.2f} {unit} per second")
     print(f"{args.output}: the {'video' if args.video else 'images'} with boxes\n{json_path}: the detections")
     if file.errors:
         report_errors(file.errors, json_path)
@@ -166,23 +169,30 @@ def detect(
     detector: Detector, paths: Sequence[Path], args: argparse.Namespace, stop: StopRequest, file: DetectionsFile
 ) -> Iterator[tuple[int, Image.Image, Tensor]]:
     """The number of an image, the image, and the detections (D, 6) in its pixels, one image after another."""
-    batches = loader(ReadableImages(Images(paths, detector.img_size)), args.batch_size, args.n_cpu, collate_fn=list)
-    start = 0
-    with tqdm(total=len(paths), desc="detecting", unit="image", leave=False) as bar:
-        for items in batches:
+    images = ReadableImages(Images(paths, detector.img_size, detector.rectangles))
+    chunks = loader(images, args.batch_size, args.n_cpu, collate_fn=list)
+    begun: deque[int] = deque()  # the numbers of the images that are read and not yet passed on
+    done: dict[int, tuple[Image.Image, Tensor]] = {}
+
+    def read() -> Iterator[tuple[int, Tensor, Image.Image]]:
+        for position, item in enumerate(itertools.chain.from_iterable(chunks)):
             if stop.received:
                 return
-            readable = []
-            for position, item in enumerate(items, start):
-                if isinstance(item, str):
-                    file.fail({"image": str(paths[position]), "error": item})
-                else:
-                    readable.append((position, *item))
-            if readable:
-                positions, squares, images = zip(*readable, strict=True)
-                yield from zip(positions, images, detector(squares, images), strict=True)
-            start += len(items)
-            bar.update(len(items))
+            bar.update()
+            if isinstance(item, str):
+                file.fail({"image": str(paths[position]), "error": item})
+            else:
+                begun.append(position)
+                yield position, *item
+
+    with tqdm(total=len(paths), desc="detecting", unit="image", leave=False) as bar:
+        patience = PATIENCE * args.batch_size
+        for batch in batches_by_shape(read(), lambda item: item[1].shape, args.batch_size, patience):
+            positions, inputs, originals = zip(*batch, strict=True)
+            done |= zip(positions, zip(originals, detector(inputs, originals), strict=True), strict=True)
+            while begun and begun[0] in done:
+                position = begun.popleft()
+                yield position, *done.pop(position)
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
@@ -214,7 +224,8 @@ def detect_video(
     boxes = 0
     with video_writer(target, video.fps, video.size) as write, ThreadPoolExecutor(1) as pool:
         for number, frame in tqdm(video.frames(lambda: stop.received is not None), "detecting", leave=False):
-            (detections,) = detector([to_square(frame, detector.img_size)], [frame])
+            size = input_size(frame.width, frame.height, detector.img_size, detector.rectangles)
+            (detections,) = detector([letterboxed(frame, size)], [frame])
             file.add({"frame": number, "detections": describe(detections, names)})
             boxes += len(detections)
             pending.append(pool.submit(draw_frame, write, number, frame, detections, names))

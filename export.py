@@ -41,6 +41,7 @@ from utils.files import atomic_writer, keep_old, refuse_folder, write_json, writ
 from utils.pruning import graph_timer
 from utils.pruning.latency import table_graphs
 from utils.pruning.proof import proof_images
+from utils.sizes import Size
 from utils.timing import Timing, forward_times
 
 # The check compares boxes that score at least this; low-scoring ones can be of any size.
@@ -109,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
         convert(model, names, img_size, metadata, args)
 
 
-def write_latency_script(model: Darknet, img_size: int, folder: Path) -> None:
+def write_latency_script(model: Darknet, img_size: Size, folder: Path) -> None:
     """Write what measures a table of latencies on another device, with nothing but numpy and the runtime."""
     graphs = table_graphs(model.spec.at(img_size))
     write_text(folder / "graph_timer.py", Path(graph_timer.__file__).read_text(encoding="utf-8"))
@@ -122,7 +123,7 @@ def write_latency_script(model: Darknet, img_size: int, folder: Path) -> None:
 
 
 def convert(
-    model: Darknet, names: list[str], img_size: int, metadata: dict[str, Any], args: argparse.Namespace
+    model: Darknet, names: list[str], img_size: Size, metadata: dict[str, Any], args: argparse.Namespace
 ) -> None:
     """Write the model in the format of --to; a file of that name is kept under a numbered name."""
     target = output_path(args)
@@ -134,7 +135,7 @@ def convert(
     kept = {name: metadata[name] for name in ("epoch", "step", "best_map", "options", "strategy") if name in metadata}
     write = {
         "weights": lambda file: write_darknet_weights(model, file),
-        "pth": lambda file: write_checkpoint(file, model, **kept, names=names, img_size=img_size),
+        "pth": lambda file: write_checkpoint(file, model, **kept, names=names, img_size=img_size.plain),
         "onnx": lambda file: write_onnx(file, model, names, img_size, args),
     }
     save(target, write[args.to])
@@ -163,7 +164,7 @@ def output_path(args: argparse.Namespace) -> Path:
     return weights.with_name(f"{weights.stem}{marks}.{args.to}")
 
 
-def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: int, args: argparse.Namespace) -> None:
+def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
     """Export, prove the float graph, and only then quantize it and add non-maximum suppression."""
     proto = export_onnx(model, names, img_size, dynamic_size=not args.static_size)
     images = list(proof_images(img_size, model.spec.stride))
@@ -176,15 +177,15 @@ def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: int, 
     file.write(proto.SerializeToString())
 
 
-def calibration_images(img_size: int, args: argparse.Namespace) -> Iterator[Tensor]:
-    """As many images (1, 3, S, S) in [0, 1] as --calibration says, spread over the training images of --data_config."""
+def calibration_images(img_size: Size, args: argparse.Namespace) -> Iterator[Tensor]:
+    """As many images (1, 3, H, W) in [0, 1] as --calibration says, spread over the training images of --data_config."""
     if not args.data_config:
         raise InputError("--int8 needs --data_config: it is calibrated on the training images there")
     paths = check_data(read_data_config(args.data_config), "train", args.skip_bad, label_rules(args)).images
     return batches_of_one(paths[:: max(len(paths) // args.calibration, 1)][: args.calibration], img_size)
 
 
-def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namespace) -> None:
+def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
     """Run the model in every runtime on the same images, and print one table."""
     paths = find_images(args.image_folder)
     trained_on = args.data_config and read_data_config(args.data_config).train
@@ -198,7 +199,7 @@ def check(model: Darknet, names: list[str], img_size: int, args: argparse.Namesp
     rows = [row(deployment, *(next(measures) if deployment.model else (None, None, None))) for deployment in deployed]
     print(check_table(rows))
     print(
-        f"{len(paths)} images of {img_size} pixels, {torch.get_num_threads()} thread(s). The difference to PyTorch is "
+        f"{len(paths)} images of {img_size.pixels}, {torch.get_num_threads()} thread(s). The difference to PyTorch is "
         f"the largest of any score, and of any box relative to its pixels, among boxes that score at least {MIN_SCORE}."
     )
     if args.json:
@@ -219,7 +220,7 @@ def differences(models: list[nn.Module], batches: Iterable[Tensor]) -> list[floa
     ]
 
 
-def mean_aps(models: list[nn.Module], model: Darknet, img_size: int, args: argparse.Namespace) -> list[float]:
+def mean_aps(models: list[nn.Module], model: Darknet, img_size: Size, args: argparse.Namespace) -> list[float]:
     """mAP@0.5 of each model on the validation images of --data_config."""
     data = read_data_config(args.data_config)
     batches, _ = validation_batches(

@@ -30,21 +30,18 @@ PRIOR = 0.01
 def convolution(layer: layers.Convolution) -> nn.Sequential:
     """The convolution, then BatchNorm if the cfg asks for it, then the activation unless it is linear."""
     i = layer.index
-    parts: list[tuple[str, nn.Module]] = [
-        (
-            f"conv_{i}",
-            nn.Conv2d(
-                layer.inputs,
-                layer.channels,
-                layer.size,
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
-                groups=layer.groups,
-                bias=not layer.batch_normalize,
-            ),
-        )
-    ]
+    kind = nn.ConvTranspose2d if isinstance(layer, layers.Deconvolution) else nn.Conv2d
+    conv = kind(
+        layer.inputs,
+        layer.channels,
+        layer.size,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=not layer.batch_normalize,
+    )
+    parts: list[tuple[str, nn.Module]] = [(f"conv_{i}", conv)]
     if layer.batch_normalize:
         parts.append((f"batch_norm_{i}", nn.BatchNorm2d(layer.channels)))
     if layer.activation != "linear":
@@ -225,6 +222,7 @@ class Yolo(nn.Module):
 
 MODULES: dict[type, Any] = {
     layers.Convolution: convolution,
+    layers.Deconvolution: convolution,
     layers.MaxPool: MaxPool,
     layers.LocalAvgPool: LocalAvgPool,
     layers.AvgPool: lambda layer: nn.AdaptiveAvgPool2d(1),
@@ -284,9 +282,9 @@ class Darknet(nn.Module):
         """The BatchNorms of the convolutions that have one, by layer number."""
         return {layer.index: self.batch_norm(layer.index) for layer in self.spec.convolutions if layer.batch_normalize}
 
-    def conv(self, index: int) -> nn.Conv2d:
+    def conv(self, index: int) -> nn.Conv2d | nn.ConvTranspose2d:
         """The convolution of layer ``index``."""
-        return cast(nn.Conv2d, self.module_list[index].get_submodule(f"conv_{index}"))
+        return cast(nn.Conv2d | nn.ConvTranspose2d, self.module_list[index].get_submodule(f"conv_{index}"))
 
     def batch_norm(self, index: int) -> nn.BatchNorm2d:
         """The BatchNorm of layer ``index``."""
@@ -311,7 +309,7 @@ class Darknet(nn.Module):
         return raw
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
-        """Images (B, 3, S, S) in [0, 1], S a multiple of the network's stride.
+        """Images (B, 3, H, W) in [0, 1], H and W multiples of the network's stride.
 
         Returns:
             In eval mode the predictions (B, P, 5 + C): cx, cy, w, h in input pixels; objectness and class scores.

@@ -2,12 +2,15 @@
 
 import argparse
 from dataclasses import asdict
+from statistics import fmean
+from typing import cast
 
 from utils.cli import ArgumentParser, number, run
 from utils.data.check import summary
 from utils.data.data_config import read_data_config
+from utils.data.datasets import DetectionDataset
 from utils.detection.detector import load_model
-from utils.detection.evaluate import evaluate, metrics_table, validation_batches
+from utils.detection.evaluate import evaluate, input_sizes, metrics_table, validation_batches
 from utils.detection.inference import for_inference, on_device
 from utils.detection.options import (
     add_check_options,
@@ -15,6 +18,7 @@ from utils.detection.options import (
     add_device_option,
     add_loading_options,
     add_model_options,
+    add_rect_option,
     add_threshold_options,
     label_rules,
     network_size,
@@ -36,6 +40,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="IoU with a ground-truth box from which on a detection counts as correct",
     )
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
+    add_rect_option(parser)
     add_compile_option(parser)
     add_device_option(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
@@ -48,22 +53,24 @@ def main(args: argparse.Namespace) -> None:
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
     batches, checked = validation_batches(
-        model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
+        model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args), args.rect
     )
     print(summary({"valid": checked}))
     ready = for_inference(on_device(model, args.device), args.compile)
     metrics, seconds = evaluate(ready, batches, data.names, args.iou_thres, args.conf_thres, args.nms_thres)
 
     print(metrics_table(metrics, args.iou_thres))
-    spec = model.spec.at(img_size)
-    print(f"{spec.parameters:,} parameters, {spec.macs / 1e9:.3f} G MACs at {img_size} pixels")
+    sizes = input_sizes(cast(DetectionDataset, batches.dataset)) if args.rect else [img_size]
+    parameters, macs = model.spec.parameters, round(fmean(model.spec.at(size).macs for size in sizes))
+    where = f"per image, in rectangles within {img_size.pixels}" if args.rect else f"at {img_size.pixels}"
+    print(f"{parameters:,} parameters, {macs / 1e9:.3f} G MACs {where}")
     print(
         f"{metrics.images} images in {seconds.total:.1f} s, {metrics.images / seconds.total:.1f} per second: "
         f"forward {seconds.forward:.1f} s, non-maximum suppression {seconds.nms:.1f} s"
     )
     if args.json:
         times = {f"seconds_{name}": value for name, value in asdict(seconds).items()}
-        write_json(args.json, {**asdict(metrics), "parameters": spec.parameters, "macs": spec.macs, **times})
+        write_json(args.json, {**asdict(metrics), "parameters": parameters, "macs": macs, **times})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models import Darknet
-from utils.cli import ArgumentParser, number, run
+from utils.cli import ArgumentParser, add_size_option, number, run
 from utils.darknet.spec import NetworkSpec
 from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
@@ -40,6 +40,9 @@ from utils.pruning.pruner import (
     smallest_ratio,
 )
 from utils.pruning.selection import STRATEGIES, describe_room
+from utils.report.detections import Collected
+from utils.report.runs import Network, report_pruning
+from utils.sizes import Size
 
 CORRECTIONS = 3  # of a table's budget by what is measured
 MODEL_DEF = "config/yolov3-hand.cfg"  # what the pruned cfg is called after where a checkpoint names no cfg
@@ -132,9 +135,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="the pruned checkpoint, or x.weights for a Darknet file; default: the weights' name with prune_ in front",
     )
     add_check_options(parser)
-    parser.add_argument(
-        "--img_size", type=number(int, 32), help="side of the input in pixels; default: the size in the checkpoint"
-    )
+    add_size_option(parser, "size of the input in pixels, by default that in the checkpoint or else in its cfg")
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="images per batch")
     add_workers_option(parser)
     add_device_option(parser)
@@ -173,16 +174,18 @@ def main(args: argparse.Namespace) -> None:
         refuse_dense(pruner, result, args.weights_path)
     max_diff = proof(result, bench.img_size, args.fold)
     describe(result, max_diff, pruner)
-    original = original_network(metadata, model)
-    before, after = bench.compare(original, result.pruned.model)
+    before_cut = original_network(metadata, model, args.weights_path)
+    original = before_cut.model
+    collected = Collected(), Collected()
+    before, after = bench.compare(original, result.pruned.model, each=collected)
     print(comparison_table(before, after))
-    in_runtime = latency and latency.compare(original, result.pruned.model, bench.img_size)
+    in_runtime = latency.compare(original, result.pruned.model, bench.img_size) if latency else None
     if latency and in_runtime:
         print(latency.describe(in_runtime))
 
     pruned_metadata = {
         "names": bench.names,
-        "img_size": bench.img_size,
+        "img_size": bench.img_size.plain,
         "epoch": 0,
         "step": 0,
         "best_map": after.mAP,
@@ -196,6 +199,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
     if args.json:
         write_report(args.json, original, result, strategy, max_diff, before, after, in_runtime)
+    networks = before_cut, Network("after", out_weights, result.pruned.model, pruned_metadata)
+    report_pruning(plot.parent, bench, networks, (before, after), collected, result, max_diff)
 
 
 def show_coupling(args: argparse.Namespace) -> None:
@@ -255,7 +260,7 @@ class Latency:
             return [self.table.predict(spec) for spec in specs]
         return network_times(specs, self.runtime, self.threads, self.device)
 
-    def compare(self, original: Darknet, pruned: Darknet, img_size: int) -> dict[str, Any]:
+    def compare(self, original: Darknet, pruned: Darknet, img_size: Size) -> dict[str, Any]:
         """The times before and after, for the report."""
         specs = [model.spec.at(img_size) for model in (original, pruned)]
         before, after = self.milliseconds(specs)
@@ -346,14 +351,14 @@ def ratio_within(target_ms: float, pruned: Callable[[float], NetworkSpec], laten
     return ratio
 
 
-def original_network(metadata: dict[str, Any], model: Darknet) -> Darknet:
+def original_network(metadata: dict[str, Any], model: Darknet, weights_path: str) -> Network:
     """What the pruned network is compared with: ``model``, or where training has cut it, the network before."""
     path = metadata.get("before_cut")
     if not path or not Path(path).is_file():
-        return model
-    original, _ = load_darknet(path, None)
+        return Network("before", Path(weights_path), model, metadata)
+    original, its_metadata = load_darknet(path, None)
     print(f"before is {path}, the network that training has cut")
-    return original.to(device_of(model)).eval()
+    return Network("before", Path(path), original.to(device_of(model)).eval(), its_metadata)
 
 
 def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> None:
@@ -366,7 +371,7 @@ def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> No
         )
 
 
-def proof(result: PruningResult, img_size: int, fold: str) -> float:
+def proof(result: PruningResult, img_size: Size, fold: str) -> float:
     """The largest difference of the raw outputs from the masked network's; ``fold`` other than exact is let pass."""
     networks = result.reference, result.pruned.model
     return prove(*networks, img_size) if fold == "exact" else head_difference(*networks, img_size)
@@ -434,8 +439,10 @@ def sweep(pruner: Pruner, bench: Bench, out_cfg: Path, json: str | None) -> None
     shares: dict[str, Sequence[float]] = {name: [row[name] / whole[name] for row in rows] for name in whole}
     save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), plot)
     print(f"{plot}: mAP against size")
-    if json:
-        write_json(json, {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows})
+    content = {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows}
+    for path in (plot.with_suffix(".json"), json):  # the page of the pruned network shows the first
+        if path:
+            write_json(path, content)
 
 
 def sweep_orders(pruners: dict[str, Pruner], bench: Bench, latency: Latency, out_cfg: Path, json: str | None) -> None:

@@ -17,6 +17,7 @@ from utils.detection.pretrained import load_pretrained
 from utils.devices import pick_device
 from utils.pruning.prune_in_training import KeptChannels
 from utils.pruning.pruner import PruningResult
+from utils.report.runs import report_training
 from utils.training import options
 from utils.training.batches import make_loaders
 from utils.training.config import CUT, TrainConfig
@@ -50,6 +51,9 @@ def main(args: Options) -> None:
     """Train in this process, or together with the others that torchrun started."""
     with distributed.processes():
         train(*build(args))
+        is_main = distributed.is_main()
+    if is_main:
+        report_training(args.name)
 
 
 def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWriter, EpochLog | None]:
@@ -57,7 +61,7 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     run_files, checkpoint, pruned = complete_options(args)
     torch.manual_seed(args.seed)
     model, kept_channels = make_model(args, run_files, checkpoint)
-    args.img_size = network_size(model, args.img_size)
+    args.img_size = network_size(model, args.img_size).plain
     data = read_data_config(args.data_config)
     check_classes(model, data)
     check_batch_norm(model, args.img_size, args.batch_size // (1 if args.sync_bn else distributed.world()))
@@ -66,6 +70,8 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
         print(taken.line)
         if taken.is_all:
             args.cut_epoch = 0  # a trained network can be cut at once
+    if args.s_schedule == CUT and not checkpoint:
+        options.complete_epochs(args, model, len(data.images("train")))
     batches, valid_batches = make_loaders(args, data)
     device = pick_device(args.device)
     options.complete_precision(args, device)
@@ -80,8 +86,6 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
     trainer.pruned = pruned
-    if not checkpoint:
-        trainer.check_cut()
     if trainer.penalty and not checkpoint:
         PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.distances(), args.force)
     if args.pretrained_weights and not checkpoint:

@@ -13,9 +13,13 @@ DARKNET_ANCHORS: dict[int, list[Anchor]] = {
 }
 
 
-def scale_anchors(anchors: list[Anchor], img_size: int) -> list[Anchor]:
-    """Scale anchors for an input of 416 pixels to one of ``img_size`` pixels; whole pixels, at least 1."""
-    return [tuple(max(1, round(side * img_size / DARKNET_SIZE)) for side in anchor) for anchor in anchors]
+def scale_anchors(anchors: list[Anchor], longest: int) -> list[Anchor]:
+    """Scale anchors for an input of 416 pixels to one whose longer side is ``longest``; whole pixels, at least 1."""
+
+    def scale(side: float) -> int:
+        return max(1, round(side * longest / DARKNET_SIZE))
+
+    return [(scale(width), scale(height)) for width, height in anchors]
 
 
 def parse_anchors(text: str, count: int) -> list[Anchor]:

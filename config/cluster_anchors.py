@@ -18,25 +18,27 @@ if not __package__:  # run as `python config/cluster_anchors.py`: the repository
 
 from config.anchors import DARKNET_ANCHORS, format_anchors, scale_anchors
 from utils import boxes
-from utils.cli import ArgumentParser, number, run
+from utils.cli import ArgumentParser, add_size_option, number, run
 from utils.data.data_config import read_data_config
 from utils.data.image_lists import looked_at
 from utils.data.images import image_size
 from utils.data.labels import label_candidates, label_path, read_labels
 from utils.errors import InputError
+from utils.sizes import AnySize, Size
 
 RESTARTS = 10  # runs of k-means, of which the best counts
 MAX_UPDATES = 300  # of the anchors in one run
 
 
-def box_sizes(images: list[Path], classes: int, img_size: int) -> np.ndarray:
+def box_sizes(images: list[Path], classes: int, img_size: AnySize) -> np.ndarray:
     """Width and height of every labelled box, (N, 2), in pixels of the image letterboxed to ``img_size``."""
+    input_sides = np.array(Size.of(img_size)[::-1], dtype=np.float64)
     sizes = [np.empty((0, 2))]
     for image in images:
         labels, _ = read_labels(label_path(image), classes)
         if len(labels):
             image_sides = np.array(image_size(image), dtype=np.float64)
-            sizes.append(labels[:, 3:5] * image_sides * (img_size / image_sides.max()))
+            sizes.append(labels[:, 3:5] * image_sides * (input_sides / image_sides).min())
     # Boxes of the same size in pixels differ by float noise; rounding makes them equal.
     rounded = np.concatenate(sizes).round(3)
     return rounded[(rounded > 0).all(axis=1)]
@@ -98,7 +100,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = ArgumentParser("Cluster the box sizes of a data set's training list into anchors.")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help=".data or .yaml file of the data set")
-    parser.add_argument("--img_size", type=number(int, 1), default=416, help="side of the square input in pixels")
+    add_size_option(parser, "size of the input in pixels", default=416, smallest=1)
     parser.add_argument("--anchors", type=number(int, 1), default=9, help="number of anchors; v3 has 9, v3-tiny has 6")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of the start anchors")
     return parser
@@ -114,10 +116,10 @@ def main(args: argparse.Namespace) -> None:
             f"{data.train}: no image has a labelled box; for {images[0]} {looked_at(label_candidates(images[0]))}"
         )
     anchors = cluster(sizes, args.anchors, args.seed)
-    print(f"{len(sizes)} boxes of {data.train}, at {args.img_size} pixels")
+    print(f"{len(sizes)} boxes of {data.train}, at {Size.of(args.img_size).pixels}")
     print(f"  {args.anchors} clustered anchors: {fit(sizes, anchors)}")
     for count, darknet in DARKNET_ANCHORS.items():
-        scaled = np.array(scale_anchors(darknet, args.img_size), dtype=np.float64)
+        scaled = np.array(scale_anchors(darknet, max(Size.of(args.img_size))), dtype=np.float64)
         print(f"  Darknet's {count}, scaled: {fit(sizes, scaled)}")
     print(format_anchors(anchors))
 

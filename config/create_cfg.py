@@ -14,11 +14,12 @@ if not __package__:  # run as `python config/create_cfg.py`: the repository root
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config.anchors import DARKNET_ANCHORS, Anchor, format_anchors, parse_anchors, scale_anchors
-from utils.cli import ArgumentParser, number, run
-from utils.darknet.cfg import format_cfg
+from utils.cli import ArgumentParser, add_size_option, number, run
+from utils.darknet.cfg import Block, format_cfg
 from utils.darknet.spec import parse_network
 from utils.errors import InputError
 from utils.files import write_text
+from utils.sizes import AnySize, Size
 
 Section = dict[str, str]
 
@@ -158,15 +159,16 @@ def yolov3_tiny(anchors: list[Anchor], classes: int) -> list[Section]:
 BASES = {"v3": (yolov3, 9), "v3-spp": (yolov3_spp, 9), "v3-tiny": (yolov3_tiny, 6)}  # builder, number of anchors
 
 
-def net(img_size: int, classes: int) -> Section:
-    """The [net] section for a square input of ``img_size`` pixels, with Darknet's values for training."""
+def net(img_size: AnySize, classes: int) -> Section:
+    """The [net] section for an input of ``img_size``, with Darknet's values for training."""
+    height, width = Size.of(img_size)
     batches = max(6000, 2000 * classes)  # as Darknet advises; the learning rate falls after 80 % and 90 % of them
     return {
         "type": "net",
         "batch": "64",
         "subdivisions": "16",
-        "width": str(img_size),
-        "height": str(img_size),
+        "width": str(width),
+        "height": str(height),
         "channels": "3",
         "letter_box": "1",  # this project letterboxes; Darknet stretches images without this key
         "momentum": "0.9",
@@ -198,24 +200,26 @@ def scale_width(layers: list[Section], width: float) -> list[Section]:
     return [scale(layer) for layer in layers]
 
 
-def create_cfg(base: str, classes: int, img_size: int, width: float = 1.0, anchors: str | None = None) -> list[Section]:
+def create_cfg(
+    base: str, classes: int, img_size: AnySize, width: float = 1.0, anchors: str | None = None
+) -> list[Section]:
     """The sections of a network's cfg, [net] first.
 
     Args:
         base: a key of ``BASES``.
         classes: number of classes.
-        img_size: the side of the square input, in pixels.
+        img_size: of the input.
         width: factor on the filters of all layers but the heads.
-        anchors: the text of ``--anchors``; None scales Darknet's anchors to ``img_size``.
+        anchors: the text of ``--anchors``; None scales Darknet's anchors to the longer side of ``img_size``.
 
     Raises:
-        InputError: ``img_size`` is not a multiple of 32, or the anchors do not fit ``base``.
+        InputError: a side of ``img_size`` is not a multiple of 32, or the anchors do not fit ``base``.
     """
-    if img_size % LARGEST_STRIDE:
-        nearest = max(1, round(img_size / LARGEST_STRIDE)) * LARGEST_STRIDE
-        raise InputError(f"--img_size {img_size} is not a multiple of {LARGEST_STRIDE}; the nearest is {nearest}")
+    size = Size.of(img_size)
+    if size != (nearest := size.rounded(LARGEST_STRIDE)):
+        raise InputError(f"--img_size {size} is not a multiple of {LARGEST_STRIDE}; the nearest is {nearest}")
     layers, count = BASES[base]
-    pairs = scale_anchors(DARKNET_ANCHORS[count], img_size) if anchors is None else parse_anchors(anchors, count)
+    pairs = scale_anchors(DARKNET_ANCHORS[count], max(size)) if anchors is None else parse_anchors(anchors, count)
     return [net(img_size, classes), *scale_width(layers(pairs, classes), width)]
 
 
@@ -224,9 +228,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser("Write the Darknet cfg of a YOLOv3 network.")
     parser.add_argument("--base", choices=BASES, default="v3", help="network: YOLOv3, YOLOv3-SPP or YOLOv3-tiny")
     parser.add_argument("--classes", type=number(int, 1), default=1, help="number of classes")
-    parser.add_argument(
-        "--img_size", type=number(int, 1), default=416, help="side of the square input in pixels, a multiple of 32"
-    )
+    add_size_option(parser, "size of the input in pixels, in multiples of 32", default=416, smallest=1)
     parser.add_argument(
         "--width",
         type=number(float, above=0, high=8),
@@ -236,7 +238,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--anchors",
         help="anchors in pixels of the input, 'w,h, w,h, ...': 9 pairs (v3-tiny: 6) in any order, which are sorted by "
-        "area (default: Darknet's anchors, scaled by img_size / 416 and rounded to whole pixels)",
+        "area (default: Darknet's anchors, scaled by the longer side / 416 and rounded to whole pixels)",
     )
     parser.add_argument("--output", required=True, help="cfg file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
@@ -248,7 +250,7 @@ def main(args: argparse.Namespace) -> None:
     blocks = create_cfg(args.base, args.classes, args.img_size, args.width, args.anchors)
     if Path(args.output).exists() and not args.overwrite:
         raise InputError(f"--output {args.output} exists; choose another name, or --overwrite to replace it")
-    parse_network(blocks)  # raises an InputError where the network would not fit into memory
+    parse_network([Block(block) for block in blocks])  # an InputError where the network would not fit into memory
     write_text(args.output, format_cfg(blocks))
     print(f"{args.output}: {args.base}, {len(blocks) - 1} layers, anchors {blocks[-1]['anchors']}")
 

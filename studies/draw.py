@@ -1,15 +1,13 @@
-"""Draws the study: images and Markdown tables out of the CSV that studies/study.py writes.
+"""Draws the study: plots and Markdown tables out of the CSV that studies/study.py writes.
 
-- {data}_size.png: mAP against parameters and MACs, a line per way to train sparse, with its spread over seeds;
-- {data}_ratio.png: the ratio at which mAP has fallen by 0.01;
-- results.md: the rows from baseline to fine-tuned; of each way to train sparse mAP at equal parameters and that ratio;
+- results.md: for each data set and budget, the recipe and its controls;
+- {data}_quality.png: mAP against MACs, a point for each way, with its spread over seeds;
 - {data}_detections.jpg, with --run: images before and after.
 """
 
 import argparse
 import csv
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,10 +18,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from studies.plan import DataSet, add_data_option, data_sets, pruned_cfg_of, weights_of
+from studies.plan import STAGES, DataSet, add_data_option, data_sets, weights_of
 from utils.cli import ArgumentParser, number, run
 from utils.data.data_config import read_data_config
-from utils.data.images import read_image, to_square
+from utils.data.images import letterboxed, read_image
 from utils.detection.detector import Detector, load_model
 from utils.devices import pick_device
 from utils.drawing import draw_detections
@@ -31,29 +29,35 @@ from utils.errors import InputError
 from utils.files import atomic_writer, write_text
 from utils.plots import save_figure
 
-DROP = 0.01  # of mAP@0.5
-SHARES = (0.3, 0.2, 0.15, 0.1)  # of the parameters, at which the ways to train sparse are compared
-SIZES = {"parameters": "parameters", "macs": "MACs"}
-UNITS = {"parameters": (1e6, 2, "M"), "macs": (1e9, 3, "G")}  # in tables, with the digits behind the point
-STAGES = {
+LABELS = {
     "plain": "the older tools' recipe",
     "baseline": "baseline",
     "continued": "baseline, trained on",
-    "sparse": "sparse, from the baseline",
-    "pruned": "pruned",
-    "finetuned": "fine-tuned",
-    "distilled": "fine-tuned with a teacher",
+    "final": "train.py -sr",
+    "final_distilled": "train.py -sr --distill, for as many epochs",
+    "oneshot": "one cut by magnitude, no training",
+    "control_oneshot": "one cut by magnitude, trained plainly",
+    "control_oneshot_equal_macs": "the same, for as many MACs",
+    "torch_pruning": "cut by Torch-Pruning, no training",
+    "control_torch_pruning": "cut by Torch-Pruning, trained plainly",
+    "control_scratch": "final architecture, from random weights",
+    "control_narrow": "narrow network, from random weights",
+    "sparse": "sparse training",
+    "pruned": "sparse training, pruned",
+    "control_slimming": "sparse training, pruned, fine-tuned",
 }
+# What the plot leaves out: networks that are not small, or not trained after they were cut.
+NOT_IN_THE_PLOT = ("plain", "sparse", "oneshot", "torch_pruning", "pruned")
+METRICS = {"mAP": "mAP@0.5", "mAP_50_95": "mAP@0.5:0.95"}
 TITLE = """# Tables of the study
 
-Written by studies/draw.py out of studies/results.csv. docs/results.md says what they show.
+Written by studies/draw.py out of studies/results.csv. docs/results.md says what they show. Metrics are those of the
+last epoch; the cost of training beside the baseline's is in epochs of the whole network, by MACs.
 """
-TICKS = (100, 50, 30, 20, 10, 5, 3, 2, 1)  # per cent
 CONFIDENCE = 0.25  # of the boxes that are drawn
 SIDE = 320  # pixels of a drawn image's longer side
 
 Row = dict[str, str]
-Curve = dict[str, np.ndarray]  # of one sweep, by rising ratio: percent, mAP, parameters, macs
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -61,7 +65,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(__doc__.split("\n\n")[0])
     parser.add_argument("--results", type=Path, default=Path("studies/results.csv"), help="the CSV of study.py")
     parser.add_argument("--output", type=Path, default=Path("docs/study"), help="folder to write to")
-    parser.add_argument("--run", help="id of a finetuned or distilled run of the CSV whose detections are drawn")
+    parser.add_argument("--run", help="id of a run of the CSV whose detections are drawn beside its baseline's")
     add_data_option(parser)
     parser.add_argument("--images", type=number(int, 1), default=4, help="how many of them")
     return parser
@@ -76,55 +80,14 @@ def main(args: argparse.Namespace) -> None:
     text = [TITLE]
     for data in dict.fromkeys(row["data"] for row in rows):
         data_rows = [row for row in rows if row["data"] == data]
-        text += [f"## {data}", "", stage_table(data_rows), ""]
-        sweeps = curves(data_rows)
-        if sweeps:
-            save_figure(size_figure(data, sweeps), args.output / f"{data}_size.png")
-            save_figure(ratio_figure(data, sweeps), args.output / f"{data}_ratio.png")
-            text += [sweep_table(data_rows, sweeps), ""]
+        for budget in sorted({row["target_macs"] for row in data_rows} - {""}):
+            text += [f"## {data}, {float(budget):.1%} of the MACs", "", stage_table(data_rows, budget), ""]
+        save_figure(quality_figure(data, data_rows), args.output / f"{data}_quality.png")
     write_text(args.output / "results.md", "\n".join(text))
     print("\n".join(text))
     if args.run:
         draw_run(rows, args.run, data_sets(args.data), args.images, args.output)
     print(f"{args.output}: plots and results.md")
-
-
-def curves(rows: Sequence[Row]) -> dict[str, list[Curve]]:
-    """The sweeps of each way to train sparse, one per seed, by its label."""
-    by_job: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["stage"] == "sweep":
-            by_job[row["job"]].append(row)
-    sweeps: dict[str, list[Curve]] = defaultdict(list)
-    for points in by_job.values():
-        points.sort(key=lambda row: float(row["percent"]))
-        columns = ("percent", "mAP", "parameters", "macs")
-        sweeps[label_of(points[0])].append({name: np.array([float(row[name]) for row in points]) for name in columns})
-    return dict(sweeps)
-
-
-def label_of(row: Row) -> str:
-    """A way to train sparse in words: ``target 0.8, slim``."""
-    return f"{row['sparsity']} {row['target_percent']}".strip() + f", {row['strategy']}"
-
-
-def ratio_at_drop(curve: Curve, drop: float = DROP) -> float:
-    """The ratio at which mAP is first ``drop`` below that of ratio 0, on lines between the points.
-
-    The last ratio where it never is.
-    """
-    least = curve["mAP"][0] - drop
-    below = np.flatnonzero(curve["mAP"] < least)
-    if not len(below):
-        return float(curve["percent"][-1])
-    before, after = below[0] - 1, below[0]
-    return float(np.interp(-least, -curve["mAP"][[before, after]], curve["percent"][[before, after]]))
-
-
-def mean_ap_at(curve: Curve, share: float) -> float:
-    """mAP where this share of the parameters is left, on lines between the points; NaN where no ratio goes that far."""
-    left = curve["parameters"] / curve["parameters"][0]
-    return float(np.interp(share, left[::-1], curve["mAP"][::-1], left=np.nan))
 
 
 def spread(values: Iterable[float], digits: int = 4) -> str:
@@ -142,43 +105,31 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def stage_table(rows: Sequence[Row]) -> str:
-    """From plain and baseline to fine-tuned, mean and spread over the seeds; sparse networks that were pruned only."""
-    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["stage"] in STAGES:
-            way = label_of(row) if row.get("sparsity") else ""
-            groups[way, row.get("percent", ""), row["stage"]].append(row)
-    used = {"", *(way for way, ratio, _ in groups if ratio)}
-    stages, ways = list(STAGES), list(dict.fromkeys(["", *(way for way, _, _ in groups)]))
-    keys = [key for key in groups if key[0] in used]
-    keys.sort(key=lambda key: (ways.index(key[0]), key[1], stages.index(key[2])))
-    head = ("", "seeds", "epochs", "mAP@0.5", "mAP@0.5:0.95", "of the best epoch", *SIZES.values(), "times as fast")
-    return markdown(head, [stage_line(groups[key], rows) for key in keys])
+def stage_table(rows: Sequence[Row], budget: str) -> str:
+    """The recipe and its controls at one budget, mean and spread over the seeds.
+
+    Args:
+        rows: of one data set.
+        budget: the share of the MACs, as the CSV has it; the whole networks are in every table.
+    """
+    head = ("", "seeds", "epochs", "cost", "parameters", "MACs", *METRICS.values(), "lowest mAP@0.5")
+    lines = []
+    for stage in STAGES:
+        group = [row for row in rows if row["stage"] == stage and row["target_macs"] in ("", budget)]
+        if group:
+            sizes = [f"{spread((size_of(row, rows, name) for row in group), 1)} %" for name in ("parameters", "macs")]
+            quality = [spread(last_epoch(row, name) for row in group) for name in METRICS]
+            cost = spread((float(row["cost"]) for row in group if row["cost"]), 1)
+            least = [float(row["mAP_least"]) for row in group if row["mAP_least"]]
+            lowest = f"{min(least):.2f}" if least else ""
+            epochs = "/".join(dict.fromkeys(row["epochs"] for row in group))
+            lines.append([LABELS[stage], str(len(group)), epochs, cost, *sizes, *quality, lowest])
+    return markdown(head, lines)
 
 
-def stage_line(group: Sequence[Row], rows: Sequence[Row]) -> list[str]:
-    """A line of :func:`stage_table`: one stage on several seeds."""
-    stage, detail = group[0]["stage"], ""
-    if stage == "sparse":
-        detail = f" ({label_of(group[0])})"
-    elif stage == "pruned":
-        detail = f", {float(group[0]['percent']):.0%} of the channels"
-    quality = [spread(last_epoch(row, name) for row in group) for name in ("mAP", "mAP_50_95")]
-    best = spread(float(row["mAP_50_95"]) for row in group) if group[0]["epochs"] and stage != "sparse" else ""
-    faster = spread((speed_up(row) for row in group if row.get("forward_ms_after")), 1)
-    sizes = [size_of(group, rows, name) for name in SIZES]
-    return [STAGES[stage] + detail, str(len(group)), group[0]["epochs"], *quality, best, *sizes, faster]
-
-
-def size_of(group: Sequence[Row], rows: Sequence[Row], name: str) -> str:
-    """The parameters or MACs of a group of networks: of the full one, the largest, a number, of others its share."""
-    full = max(float(row[name]) for row in rows)
-    sizes = [float(row[name]) for row in group]
-    if min(sizes) == full:
-        unit, digits, unit_name = UNITS[name]
-        return f"{full / unit:.{digits}f} {unit_name}"
-    return f"{spread((100 * size / full for size in sizes), 1)} %"
+def size_of(row: Row, rows: Sequence[Row], name: str) -> float:
+    """The parameters or MACs of a network, in per cent of the largest of its data set."""
+    return 100 * float(row[name]) / max(float(row[name]) for row in rows)
 
 
 def last_epoch(row: Row, metric: str) -> float:
@@ -186,82 +137,50 @@ def last_epoch(row: Row, metric: str) -> float:
     return float(row.get(f"{metric}_last") or row[metric])
 
 
-def speed_up(row: Row) -> float:
-    """How many times as fast as the full network a pruned one is."""
-    return float(row["forward_ms_before"]) / float(row["forward_ms_after"])
-
-
-def sweep_table(rows: Sequence[Row], sweeps: dict[str, list[Curve]]) -> str:
-    """What each way to train sparse makes of the network, and of that what pruning leaves without fine-tuning."""
-    lines = []
-    for label, group in sweeps.items():
-        sparse = [row for row in rows if row["stage"] == "sparse" and label_of(row) == label]
-        quality = [spread(last_epoch(row, name) for row in sparse) for name in ("mAP_50_95", "mAP")]
-        at = [spread(mean_ap_at(curve, share) for curve in group) for share in SHARES]
-        ratio = spread((ratio_at_drop(curve) for curve in group), 3)
-        lines.append([label, str(len(group)), *quality, *at, ratio])
-    at = [f"at {SHARES[0]:.0%} of the parameters", *(f"{share:.0%}" for share in SHARES[1:])]
-    return markdown(("", "seeds", "mAP@0.5:0.95", "mAP@0.5", *at, f"ratio at -{DROP:g}"), lines)
-
-
-def size_figure(data: str, sweeps: dict[str, list[Curve]]) -> Figure:
-    """mAP@0.5 against the share of parameters and of MACs that is left; bands reach from the worst to the best seed."""
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(1, 2, sharey=True), SIZES.items(), strict=True):
-        for label, group in sweeps.items():
-            # Every sweep measures the same ratios, so seeds are averaged ratio by ratio.
-            left = np.mean([100 * curve[name] / curve[name][0] for curve in group], axis=0)
-            quality = np.array([curve["mAP"] for curve in group])
-            (line,) = axes.plot(left, quality.mean(axis=0), marker="o", ms=3, label=f"{label} ({len(group)})")
-            axes.fill_between(left, quality.min(axis=0), quality.max(axis=0), color=line.get_color(), alpha=0.15, lw=0)
-        axes.set(xlabel=f"% of the {title} left", xscale="log", ylim=(0, 1.02))
-        least = min(curve[name][-1] / curve[name][0] for group in sweeps.values() for curve in group)
-        axes.set_xticks(TICKS, TICKS)
+def quality_figure(data: str, rows: Sequence[Row]) -> Figure:
+    """Both metrics against the share of the MACs: the mean of the seeds, and a bar from the worst to the best."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    stages = [stage for stage in STAGES if stage not in NOT_IN_THE_PLOT]
+    for axes, (metric, title) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
+        for number_of_stage, stage in enumerate(stages):
+            group = [row for row in rows if row["stage"] == stage]
+            points = []
+            for budget in sorted({row["target_macs"] for row in group}):
+                seeds = [row for row in group if row["target_macs"] == budget]
+                quality = [last_epoch(row, metric) for row in seeds]
+                share = float(np.mean([size_of(row, rows, "macs") for row in seeds]))
+                points.append((share, float(np.mean(quality)), min(quality), max(quality)))
+            if points:
+                share, mean, least, most = np.array(points).T
+                style = {"color": f"C{number_of_stage % 10}", "marker": "os^vDPX*"[number_of_stage % 8], "capsize": 3}
+                axes.errorbar(share, mean, [mean - least, most - mean], label=LABELS[stage], **style)
+        axes.set(xlabel="% of the MACs", ylabel=title, xscale="log")
+        axes.set_xticks((100, 50, 30, 20, 10), (100, 50, 30, 20, 10))
         axes.minorticks_off()
-        axes.set_xlim(110, 90 * least)
         axes.grid(alpha=0.3)
-    figure.axes[0].set(ylabel="mAP@0.5, not fine-tuned")
-    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside right center", title="seeds in brackets")
-    figure.suptitle(f"{data}: what pruning costs")
-    return figure
-
-
-def ratio_figure(data: str, sweeps: dict[str, list[Curve]]) -> Figure:
-    """The ratio at which mAP falls, a bar for each way to train sparse, a dot for each seed."""
-    figure = Figure(figsize=(7.5, 0.4 * len(sweeps) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    for position, group in enumerate(sweeps.values()):
-        ratios = [100 * ratio_at_drop(curve) for curve in group]
-        axes.barh(position, np.mean(ratios), color="#b8c4d6")
-        axes.plot(ratios, [position] * len(ratios), "o", color="#12455a", ms=4)
-    axes.set_yticks(range(len(sweeps)), list(sweeps))
-    axes.invert_yaxis()
-    axes.set(xlabel=f"% of the prunable channels cut when mAP@0.5 has fallen by {DROP:g}", xlim=(0, 100), title=data)
-    axes.grid(alpha=0.3, axis="x")
+    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle(f"{data}: after the last epoch; bars reach from the worst to the best seed")
     return figure
 
 
 def draw_run(rows: Sequence[Row], run_id: str, known: Sequence[DataSet], count: int, output: Path) -> None:
-    """Draw the detections of the baseline and of a fine-tuned run on the same validation images, side by side."""
+    """Draw the detections of the baseline and of another run on the same validation images, one above the other."""
     row = next((row for row in rows if row["id"] == run_id), None)
-    if row is None or row["stage"] not in ("finetuned", "distilled"):
-        raise InputError(f"--run {run_id}: the CSV has no finetuned or distilled run of this id")
+    if row is None:
+        raise InputError(f"--run {run_id}: the CSV has no run of this id")
     data = next(data for data in known if data.name == row["data"])
     config = read_data_config(data.data_config)
     baseline = f"{data.name}/baseline/seed{row['seed']}"
-    sides = [
-        detector(data, data.model_def, weights_of(baseline)),
-        detector(data, pruned_cfg_of(run_id.rpartition("/")[0]), weights_of(run_id)),
-    ]
+    sides = [detector(data, weights_of(job_id)) for job_id in (baseline, run_id)]
     paths = config.images("valid")
     images = [read_image(path) for path in paths[:: max(1, len(paths) // count)][:count]]
     save_image(side_by_side(images, sides, config.names), output / f"{data.name}_detections.jpg")
 
 
-def detector(data: DataSet, model_def: str, weights: str) -> Detector:
+def detector(data: DataSet, weights: str) -> Detector:
     """The network of a run, ready to detect."""
     thresholds = CONFIDENCE, 0.5
-    model, _ = load_model(weights, model_def, thresholds)
+    model, _ = load_model(weights, None, thresholds)
     return Detector(model.to(pick_device()).eval(), data.img_size, *thresholds)
 
 
@@ -269,7 +188,7 @@ def side_by_side(images: Sequence[Image.Image], sides: Sequence[Detector], names
     """A row of images for each detector, with its detections; every image's longer side is SIDE."""
     drawn = []
     for side in sides:
-        detections = side([to_square(image, side.img_size) for image in images], images)
+        detections = side([letterboxed(image, side.img_size) for image in images], images)
         drawn.append([draw_detections(*pair, names) for pair in zip(images, detections, strict=True)])
     widths = [round(image.width * SIDE / max(image.size)) for image in images]
     heights = [round(image.height * SIDE / max(image.size)) for image in images]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from models import Darknet
 from utils.boxes import boxes_of_image, non_max_suppression
-from utils.cli import ArgumentParser, number, run
+from utils.cli import ArgumentParser, add_size_option, run
 from utils.data.data_config import read_data_config
 from utils.data.images import to_device
 from utils.detection.checkpoints import load_darknet
@@ -26,6 +26,7 @@ from utils.detection.evaluate import validation_batches
 from utils.detection.metrics import DetectionMetrics
 from utils.detection.options import add_threshold_options, network_size
 from utils.devices import device_of, pick_device, without_tf32
+from utils.sizes import Size
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -37,7 +38,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pruned_weights", default="checkpoints/prune_yolov3_ckpt.pth", help="its weights")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
     add_threshold_options(parser, conf_thres=0.001, nms_thres=0.5)
-    parser.add_argument("--img_size", type=number(int, 32), help="side in pixels; the model's if not given")
+    add_size_option(parser, "size of the input in pixels, by default the model's")
     return parser
 
 
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
 
 @torch.inference_mode()
 def detect(model: Darknet, batches: DataLoader, conf_thres: float, nms_thres: float, name: str) -> list[Tensor]:
-    """Detections (D, 6) of each image, in pixels of the square."""
+    """Detections (D, 6) of each image, in input pixels."""
     device = device_of(model)
     found = []
     for images, _ in tqdm(batches, name, leave=False, unit="batch"):
@@ -82,7 +83,7 @@ def mean_ap(found: list[Tensor], batches: DataLoader, names: list[str]) -> float
     metrics, remaining = DetectionMetrics(names), iter(found)
     for images, targets in batches:
         for image in range(len(images)):
-            metrics.add(next(remaining), boxes_of_image(targets, image, images.shape[-1]))
+            metrics.add(next(remaining), boxes_of_image(targets, image, Size(*images.shape[-2:])))
     return metrics.compute().mAP
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from models import Darknet, Yolo
 from utils.boxes import size_iou
-from utils.cli import ArgumentParser, number, run
+from utils.cli import ArgumentParser, add_size_option, number, run
 from utils.data.augmentations import letterbox
 from utils.data.check import check_data, summary
 from utils.data.data_config import DataConfig, read_data_config
@@ -34,6 +34,7 @@ from utils.detection.evaluate import evaluate, validation_batches
 from utils.detection.options import add_device_option, add_precision_option, add_workers_option, network_size
 from utils.devices import amp_dtype, autocast, default_precision, device_of, pick_device
 from utils.errors import InputError
+from utils.sizes import AnySize, Size
 from utils.training.run_log import RunLog
 from utils.training.runs import Run
 
@@ -49,7 +50,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data file")
     add_workers_option(parser)
-    parser.add_argument("--img_size", type=number(int, 32), help="side of the images in pixels; default: the cfg's")
+    add_size_option(parser, "size of the images in pixels, by default the cfg's")
     parser.add_argument("--checkpoint_interval", type=number(int, 1), default=5, help="epochs between checkpoints")
     parser.add_argument("--evaluation_interval", type=number(int, 1), default=1, help="epochs between evaluations")
     parser.add_argument(
@@ -63,35 +64,36 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def flip(load, index: int, partners: Sequence[int], size: int, epoch: int, random: np.random.Generator):
+def flip(load, index: int, partners: Sequence[int], size: AnySize, epoch: int, random: np.random.Generator):
     """A letterboxed image, every second one mirrored; called as :class:`utils.data.augmentations.Augmentation` is."""
     image, boxes = letterbox(load(index), size)
     if random.random() < 0.5:
+        width = image.shape[1]
         image = image[:, ::-1].copy()
-        boxes = np.stack([boxes[:, 0], size - boxes[:, 3], boxes[:, 2], size - boxes[:, 1], boxes[:, 4]], axis=1)
+        boxes = np.stack([boxes[:, 0], width - boxes[:, 3], boxes[:, 2], width - boxes[:, 1], boxes[:, 4]], axis=1)
     return image, boxes
 
 
-def plain_loss(heads: list[Yolo], raw: list[Tensor], targets: Tensor, img_size: int) -> Tensor:
+def plain_loss(heads: list[Yolo], raw: list[Tensor], targets: Tensor, img_size: AnySize) -> Tensor:
     """The sum of the heads' losses; see :func:`head_loss`."""
     return sum(head_loss(head, output, targets, img_size) for head, output in zip(heads, raw, strict=True))
 
 
-def head_loss(yolo: Yolo, raw: Tensor, targets: Tensor, img_size: int) -> Tensor:
+def head_loss(yolo: Yolo, raw: Tensor, targets: Tensor, img_size: AnySize) -> Tensor:
     """The loss of one head (YOLOv3, arXiv 1804.02767, section 2.1, with MSE on the centre behind its sigmoid).
 
     Args:
         yolo: the head.
         raw: (B, A, H, W, 5 + C).
         targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
-        img_size: the side of the images in pixels.
+        img_size: of the images.
     """
     grid = targets.new_tensor([raw.shape[3], raw.shape[2]])
     position = targets[:, 2:4] * grid
     cell = torch.minimum(position.floor(), grid - 1)
     column, row = cell.long().unbind(dim=1)
     image, label = targets[:, 0].long(), targets[:, 1].long()
-    sizes = targets[:, 4:6] * img_size
+    sizes = targets[:, 4:6] * targets.new_tensor(Size.of(img_size)[::-1])
     iou = size_iou(sizes, yolo.anchors)
     anchor = iou.argmax(dim=1) if len(iou) else label
 
@@ -122,7 +124,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--resume: the run {args.name} is {'un' if checkpoint else ''}finished ({files.last})")
     torch.manual_seed(args.seed)
     model = Darknet(args.model_def)
-    args.img_size = network_size(model, args.img_size)
+    args.img_size = network_size(model, args.img_size).plain
     data = read_data_config(args.data_config)
     device = pick_device(args.device)
     args.precision = args.precision or default_precision(device)
@@ -169,7 +171,7 @@ def train_epoch(
         images, targets = to_device(images, device), targets.to(device)
         with autocast(device, precision):
             raw = [output.float() for output in model(images)]
-        loss = plain_loss(model.heads, raw, targets, images.shape[-1])
+        loss = plain_loss(model.heads, raw, targets, Size(*images.shape[-2:]))
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)

@@ -1,15 +1,17 @@
-"""What the study runs: data sets, ways to train sparse, and the experiments over strategies, ratios and seeds.
+"""What the study runs: data sets, and the recipe with its controls over budgets and seeds.
 
 An experiment is a table row below; :func:`jobs` makes the runs of our programs out of it, each after those it needs.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
+from utils.training.recipes import TEACHER_COST
+from utils.training.runs import Run
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,11 @@ class DataSet:
         data_config: where its .data file is, unless --data names another place.
         model_def: the network's cfg.
         img_size: pixels.
-        baseline, sparse, tune: epochs of the three stages.
-        s: strength of the penalty that suits the steps of ``sparse`` epochs.
-        seconds: about what an epoch of the full network takes on two cores, for the estimates.
-        batch_size: images a step.
+        baseline: epochs of the baseline.
+        more: epochs of the network trained on, which is what every way to a small network may cost.
+        s: strength of the penalty that suits the steps of sparse training.
+        seconds: about what an epoch of the full network takes on one core, for the estimates.
+        batch_size: images per step.
         checkpoint_interval, evaluation_interval: epochs.
     """
 
@@ -33,8 +36,7 @@ class DataSet:
     model_def: str
     img_size: int
     baseline: int
-    sparse: int
-    tune: int
+    more: int
     s: float
     seconds: float
     batch_size: int = 16
@@ -43,80 +45,68 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class Sparsity:
-    """A way to train sparse: options of train.py."""
-
-    name: str
-    method: str = "proximal"
-    schedule: str = "constant"
-
-
-@dataclass(frozen=True)
 class Experiment:
     """A row of the plan.
 
     Attributes:
         data: the name of a data set.
-        sparsity: the names of ways to train sparse.
-        strategies: which channels may die.
+        target_macs: the share of the MACs to leave.
         seeds: one run of everything for each.
-        ratio: the ratio to prune at, and the target of the schedules that have one.
-        stages: which of plain, baseline, continued, sparse, sweep, pruned, finetuned, distilled.
+        stages: which of STAGES.
     """
 
     data: str
-    sparsity: tuple[str, ...]
-    strategies: tuple[str, ...] = ("normal",)
-    seeds: tuple[int, ...] = (0,)
-    ratio: float = 0.7
-    stages: tuple[str, ...] = ("baseline", "sparse", "sweep")
+    target_macs: float
+    seeds: tuple[int, ...] = (0, 1, 2)
+    stages: tuple[str, ...] = ()
 
 
-HANDS, BCCD = "data/hands/hands.data", "data/bccd/bccd.data"
+HANDS = "data/hands/hands.data"
 DATA_SETS = (
-    DataSet("hands", HANDS, "config/yolov3-small-hand.cfg", 224, 40, 30, 8, s=0.027, seconds=14),
-    DataSet("bccd", BCCD, "config/yolov3-small-bccd.cfg", 320, 40, 30, 8, s=0.03, seconds=14, batch_size=8),
-    DataSet("full", HANDS, "config/yolov3-hand.cfg", 224, 12, 12, 4, 0.03, 140, batch_size=8, checkpoint_interval=1),
+    DataSet("hands", HANDS, "config/yolov3-small-hand.cfg", 224, 40, 38, s=0.027, seconds=13),
+    DataSet("bccd", "data/bccd/bccd.data", "config/yolov3-small-bccd.cfg", 320, 40, 38, 0.03, 13, batch_size=8),
+    DataSet("few", "data/few/few.data", "config/yolov3-small-hand.cfg", 224, 80, 80, s=0.1, seconds=3.5),
+    DataSet("full", HANDS, "config/yolov3-hand.cfg", 224, 12, 12, 0.03, 250, batch_size=8, checkpoint_interval=1),
 )
 
-SPARSITY = (
-    Sparsity("constant"),
-    Sparsity("subgradient", method="subgradient"),
-    Sparsity("local", schedule="local"),
-    Sparsity("target", schedule="target"),
+# Every way to a small network, in the order in which they are run.
+STAGES = (
+    "plain",  # the older tools' recipe for the baseline
+    "baseline",
+    "continued",  # the baseline, trained on
+    "final",  # train.py -sr: one cut, then training as long as costs what "continued" does
+    "final_distilled",  # the same with --distill, for as many epochs as "continued"
+    "oneshot",  # one-shot magnitude pruning over coupled sets
+    "control_oneshot",  # and then plain training for as many epochs
+    "control_oneshot_equal_macs",  # or for as many as cost the same
+    "torch_pruning",  # one-shot magnitude pruning by Torch-Pruning
+    "control_torch_pruning",  # and then plain training for as many epochs
+    "control_scratch",  # the final architecture from random weights, for all epochs, the baseline's too
+    "control_narrow",  # all layers narrower by one factor, from random weights, for all epochs
+    "sparse",  # Network Slimming: sparse training,
+    "pruned",  # pruning,
+    "control_slimming",  # and fine-tuning
 )
+CONTROLS = tuple(stage for stage in STAGES if stage not in ("plain", "control_oneshot_equal_macs"))
+NOT_SPARSE = tuple(stage for stage in CONTROLS if stage not in ("sparse", "pruned", "control_slimming"))
 
-ROWS = ("plain", "baseline", "sparse", "sweep", "pruned", "finetuned")
-CONTROLS = ("baseline", "continued", "sparse", "pruned", "distilled")
+TENTH, THIRD = 0.101, 0.346
 PLAN: dict[str, tuple[Experiment, ...]] = {
-    # One seed finds the finalists: every way to train sparse, and over the strategies those that aim at a ratio.
-    "methods": (
-        Experiment("hands", ("target", "constant", "subgradient", "local"), ratio=0.8),
-        Experiment("hands", ("target",), ("shortcut", "slim"), ratio=0.8),
-        Experiment("hands", ("local",), ("slim",), ratio=0.8, stages=ROWS[1:]),
+    "hands": (Experiment("hands", TENTH, stages=CONTROLS),),
+    "hands_third": (Experiment("hands", THIRD, stages=CONTROLS),),
+    "bccd": (Experiment("bccd", TENTH, stages=NOT_SPARSE),),
+    "bccd_third": (Experiment("bccd", THIRD, stages=NOT_SPARSE),),
+    "equal_macs": (
+        Experiment("hands", TENTH, (0,), ("baseline", "oneshot", "control_oneshot_equal_macs")),
+        Experiment("hands", THIRD, (0,), ("baseline", "oneshot", "control_oneshot_equal_macs")),
     ),
-    # Three seeds for the finalists: the rows of the README, and the comparison with the plain recipe.
-    "hands": (
-        Experiment("hands", ("target", "local", "constant"), seeds=(0, 1, 2), ratio=0.8, stages=ROWS),
-        Experiment("hands", ("target",), ratio=0.8, stages=CONTROLS),
-    ),
-    "bccd": (
-        Experiment("bccd", ("target", "local"), seeds=(0, 1, 2), ratio=0.8, stages=ROWS),
-        Experiment("bccd", ("target",), ratio=0.8, stages=CONTROLS),
-    ),
-    # Where distillation should pay: so much cut that the pruned network needs to learn again.
-    "high": (
-        Experiment(
-            *("hands", ("constant",), ("normal",), (0,), 0.92),
-            ("baseline", "sparse", "pruned", "finetuned", "distilled"),
-        ),
-    ),
+    # A few images: the first 160 of the hands.
+    "few": (Experiment("few", TENTH, stages=("baseline", "continued", "final", "oneshot", "control_oneshot")),),
     # The network of the published table.
-    "full": (
-        Experiment(
-            *("full", ("target",), ("slim",), (0,), 0.7),
-            ("baseline", "continued", "sparse", "sweep", "pruned", "finetuned"),
-        ),
+    "full": (Experiment("full", TENTH, (0,), ("baseline", "continued", "final", "oneshot", "control_oneshot")),),
+    "plain": (
+        Experiment("hands", TENTH, stages=("plain", "baseline")),
+        Experiment("bccd", TENTH, stages=("plain", "baseline")),
     ),
 }
 
@@ -127,14 +117,16 @@ class Job:
 
     Attributes:
         id: unique; what ``--only`` looks at.
-        stage: see Experiment.
+        stage: one of STAGES.
         data: the data set.
         program: the program's path from the repository's root.
         options: its command line, but for --name, --resume and --json, and for files to write.
-        model_def: the cfg of the network that is measured.
-        settings: columns of the CSV.
+        model_def: the cfg that training begins with, or that pruning writes.
+        target_macs: the share of the MACs to leave; None for the whole network.
+        seed: of training.
         needs: the ids of the runs that must be done before.
-        epochs: of training; 0 where nothing is trained.
+        epochs: of training, as on the command line; 0 where nothing is trained.
+        seconds: about how long it takes on one core.
     """
 
     id: str
@@ -143,15 +135,11 @@ class Job:
     program: str
     options: tuple[str, ...]
     model_def: str
-    settings: dict[str, Any]
+    target_macs: float | None
+    seed: int
     needs: tuple[str, ...] = ()
     epochs: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """About how long it takes on two cores."""
-        share = {"plain": 0.9, "finetuned": 0.6, "distilled": 0.9}.get(self.stage, 1.0)
-        return share * self.epochs * self.data.seconds + 4 * self.data.seconds * (self.stage in ("sweep", "pruned"))
+    seconds: float = 0.0
 
 
 def run_name(job_id: str) -> str:
@@ -161,11 +149,11 @@ def run_name(job_id: str) -> str:
 
 def weights_of(job_id: str) -> str:
     """The checkpoint that a job leaves to use."""
-    return str(Path("checkpoints") / f"{run_name(job_id)}_ckpt.pth")
+    return str(Run(run_name(job_id)).best)
 
 
-def pruned_cfg_of(job_id: str) -> str:
-    """The cfg that a job of the stage "pruned" writes; its name tells train.py to fine-tune."""
+def cfg_of(job_id: str) -> str:
+    """The cfg that a job writes which makes a smaller network without training it."""
     return str(Path("checkpoints") / f"prune_{run_name(job_id)}.cfg")
 
 
@@ -195,77 +183,125 @@ def data_sets(changes: list[str]) -> list[DataSet]:
 def jobs(experiments: Sequence[Experiment], known: Sequence[DataSet] = DATA_SETS) -> list[Job]:
     """The runs of some experiments, each once, those that others need first."""
     by_name = {data.name: data for data in known}
-    sparsities = {sparsity.name: sparsity for sparsity in SPARSITY}
-    found: dict[str, Job] = {}
+    jobs_by_id: dict[str, Job] = {}
     for experiment in experiments:
-        data = by_name[experiment.data]
         for seed in experiment.seeds:
-            made = [*_whole(data, seed)]
-            for name in experiment.sparsity:
-                for strategy in experiment.strategies:
-                    made += _sparse(data, seed, sparsities[name], strategy, experiment.ratio)
-            found |= {job.id: job for job in made if job.stage in experiment.stages}
-    return list(found.values())
+            ways = Ways(by_name[experiment.data], seed, experiment.target_macs)
+            jobs_by_id |= {job.id: job for job in ways.jobs() if job.stage in experiment.stages}
+    return list(jobs_by_id.values())
 
 
-def _common(data: DataSet) -> tuple[str, ...]:
-    return ("--data_config", data.data_config, "--img_size", str(data.img_size))
+@dataclass(frozen=True)
+class Ways:
+    """The ways to one budget of one data set on one seed."""
 
+    data: DataSet
+    seed: int
+    target_macs: float
 
-def _training(data: DataSet, seed: int, model_def: str, epochs: int, *more: str) -> tuple[str, ...]:
-    words = {
-        "--model_def": model_def,
-        "--epochs": epochs,
-        "--batch_size": data.batch_size,
-        "--seed": seed,
-        "--checkpoint_interval": data.checkpoint_interval,
-        "--evaluation_interval": data.evaluation_interval,
-        "--n_cpu": 2,
-        "--precision": "mixed",
-    }
-    return (*_common(data), *(str(word) for pair in words.items() for word in pair), *more)
+    def jobs(self) -> Iterator[Job]:
+        """The jobs of all STAGES."""
+        data, more, macs = self.data, self.data.more, self.target_macs
+        taught = macs + TEACHER_COST
+        yield self._train("plain", data.baseline, program="studies/plain_recipe.py", whole=True)
+        yield self._train("baseline", data.baseline, whole=True)
+        yield self._train("continued", more, start="baseline", whole=True)
+        cut = ("-sr", "--target_macs", f"{macs:g}")
+        yield self._train("final", more, *cut, start="baseline")
+        yield self._train("final_distilled", max(1, round(more * taught)), *cut, "--distill", start="baseline")
+        by_magnitude = ("--importance", "magnitude", "--strategy", "slim")
+        yield self._prune("oneshot", "baseline", *by_magnitude)
+        yield self._train("control_oneshot", more, start="oneshot", share=macs)
+        yield self._train("control_oneshot_equal_macs", round(more / macs), start="oneshot", share=macs)
+        yield self._prune("torch_pruning", "baseline", program="studies/peer_pruning.py")
+        yield self._train("control_torch_pruning", more, start="torch_pruning", share=macs)
+        final = str(Run(run_name(self._id("final"))).cfg(data.model_def))
+        both = data.baseline + more
+        yield self._train("control_scratch", both, model_def=final, needs="final", share=macs)
+        yield self._train("control_narrow", both, model_def=cfg_of(self._id("control_narrow")), share=macs)
+        tune = more // 5
+        sparse = ("-sr", "--s", f"{data.s:g}", "--strategy", "slim")
+        yield self._train("sparse", more - tune, *sparse, start="baseline")
+        yield self._prune("pruned", "sparse", "--force")
+        yield self._train("control_slimming", tune, start="pruned", share=macs)
 
+    def _id(self, stage: str) -> str:
+        budget = "" if stage in ("plain", "baseline", "continued") else f"{self.target_macs:g}"
+        return f"{self.data.name}/{stage}{budget}/seed{self.seed}"
 
-def _whole(data: DataSet, seed: int) -> Iterator[Job]:
-    """The runs of the network that is not sparse."""
-    settings = {"seed": seed}
-    baseline = f"{data.name}/baseline/seed{seed}"
-    for stage, program in (("plain", "studies/plain_recipe.py"), ("baseline", "train.py")):
-        options = _training(data, seed, data.model_def, data.baseline)
-        job_id = f"{data.name}/{stage}/seed{seed}"
-        yield Job(job_id, stage, data, program, options, data.model_def, settings, (), data.baseline)
-    options = _training(data, seed, data.model_def, data.sparse, "-pre", weights_of(baseline))
-    job_id = f"{data.name}/continued/seed{seed}"
-    yield Job(job_id, "continued", data, "train.py", options, data.model_def, settings, (baseline,), data.sparse)
+    def _common(self) -> tuple[str, ...]:
+        return ("--data_config", self.data.data_config, "--img_size", str(self.data.img_size))
 
+    def _train(
+        self,
+        stage: str,
+        epochs: int,
+        *more: str,
+        start: str | None = None,
+        needs: str | None = None,
+        program: str = "train.py",
+        model_def: str | None = None,
+        whole: bool = False,
+        share: float = 1.0,
+    ) -> Job:
+        """A training.
 
-def _sparse(data: DataSet, seed: int, sparsity: Sparsity, strategy: str, ratio: float) -> Iterator[Job]:
-    """The runs from one sparse training on."""
-    baseline = f"{data.name}/baseline/seed{seed}"
-    aimed = sparsity.schedule in ("local", "target")
-    ratio = f"{ratio:g}"
-    sparse = f"{data.name}/{sparsity.name}{ratio if aimed else ''}-{strategy}/seed{seed}"
-    settings = {"seed": seed, "strategy": strategy, **asdict(sparsity), "s": data.s}
-    settings |= {"sparsity": settings.pop("name"), "target_percent": ratio if aimed else ""}
-    if sparsity.schedule == "target":  # which finds it
-        settings["s"] = ""
-    options = _training(data, seed, data.model_def, data.sparse, "-pre", weights_of(baseline))
-    options += ("-sr", "--strategy", strategy, "--sr_method", sparsity.method)
-    options += ("--s", f"{settings['s']:g}") if settings["s"] else ()
-    options += ("--s_schedule", sparsity.schedule, *(("--target_percent", ratio) if aimed else ()))
-    yield Job(sparse, "sparse", data, "train.py", options, data.model_def, settings, (baseline,), data.sparse)
+        Args:
+            stage: which of STAGES.
+            epochs: for ``--epochs``.
+            more: further options.
+            start: the stage whose weights it starts from.
+            needs: a stage that must be done before, for other reasons.
+            program: the program.
+            model_def: its cfg; default: what ``start`` has pruned, else the data set's.
+            whole: whether it trains the whole network, so that budgets share it.
+            share: of the MACs, of the network that it trains.
+        """
+        data = self.data
+        before = start or needs
+        if model_def is None:
+            model_def = cfg_of(self._id(start)) if start in ("oneshot", "torch_pruning", "pruned") else data.model_def
+        words: dict[str, Any] = {
+            "--model_def": model_def,
+            "--epochs": epochs,
+            "--batch_size": data.batch_size,
+            "--seed": self.seed,
+            "--checkpoint_interval": data.checkpoint_interval,
+            "--evaluation_interval": data.evaluation_interval,
+            "--precision": "mixed",
+        }
+        if program == "train.py":
+            words["--cache"] = "ram"
+        if start:
+            words["-pre"] = weights_of(self._id(start))
+        options = (*self._common(), *(str(word) for pair in words.items() for word in pair), *more)
+        return Job(
+            id=self._id(stage),
+            stage=stage,
+            data=data,
+            program=program,
+            options=options,
+            model_def=model_def,
+            target_macs=None if whole else self.target_macs,
+            seed=self.seed,
+            needs=(self._id(before),) if before else (),
+            epochs=epochs,
+            # A small network is not as fast as its MACs promise, and reading images takes its time, too.
+            seconds=epochs * data.seconds * (0.3 + 0.7 * share),
+        )
 
-    options = (*_common(data), "--model_def", data.model_def, "--weights_path", weights_of(sparse))
-    yield Job(f"{sparse}/sweep", "sweep", data, "test_prune.py", (*options, "--sweep"), "", settings, (sparse,))
-
-    pruned = f"{sparse}/pruned{ratio}"
-    small = pruned_cfg_of(pruned)
-    settings = settings | {"percent": ratio}
-    options += ("--percent", ratio, "--force")
-    yield Job(pruned, "pruned", data, "test_prune.py", options, small, settings, (sparse,))
-
-    options = _training(data, seed, small, data.tune, "-pre", weights_of(pruned))
-    yield Job(f"{pruned}/finetuned", "finetuned", data, "train.py", options, small, settings, (pruned,), data.tune)
-    options += ("--teacher_weights", weights_of(baseline))
-    needs = (pruned, baseline)
-    yield Job(f"{pruned}/distilled", "distilled", data, "train.py", options, small, settings, needs, data.tune)
+    def _prune(self, stage: str, start: str, *more: str, program: str = "test_prune.py") -> Job:
+        """A pruning of the network of stage ``start`` to the budget."""
+        budget = ("--target_macs", f"{self.target_macs:g}", "--weights_path", weights_of(self._id(start)))
+        return Job(
+            id=self._id(stage),
+            stage=stage,
+            data=self.data,
+            program=program,
+            options=(*self._common(), *budget, *more),
+            model_def=cfg_of(self._id(stage)),
+            target_macs=self.target_macs,
+            seed=self.seed,
+            needs=(self._id(start),),
+            seconds=60,
+        )

@@ -16,7 +16,7 @@ if not __package__:  # run as `python studies/prune_cost.py`: the repository roo
 import torch
 
 from models import Darknet
-from utils.cli import ArgumentParser, number, run
+from utils.cli import ArgumentParser, add_size_option, number, run
 from utils.detection.complexity import count_parameters
 from utils.pruning.proof import prove, write_pruned
 from utils.pruning.pruner import Pruner
@@ -27,7 +27,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options of prune_cost.py."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--model_def", default="config/yolov3-hand.cfg", help="the network's cfg")
-    parser.add_argument("--img_size", type=number(int, 32), default=416, help="side in pixels of the proof's images")
+    add_size_option(parser, "size in pixels of the proof's images", default=416)
     parser.add_argument("--percent", type=number(float, 0, 0.95), default=0.65, help="share of the channels to cut")
     return parser
 

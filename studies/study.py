@@ -1,4 +1,4 @@
-"""Runs a study of the plan in studies/plan.py: baseline, sparse, prune, fine-tune over methods, strategies and seeds.
+"""Runs a study of the plan in studies/plan.py: the recipe and its controls, over data sets, budgets and seeds.
 
 Every run is one of our programs in a process of its own, and ends in a row of the CSV. What has a row is run again only
 where its files are gone and another run needs them, a training that was interrupted goes on where it stopped: start the
@@ -25,13 +25,20 @@ if not __package__:  # run as `python studies/study.py`: the repository root is 
 
 from terminaltables import AsciiTable
 
-from studies.plan import PLAN, Job, add_data_option, data_sets, jobs, pruned_cfg_of, run_name, weights_of
+from config.create_cfg import scale_width
+from studies.plan import PLAN, Job, add_data_option, cfg_of, data_sets, jobs, run_name, weights_of
 from utils.cli import ArgumentParser, run
+from utils.darknet.cfg import format_cfg, read_cfg
+from utils.darknet.spec import parse_network
 from utils.detection.checkpoints import git_revision, read_checkpoint
 from utils.detection.metrics import QUALITY
 from utils.errors import InputError
-from utils.files import write_csv
+from utils.files import write_csv, write_text
+from utils.training.optim import WARMUP_EPOCHS
+from utils.training.recipes import TEACHER_COST
 from utils.training.runs import Run
+
+WIDTH_STEP = 0.0005  # the search for the width of the narrow network ends when it is known to this
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -46,7 +53,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 class Results:
-    """The CSV: a row a measurement, by its id."""
+    """The CSV: a row per job, by its id."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -60,12 +67,11 @@ class Results:
 
     def done(self) -> set[str]:
         """The ids of the jobs that have rows."""
-        return {row["job"] for row in self.rows()}
+        return {row["id"] for row in self.rows()}
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
-        """Add the rows of a job, in place of those that it had; the file is read again: it may have got others."""
-        again = {row["job"] for row in rows}
-        write_csv(self.path, [*(row for row in self.rows() if row["job"] not in again), *rows])
+    def add(self, row: dict[str, Any]) -> None:
+        """Add the row of a job, in place of the one that it had; the file is read again: it may have got others."""
+        write_csv(self.path, [*(other for other in self.rows() if other["id"] != row["id"]), row])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -84,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
             continue
         print(f"{time.strftime('%H:%M')} {number}/{len(todo)} {job.id}", flush=True)
         try:
-            results.add(rows_of(job))
+            results.add(row_of(job))
         except InputError as error:
             failed[job.id] = str(error)
             print(f"  failed: {error}", flush=True)
@@ -125,33 +131,48 @@ def listing(chosen: list[Job], todo: list[Job], done: set[str]) -> str:
             [job.id, job.stage, job.epochs or "", f"{job.seconds / 3600:.2f}", state if job in todo else "done"]
         )
     hours = sum(job.seconds for job in todo) / 3600
-    return f"{AsciiTable(rows).table}\n{len(chosen)} runs, about {hours:.1f} hours on two cores to do"
+    return f"{AsciiTable(rows).table}\n{len(chosen)} runs, about {hours:.1f} hours on one core to do"
 
 
-def rows_of(job: Job) -> list[dict[str, Any]]:
-    """Run a job to its end; the rows for the CSV."""
+def row_of(job: Job) -> dict[str, Any]:
+    """Run a job to its end; its row of the CSV."""
     began = time.time()
     log = Path("output/study") / f"{run_name(job.id)}.log"
     with tempfile.TemporaryDirectory() as folder:
-        if job.stage == "sweep":
-            measured = sweep(job, Path(folder), log)
-        elif job.stage == "pruned":
-            measured = [prune(job, Path(folder), log)]
-        else:
+        if job.epochs:
+            if job.stage == "control_narrow":
+                write_narrow_cfg(job)
             train(job, log)
-            measured = [{**evaluate(job, Path(folder), log), **last_epoch(job)}]
-    about = {"stage": job.stage, "data": job.data.name, **job.settings, "epochs": job.epochs or ""}
-    about |= {"img_size": job.data.img_size, "model_def": job.data.model_def, "revision": git_revision()}
-    about |= {"minutes": round((time.time() - began) / 60, 2)}
-    ids = [f"{job.id}@{row['percent']:g}" if job.stage == "sweep" else job.id for row in measured]
-    return [{"id": row_id, "job": job.id, **about, **row} for row_id, row in zip(ids, measured, strict=True)]
+        else:
+            files = ("--out_cfg", cfg_of(job.id), "--out_weights", weights_of(job.id))
+            call(job.program, *job.options, *files, log=log)
+        measured = evaluate(job, Path(folder), log)
+        if job.epochs:
+            measured |= training_figures(job)
+            measured["cost"] = round(cost(job, measured), 1)
+    row = {"id": job.id, "stage": job.stage, "data": job.data.name, "seed": job.seed, "target_macs": job.target_macs}
+    row |= {"img_size": job.data.img_size, "model_def": job.data.model_def, "revision": git_revision()}
+    return row | {"minutes": round((time.time() - began) / 60, 2)} | measured
+
+
+def write_narrow_cfg(job: Job) -> None:
+    """Write the cfg of the data set's network with all layers narrower by one factor, the widest within the budget."""
+    net, *layers = read_cfg(job.data.model_def)
+    size = (job.data.img_size, job.data.img_size)
+    most = (job.target_macs or 1.0) * parse_network([net, *layers], size).macs
+    narrow, wide = 0.0, 1.0
+    while wide - narrow > WIDTH_STEP:
+        middle = (narrow + wide) / 2
+        within = parse_network([net, *scale_width(layers, middle)], size).macs <= most
+        narrow, wide = (middle, wide) if within else (narrow, middle)
+    write_text(Path(job.model_def), format_cfg([net, *scale_width(layers, narrow)]))
 
 
 def train(job: Job, log: Path) -> None:
     """Train to the last epoch, from where an earlier start stopped; what was trained for other epochs is kept aside."""
     files = Run(run_name(job.id))
     unfinished = files.unfinished()
-    if files.last.exists() and not unfinished and read_checkpoint(files.last)["epoch"] == job.epochs:
+    if files.last.exists() and not unfinished and read_checkpoint(files.last)["options"]["epochs"] == job.epochs:
         return
     call(job.program, *job.options, "--name", files.name, *(["--resume"] if unfinished else []), log=log)
 
@@ -159,41 +180,30 @@ def train(job: Job, log: Path) -> None:
 def evaluate(job: Job, folder: Path, log: Path) -> dict[str, Any]:
     """What test.py finds for the checkpoint to use."""
     weights, output = weights_of(job.id), folder / "test.json"
-    options = ["--data_config", job.data.data_config, "--img_size", str(job.data.img_size), "--n_cpu", "2"]
-    call("test.py", "--model_def", job.model_def, "--weights_path", weights, *options, "--json", str(output), log=log)
-    found = json.loads(output.read_text())
-    return {name: found[name] for name in (*QUALITY, "parameters", "macs")} | {
-        "file_bytes": Path(weights).stat().st_size
-    }
-
-
-def last_epoch(job: Job) -> dict[str, Any]:
-    """What the log of a training says of its last epoch, whatever epoch was the best."""
-    with open(Run(run_name(job.id)).folder / "log.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    last = rows[-1]
-    found = {f"{name}_last": last[name] for name in ("mAP", "mAP_50_95")}
-    found |= {name: last[name] for name in ("gamma_zero", "gamma_near_zero") if name in last}
-    return found | {"seconds_an_epoch": f"{sum(float(row['seconds']) for row in rows) / len(rows):.2f}"}
-
-
-def sweep(job: Job, folder: Path, log: Path) -> list[dict[str, Any]]:
-    """A row for each ratio that test_prune.py --sweep measures."""
-    output = folder / "sweep.json"
-    call(job.program, *job.options, "--json", str(output), log=log)
-    return json.loads(output.read_text())["sweep"]
-
-
-def prune(job: Job, folder: Path, log: Path) -> dict[str, Any]:
-    """Prune, and measure the pruned network; its cfg and weights are kept for fine-tuning."""
-    output = folder / "prune.json"
-    files = ("--out_cfg", pruned_cfg_of(job.id), "--out_weights", weights_of(job.id))
-    call(job.program, *job.options, *files, "--json", str(output), log=log)
+    options = ["--data_config", job.data.data_config, "--img_size", str(job.data.img_size)]
+    call("test.py", "--weights_path", weights, *options, "--json", str(output), log=log)
     report = json.loads(output.read_text())
-    found = {name: report[name] for name in ("max_diff", "silenced", "carriers")}
-    for side in ("before", "after"):
-        found |= {f"{name}_{side}": report[side][name] for name in ("size_bytes", "forward_ms")}
-    return evaluate(job, folder, log) | found
+    return {name: report[name] for name in (*QUALITY, "parameters", "macs")}
+
+
+def training_figures(job: Job) -> dict[str, Any]:
+    """What the log of a training says: of its last epoch, whatever epoch was the best, and of all epochs."""
+    with open(Run(run_name(job.id)).folder / "log.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    after_warmup = rows[min(int(WARMUP_EPOCHS), len(rows) - 1) :]
+    evaluated = [float(row["mAP"]) for row in after_warmup if row["mAP"]]
+    figures = {f"{name}_last": rows[-1][name] for name in ("mAP", "mAP_50_95")}
+    figures |= {"mAP_least": f"{min(evaluated):.4f}", "epochs": len(rows)}
+    return figures | {"seconds_per_epoch": f"{sum(float(row['seconds']) for row in rows) / len(rows):.2f}"}
+
+
+def cost(job: Job, measured: dict[str, Any]) -> float:
+    """What a training costs, in epochs of the data set's whole network, by MACs."""
+    if job.stage == "sparse":  # what is measured is smaller than what was trained
+        return measured["epochs"]
+    whole = parse_network(read_cfg(job.data.model_def), job.data.img_size).macs
+    share = measured["macs"] / whole
+    return measured["epochs"] * (share + TEACHER_COST * ("--distill" in job.options))
 
 
 def call(program: str, *words: str, log: Path) -> None:

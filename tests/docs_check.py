@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 LINES, COLUMNS = 130, 120
-PROGRAMS = ("train.py", "test.py", "test_prune.py", "detect.py", "export.py", "benchmark.py")
+PROGRAMS = ("train.py", "test.py", "test_prune.py", "detect.py", "export.py", "report.py", "benchmark.py")
 # What commands read or write, and a clone does not have: generated files, and those beside the repository.
 GENERATED = ("checkpoints/*", "runs/*", "output/*", "config/prune_*.cfg", "../shared/*")
 # Names in the pages that stand for files of the reader.

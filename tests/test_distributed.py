@@ -49,7 +49,10 @@ def test_two_processes_take_the_steps_of_one_that_accumulates_their_halves(proje
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.count("--cache ram: 17 of 17 images") == 1  # both map the same file
     assert outcome.stdout.count("| train | 12 ") == 1  # one process speaks
+    assert outcome.stdout.count("runs/two/report.html") == 1  # and writes
+    assert "5 validation images" in Path("runs/two/report.html").read_text()
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
     words = [*options, "--batch_size", "2", "--accumulate", "2", "--name", "one"]
     train.main(train.get_args_parser().parse_args(words))
 

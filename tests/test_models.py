@@ -143,6 +143,36 @@ def test_convolution(options, numbers):
     assert_equal(found[1], convolve(found[0], weight, bias, *numbers))
 
 
+def deconvolve(x, weight, bias, stride, padding):
+    inputs, filters, size, _ = weight.shape
+    _, height, width = x.shape
+    out = np.tile(bias[:, None, None], (1, (height - 1) * stride + size, (width - 1) * stride + size))
+    for c, i, j, f, n, m in np.ndindex(inputs, height, width, filters, size, size):
+        out[f, i * stride + n, j * stride + m] += weight[c, f, n, m] * x[c, i, j]
+    return out[:, padding : out.shape[1] - padding, padding : out.shape[2] - padding]
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers", "size"),  # stride, padding; height, width of the output
+    [
+        ("size=4\nstride=2\npadding=1", (2, 1), (12, 18)),
+        ("size=4\nstride=2\npad=1", (2, 2), (10, 16)),
+        ("size=2\nstride=2", (2, 0), (12, 18)),
+        ("size=3\npad=1", (1, 1), (6, 9)),
+        ("size=1\nstride=3", (3, 0), (16, 25)),
+    ],
+)
+def test_a_deconvolution_adds_each_pixel_times_the_kernel(options, numbers, size):
+    model = spec(f"{linear(4)}[deconvolutional]\nfilters=5\n{options}\nactivation=linear\n")
+    found = outputs(model)
+    conv = model.conv(1)
+    assert conv.weight.shape[:2] == (4, 5)
+    assert found[1].shape[1:] == size == (model.spec.layers[1].height, model.spec.layers[1].width)
+    weight, bias = conv.weight.detach().double().numpy(), conv.bias.detach().double().numpy()
+    assert_equal(found[1], deconvolve(found[0], weight, bias, *numbers))
+    assert model.spec.layers[1].macs == 6 * 9 * conv.weight.numel()
+
+
 def test_batch_normalization_has_no_bias_and_darknets_epsilon():
     model = spec("[convolutional]\nfilters=4\nsize=1\nbatch_normalize=1\nactivation=linear\n")
     norm = model.batch_norm(0)
@@ -515,17 +545,19 @@ def test_darknets_networks_run_and_train(darknet_cfg):
 
 def test_the_size_to_feed_is_the_cfgs_own_or_a_multiple_of_the_stride():
     model = tiny()
-    assert network_size(model, None) == 64
-    assert network_size(model, 416) == 416
+    assert network_size(model, None) == (64, 64)
+    assert network_size(model, 416) == (416, 416)
     with pytest.raises(InputError, match="100 pixels is not a multiple of 32: 96 would be"):
         network_size(model, 100)
 
 
-def test_a_cfg_that_is_no_square_needs_a_size():
+def test_a_rectangle_is_height_and_width():
     model = spec("[maxpool]\nsize=2\nstride=2\n", 8, 16)
-    with pytest.raises(InputError, match="the cfg's input is 16x8"):
-        network_size(model, None)
-    assert network_size(model, 32) == 32
+    assert network_size(model, None) == (8, 16)
+    assert network_size(model, 32) == (32, 32)
+    assert network_size(tiny(), (96, 160)) == (96, 160)
+    with pytest.raises(InputError, match=r"96x150 pixels \(height x width\) is not a multiple of 32: 96 160 would be"):
+        network_size(tiny(), (96, 150))
 
 
 def test_heads_and_data_must_have_the_same_number_of_classes(tmp_path):

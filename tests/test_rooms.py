@@ -17,6 +17,7 @@ ROOMS = [
     "utils.detection",
     "utils.pruning",
     "utils.training",
+    "utils.report",
     "utils.export",
 ]
 PLACES = ("*.py", "utils/**/*.py", "studies/*.py", "config/*.py", "data/*.py")
@@ -74,7 +75,7 @@ def test_files_do_not_import_each_other_in_a_circle():
 
 def test_no_file_imports_a_program():
     programs = {module for module in FILES if is_program(module)}
-    assert {"train", "test", "test_prune", "detect", "export", "benchmark", "config.create_cfg"} <= programs
+    assert {"train", "test", "test_prune", "detect", "export", "report", "benchmark", "config.create_cfg"} <= programs
     assert not [f"{m} imports {name}" for m in FILES for name in sorted(IMPORTS[m] & programs)]
 
 

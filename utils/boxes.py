@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert, box_iou, nms
 
 from utils.errors import InputError
+from utils.sizes import AnySize, Size
 
 # At most so many candidates per image enter NMS, and so many detections per image leave it; the best by score. Only
 # better boxes suppress a box, so the limit on candidates has no effect if MAX_DETECTIONS of them stay.
@@ -24,7 +25,7 @@ FARTHEST = 1e5  # pixels; NMS on a GPU clips coordinates to this
 
 @dataclass(frozen=True)
 class Letterbox:
-    """An image in the network's square input: pixel (x, y) is at (left + x * scale_x, top + y * scale_y) there."""
+    """An image in the network's input: pixel (x, y) is at (left + x * scale_x, top + y * scale_y) there."""
 
     scale_x: float
     scale_y: float
@@ -32,14 +33,15 @@ class Letterbox:
     top: int
 
     @classmethod
-    def fit(cls, width: int, height: int, size: int) -> "Letterbox":
-        """An image in the middle of a ``size`` x ``size`` square, as large as fits, rounded to whole pixels."""
-        scale = size / max(width, height)
+    def fit(cls, width: int, height: int, size: AnySize) -> "Letterbox":
+        """An image in the middle of an input of ``size``, as large as fits, rounded to whole pixels."""
+        rows, columns = Size.of(size)
+        scale = min(columns / width, rows / height)
         new_width, new_height = max(round(width * scale), 1), max(round(height * scale), 1)
-        return cls(new_width / width, new_height / height, (size - new_width) // 2, (size - new_height) // 2)
+        return cls(new_width / width, new_height / height, (columns - new_width) // 2, (rows - new_height) // 2)
 
     def to_image(self, xyxy: Tensor, width: int, height: int) -> Tensor:
-        """Boxes (D, 4) xyxy from pixels of the square to pixels of the ``width`` x ``height`` image, clipped to it."""
+        """Boxes (D, 4) xyxy from pixels of the input to pixels of the ``width`` x ``height`` image, clipped to it."""
         offset = xyxy.new_tensor([self.left, self.top, self.left, self.top])
         scale = xyxy.new_tensor([self.scale_x, self.scale_y, self.scale_x, self.scale_y])
         limit = xyxy.new_tensor([width, height, width, height])
@@ -51,16 +53,18 @@ def size_iou(first: Tensor, second: Tensor) -> Tensor:
     return box_iou(*(box_convert(F.pad(size, (2, 0)), "cxcywh", "xyxy") for size in (first, second)))
 
 
-def boxes_of_image(targets: Tensor, image: int, img_size: int) -> Tensor:
-    """The ground-truth boxes of one image of a batch, (G, 5): class, x1, y1, x2, y2 in pixels of the square.
+def boxes_of_image(targets: Tensor, image: int, img_size: AnySize) -> Tensor:
+    """The ground-truth boxes of one image of a batch, (G, 5): class, x1, y1, x2, y2 in input pixels.
 
     Args:
         targets: of the batch, (N, 6): image in the batch, class, cx, cy, w, h in [0, 1].
         image: the image's place in the batch.
-        img_size: the side of the square, in pixels.
+        img_size: of the network's input.
     """
+    height, width = Size.of(img_size)
     of_image = targets[targets[:, 0] == image, 1:]
-    return torch.cat([of_image[:, :1], box_convert(of_image[:, 1:] * img_size, "cxcywh", "xyxy")], dim=1)
+    sides = of_image.new_tensor([width, height, width, height])
+    return torch.cat([of_image[:, :1], box_convert(of_image[:, 1:] * sides, "cxcywh", "xyxy")], dim=1)
 
 
 def to_detections(output: Tensor | list[Tensor], conf_thres: float, nms_thres: float) -> list[Tensor]:

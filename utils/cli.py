@@ -9,6 +9,7 @@ from typing import Any
 from utils import workers
 from utils.errors import InputError
 from utils.signals import Stopped
+from utils.sizes import Size
 
 EXIT_BAD_INPUT = 2
 
@@ -70,6 +71,37 @@ def number(kind: type, low: float | None = None, high: float | None = None, *, a
         return value
 
     return parse
+
+
+class _SizeAction(argparse.Action):
+    """Makes an AnySize (:mod:`utils.sizes`) of one or two numbers."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) > 2:
+            raise argparse.ArgumentError(self, "give one number for a square, or two: height and width")
+        setattr(namespace, self.dest, Size(values[0], values[-1]).plain)
+
+
+def add_size_option(
+    parser: argparse._ActionsContainer, text: str, default: int | None = None, smallest: int = 32
+) -> None:
+    """Add ``--img_size``, which gives an AnySize (:mod:`utils.sizes`).
+
+    Args:
+        parser: to add it to.
+        text: the help text.
+        default: the side of a square in pixels.
+        smallest: the smallest side in pixels.
+    """
+    parser.add_argument(
+        "--img_size",
+        type=number(int, smallest),
+        nargs="+",
+        action=_SizeAction,
+        metavar="PIXELS",
+        default=default,
+        help=f"{text}; one number is a square, two are height and width",
+    )
 
 
 def run(parser: argparse.ArgumentParser, main: Callable[[Any], None]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from torchvision.ops import nms
 
 from utils.errors import InputError
+from utils.sizes import AnySize, Size
 
 PRECISIONS = ("mixed", "full")
 # Where not PyTorch's own allocator, but the driver, cuDNN or cuBLAS, finds no memory.
@@ -264,17 +265,17 @@ def memory_advice(advice: str) -> Iterator[None]:
         raise InputError(f"{memory} is too small: {advice}") from error
 
 
-def smaller_batch(batch_size: int, img_size: int, accumulate: int | None = None, processes: int = 1) -> str:
+def smaller_batch(batch_size: int, img_size: AnySize, accumulate: int | None = None, processes: int = 1) -> str:
     """The options to change where a batch does not fit into memory, as text.
 
     Args:
         batch_size: images per batch of one process.
-        img_size: the side of the images in pixels.
+        img_size: of the images.
         accumulate: batches per optimizer step of a training; the advice then keeps the images per step.
         processes: how many processes share --batch_size.
     """
     smaller = batch_size // 2 * processes
     if not smaller:
-        return f"a lower --img_size than {img_size}, or a narrower cfg"
+        return f"a lower --img_size than {Size.of(img_size)}, or a narrower cfg"
     steps = "" if accumulate is None else f" --accumulate {2 * accumulate}, which keeps the images per step"
-    return f"try --batch_size {smaller}{steps}, or a lower --img_size than {img_size}"
+    return f"try --batch_size {smaller}{steps}, or a lower --img_size than {Size.of(img_size)}"

@@ -40,6 +40,11 @@ class Timing:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, milliseconds: Sequence[float]) -> "Timing":
+        """The median and the quartiles of single measurements."""
+        return cls(*np.percentile(milliseconds, (50, 25, 75)).tolist())
+
     def __str__(self) -> str:
         return f"{self.median:.2f} ms ({self.low:.2f} to {self.high:.2f})"
 
@@ -66,10 +71,10 @@ def time_in_turns(
             with Stopwatch(device, clock) as watch:
                 step()
             milliseconds.append(1000 * watch.seconds)
-    return [Timing(*np.percentile(milliseconds[warm_up:], (50, 25, 75)).tolist()) for milliseconds in times]
+    return [Timing.of(milliseconds[warm_up:]) for milliseconds in times]
 
 
 @torch.inference_mode()
 def forward_times(models: Sequence[nn.Module], images: Tensor, rounds: int = 10) -> list[Timing]:
-    """The time of a forward pass of each model on images (B, 3, S, S) in [0, 1], taken in turns."""
+    """The time of a forward pass of each model on images (B, 3, H, W) in [0, 1], taken in turns."""
     return time_in_turns([partial(model, images) for model in models], images.device, rounds)

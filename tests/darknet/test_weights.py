@@ -92,6 +92,17 @@ def test_kernels_are_stored_filter_channel_row_column(tmp_path):
     assert kernel[4, 1, 2, 0].item() == values(999)[14 + 6 + 4 * 18 + 1 * 9 + 2 * 3]
 
 
+def test_kernels_of_deconvolutions_are_stored_channel_filter_row_column(tmp_path):
+    deconvolution = "[deconvolutional]\nfilters=3\nsize=2\nstride=2\n"
+    model = Darknet(parse_cfg(SMALL.replace("[maxpool]", deconvolution)))
+    content = values(8 + 6 + 3 + 2 * 3 * 4 + 6 + 6 * 3)
+    model.load_darknet_weights(weights_file(tmp_path / "a.weights", header(), content))
+    assert model.conv(1).bias.tolist() == content[14:17]
+    assert model.conv(1).weight[1, 2, 0, 1].item() == content[17 + 1 * 12 + 2 * 4 + 0 * 2 + 1]
+    model.save_darknet_weights(tmp_path / "b.weights")
+    assert (tmp_path / "b.weights").read_bytes()[20:] == struct.pack(f"<{len(content)}f", *content)
+
+
 def test_a_grouped_kernel_holds_the_channels_of_its_group_only(tmp_path):
     model = Darknet(parse_cfg(SMALL.replace("[maxpool]", "[convolutional]\nfilters=2\nsize=3\npad=1\ngroups=2")))
     model.load_darknet_weights(weights_file(tmp_path / "a.weights", header(), values(14 + 2 + 18 + 18)))

@@ -34,58 +34,61 @@ def seen(image, label):
     return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]), len(rows)
 
 
-def four_images(random):
+def four_images(random, height, width):
     """A loader that hands out images of four colours one after another, and the rectangles' areas times scale^2."""
     samples, areas = [], []
     for label in range(4):
-        width, height = random.integers(40, 160, size=2)
-        x1, x2 = sorted(random.choice(np.arange(0, width + 1, 8), size=2, replace=False))
-        y1, y2 = sorted(random.choice(np.arange(0, height + 1, 8), size=2, replace=False))
-        samples.append(sample((width, height), (x1, y1, x2, y2), label))
-        areas.append((x2 - x1) * (y2 - y1) * (SIZE / max(width, height)) ** 2)
+        columns, rows = random.integers(40, 160, size=2)
+        x1, x2 = sorted(random.choice(np.arange(0, columns + 1, 8), size=2, replace=False))
+        y1, y2 = sorted(random.choice(np.arange(0, rows + 1, 8), size=2, replace=False))
+        samples.append(sample((columns, rows), (x1, y1, x2, y2), label))
+        areas.append((x2 - x1) * (y2 - y1) * min(width / columns, height / rows) ** 2)
     remaining = iter(samples)
     return (lambda index: next(remaining)), areas
 
 
+@pytest.mark.parametrize(("height", "width"), [(SIZE, SIZE), (64, 160), (128, 96)])
 @pytest.mark.parametrize(("mosaic", "largest_scale"), [(0.0, 1.4), (1.0, 1.0)])
-def test_boxes_follow_the_pixels(mosaic, largest_scale):
+def test_boxes_follow_the_pixels(mosaic, largest_scale, height, width):
     kept = dropped = 0
     for seed in range(150):
         random = np.random.default_rng(seed)
-        load, areas = four_images(random)
-        image, boxes = Augmentation(mosaic=mosaic, **NO_COLOUR)(load, 0, range(4), SIZE, 0, random)
-        assert image.shape == (SIZE, SIZE, 3)
+        load, areas = four_images(random, height, width)
+        image, boxes = Augmentation(mosaic=mosaic, **NO_COLOUR)(load, 0, range(4), (height, width), 0, random)
+        assert image.shape == (height, width, 3)
         targets = {int(box[0]): box[1:] for box in boxes}
         assert len(targets) == len(boxes)
         for label in range(4 if mosaic else 1):
             where, pixels = seen(image, label)
             if label in targets:
                 x1, y1, x2, y2 = targets[label]
-                assert 0 <= x1 < x2 <= SIZE
-                assert 0 <= y1 < y2 <= SIZE
+                assert 0 <= x1 < x2 <= width
+                assert 0 <= y1 < y2 <= height
                 if min(x2 - x1, y2 - y1) < 2:
                     continue  # less than a pixel's blur
                 np.testing.assert_allclose(where, targets[label], atol=2)
                 kept += 1
             else:
-                assert pixels <= MIN_VISIBLE * areas[label] * largest_scale**2 + 2 * SIZE * 0.1
+                assert pixels <= MIN_VISIBLE * areas[label] * largest_scale**2 + (height + width) * 0.1
                 dropped += 1
     assert kept > 100
     if mosaic:
         assert dropped > 10
 
 
-def test_the_four_images_of_a_mosaic_meet_in_one_point():
+@pytest.mark.parametrize(("height", "width"), [(SIZE, SIZE), (64, 160)])
+def test_the_four_images_of_a_mosaic_meet_in_one_point(height, width):
     for seed in range(20):
         four = iter([sample((90, 90), (0, 0, 90, 90), label) for label in range(4)])
-        augmentation = Augmentation(mosaic=1.0, stretch=0.3, **NO_COLOUR)
-        image, _ = augmentation(lambda index, four=four: next(four), 0, range(4), SIZE, 0, np.random.default_rng(seed))
+        augmentation, random = Augmentation(mosaic=1.0, stretch=0.3, **NO_COLOUR), np.random.default_rng(seed)
+        image, _ = augmentation(lambda index, four=four: next(four), 0, range(4), (height, width), 0, random)
         places = [seen(image, label)[0] for label in range(4)]  # above: 0 and 1, below: 2 and 3; perhaps mirrored
         left, right = (0, 1) if places[0][0] < places[1][0] else (1, 0)
         x, y = places[left][2:]
         assert places[right][0] == places[right + 2][0] == places[left + 2][2] == x
         assert places[2][1] == places[3][1] == places[right][3] == y
-        assert round(0.3 * SIZE) <= min(x, y) <= max(x, y) <= round(0.7 * SIZE)
+        assert round(0.3 * width) <= x <= round(0.7 * width)
+        assert round(0.3 * height) <= y <= round(0.7 * height)
 
 
 def test_both_sides_of_a_flip_are_seen_and_boxes_turn_with_it():
@@ -226,6 +229,15 @@ def test_drawing_leaves_the_boxes_it_was_given():
     given = whole(100, 100, [1, 10, 20, 50, 60])
     draw(canvas(100), given, Letterbox(0.5, 0.5, -10, 0))
     assert given.boxes.tolist() == [[1, 10, 20, 50, 60]]
+
+
+def test_letterbox_to_a_rectangle_by_hand():
+    image, boxes = letterbox(whole(100, 50, [2, 0, 0, 100, 50]), (100, 240))
+    assert image.shape == (100, 240, 3)
+    assert boxes.tolist() == [[2, 20, 0, 220, 100]]
+    assert (image[:, 20:220] == COLOURS[0]).all()
+    assert (image[:, :20] == GREY).all()
+    assert (image[:, 220:] == GREY).all()
 
 
 def test_letterbox_by_hand():

@@ -82,6 +82,7 @@ def test_of_many_problems_ten_are_shown(project, capsys):
 @pytest.mark.parametrize("program", ["train", "test"])
 def test_skip_bad_goes_on_without_them_and_says_how_many(project, capsys, monkeypatch, program):
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
     spoil(project)
     (project / "data/images/valid_1.png").write_bytes(b"")
     if program == "train":

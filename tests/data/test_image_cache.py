@@ -188,6 +188,7 @@ def test_a_folder_that_cannot_be_made_is_named(project):
 @pytest.mark.parametrize(("kind", "room"), [("ram", 4 * PIXELS + 1), ("disk", 0)])
 def test_training_says_what_it_keeps(project, monkeypatch, capsys, kind, room):
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
     monkeypatch.setattr(run_batches, "budget", lambda: room)
     words = ["--cache", kind, "--epochs", "1", "--n_cpu", "0", "--batch_size", "4"]
     train.main(train.get_args_parser().parse_args(words))

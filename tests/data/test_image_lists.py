@@ -72,3 +72,16 @@ def test_lists_in_encodings_of_windows(tmp_path, encoding):
     listing = tmp_path / "list.txt"
     listing.write_bytes("图像/手机.png\r\n".encode(encoding))
     assert read_image_list(listing) == [image]
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    save(tmp_path / "store/a.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/train").symlink_to(tmp_path / "store")
+    (tmp_path / "store/again").symlink_to(tmp_path / "images")
+    assert read_image_list(tmp_path / "images") == [tmp_path / "images/train/a.png"]
+
+
+def test_the_whole_file_system_is_no_folder_of_images():
+    with pytest.raises(InputError, match="the whole file system"):
+        read_image_list("/")

@@ -2,6 +2,7 @@ import io
 import pickle
 import re
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
 
@@ -340,3 +341,23 @@ def test_state_dicts_of_the_older_repositories_load(tmp_path, buffers):
     model = network(seed=2)
     load_weights(model, tmp_path / "yolov3_ckpt_99.pth")
     assert same(state(source), state(model))
+
+
+def test_safetensors_are_read(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, source = network(), network(seed=1)
+    safetensors.save_file(state(source), tmp_path / "a.safetensors")
+    load_weights(model, tmp_path / "a.safetensors")
+    same(state(source), state(model))
+    (tmp_path / "b.safetensors").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(InputError, match=r"b\.safetensors: not a safetensors file"):
+        read_checkpoint(tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match=r"c\.safetensors: there is no such weights file"):
+        read_checkpoint(tmp_path / "c.safetensors")
+
+
+def test_safetensors_without_the_library_say_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(InputError, match="pip install 'safetensors'"):
+        read_checkpoint(tmp_path / "a.safetensors")

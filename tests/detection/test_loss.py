@@ -31,12 +31,13 @@ def spec(classes=3, kind="v3"):
     return Darknet([block | KINDS[kind] if block["type"] == "yolo" else block for block in blocks])
 
 
-def random_heads(model, batch=2, seed=0, spread=1.0):
+def random_heads(model, batch=2, seed=0, spread=1.0, size=(SIZE, SIZE)):
     """Raw outputs of the two heads, in float32; between 0 and 1 where the convolution before has a sigmoid."""
+    height, width = size
     generator = torch.Generator().manual_seed(seed)
     heads = []
-    for yolo, side in zip(model.heads, (2, 4), strict=True):
-        raw = spread * torch.randn(batch, 3, side, side, 5 + yolo.classes, generator=generator)
+    for yolo, stride in zip(model.heads, (32, 16), strict=True):
+        raw = spread * torch.randn(batch, 3, height // stride, width // stride, 5 + yolo.classes, generator=generator)
         heads.append((raw.sigmoid() if yolo.new_coords else raw).requires_grad_())
     return heads
 
@@ -65,6 +66,11 @@ def options(model):
     return found
 
 
+def size_of(heads):
+    """The (height, width) of the images that raw outputs are for."""
+    return tuple(32 * cells for cells in heads[0].shape[2:4])
+
+
 def centred_iou(w, h, anchor):
     overlap = min(w, anchor[0]) * min(h, anchor[1])
     return overlap / (w * h + anchor[0] * anchor[1] - overlap)
@@ -75,7 +81,7 @@ def plain_assignment(model, heads, targets):
     every = options(model)
     chosen = []
     for image, label, cx, cy, w, h in targets.double().tolist():
-        w, h = w * SIZE, h * SIZE
+        w, h = w * size_of(heads)[1], h * size_of(heads)[0]
         ious = {(n, k): centred_iou(w, h, a) for n, (anchors, *_) in enumerate(every) for k, a in enumerate(anchors)}
         best = max(ious, key=ious.get)
         for (number, k), iou in ious.items():
@@ -128,12 +134,12 @@ def plain_loss(model, heads, targets):
     for number, image, k, row, column, label, x, y, w, h in chosen:
         anchors, scale, new_coords = every[number]
         raw = heads[number][image, k, row, column]
-        cell = SIZE / heads[number].shape[2]
+        cell = size_of(heads)[1] / heads[number].shape[3], size_of(heads)[0] / heads[number].shape[2]
         xy = raw[:2] if new_coords else torch.sigmoid(raw[:2])
         xy = (xy - 0.5) * scale + 0.5
         ratio = 4 * raw[2:4] ** 2 if new_coords else torch.exp(raw[2:4])
-        predicted = xy[0] * cell, xy[1] * cell, ratio[0] * anchors[k][0], ratio[1] * anchors[k][1]
-        wanted = [torch.tensor(value, dtype=torch.double) for value in (x * cell, y * cell, w, h)]
+        predicted = xy[0] * cell[0], xy[1] * cell[1], ratio[0] * anchors[k][0], ratio[1] * anchors[k][1]
+        wanted = [torch.tensor(value, dtype=torch.double) for value in (x * cell[0], y * cell[1], w, h)]
         ciou = plain_ciou(predicted, wanted)
         box = box + 1 - ciou
         where = number, image, k, row, column
@@ -154,9 +160,9 @@ def plain_loss(model, heads, targets):
 
 
 def loss_of(model, heads, targets):
-    """The loss of raw outputs for images of SIZE, and the reports of the heads."""
+    """The loss of raw outputs, and the reports of the heads."""
     loss = YoloLoss(model)
-    return loss(heads, loss.assign(targets, SIZE), SIZE)
+    return loss(heads, loss.assign(targets, size_of(heads)), size_of(heads))
 
 
 def gradients(loss, heads):
@@ -172,6 +178,13 @@ def agrees_with_the_plain_formula(model, heads, targets):
     for found, expected in zip(gradients(loss, heads), gradients(wanted, heads), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     return parts
+
+
+@pytest.mark.parametrize("size", [(64, 128), (96, 32)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_value_and_gradient_of_rectangles_are_those_of_the_plain_formula(kind, size):
+    model = spec(3, kind)
+    agrees_with_the_plain_formula(model, random_heads(model, size=size), random_targets(8))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ from models import Darknet
 from tests.networks import CFG_FOLDER, lively, narrow, randomize
 from utils.boxes import non_max_suppression
 from utils.darknet.cfg import format_cfg
-from utils.data.images import read_image, to_square
+from utils.data.images import letterboxed, read_image
 from utils.detection.fusing import fuse
 from utils.detection.runtimes import OpenCvModel
 from utils.files import write_text
@@ -43,7 +43,7 @@ def image(request):
         return torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
     if not HANDS.is_dir():
         pytest.skip(f"the photographs are not at {HANDS}")
-    return to_square(read_image(min(HANDS.iterdir())), SIZE)[None].float() / 255
+    return letterboxed(read_image(min(HANDS.iterdir())), SIZE)[None].float() / 255
 
 
 def write_files(model, folder):

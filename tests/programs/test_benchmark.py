@@ -5,10 +5,13 @@ import numpy as np
 import torch
 
 import benchmark
+from config.create_cfg import create_cfg
 from models import Darknet
 from utils.darknet.cfg import read_cfg
 from utils.darknet.spec import parse_network
+from utils.detection.checkpoints import save_checkpoint
 from utils.detection.complexity import count_parameters
+from utils.detection.video import open_video
 from utils.timing import Timing
 
 
@@ -48,6 +51,19 @@ def test_a_row_is_measured_printed_and_written(tmp_path, capsys):
     assert row["value"] == row["ours"]["median"] / row["reference"]["median"]
     assert row["reached"] == (row["value"] <= 1.2)
     assert "NMS of 8 images" in capsys.readouterr().out
+
+
+def test_the_clip_is_a_video_of_its_size_and_detect_says_how_fast_it_is(tmp_path):
+    clip, weights = tmp_path / "clip.mp4", tmp_path / "a.pth"
+    benchmark.write_clip(clip, 3, (128, 72))
+    video = open_video(str(clip))
+    assert video.size == (128, 72)
+    frames = [np.asarray(frame).astype(float) for _, frame in video.frames(lambda: False)]
+    assert len(frames) == 3
+    assert np.abs(frames[0][4:, 4:] - frames[1][:-4, :-4]).mean() < 8  # all moves by 4 pixels
+    save_checkpoint(weights, Darknet(create_cfg("v3-tiny", 1, 96, 0.125)), names=["hand"], img_size=96)
+    words = ["--video", str(clip), "--weights_path", str(weights), "--output", str(tmp_path / "out")]
+    assert benchmark.frames_per_second([*words, "--rect"]) > 0
 
 
 def test_a_bar_is_from_above_or_from_below():

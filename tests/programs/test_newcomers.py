@@ -36,6 +36,7 @@ def _fast(tmp_path, monkeypatch):
     """The working directory; without the plots, which take longer than the training."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "plot_training", lambda *_: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
 
 
 def run(commands: str) -> int:

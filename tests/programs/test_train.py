@@ -28,6 +28,7 @@ def project(tmp_path, monkeypatch):
 def no_images(monkeypatch):
     """Drawing takes longer than training here; where the images are not the point, they are left out."""
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
 
 
 def run(program, *words):
@@ -138,7 +139,8 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_images
         with open(project / "runs" / name / "log.csv", newline="") as file:
             logs.append([{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(file)])
     assert logs[0] == logs[1]
-    assert [row["epoch"] for row in logs[0]] == ["0", "1", "2"]
+    epochs = read_checkpoint("checkpoints/whole_last.pth")["options"]["total_epochs"]
+    assert [row["epoch"] for row in logs[0]] == [str(epoch) for epoch in range(epochs)]
 
 
 def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_images, monkeypatch, capsys):
@@ -153,7 +155,7 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_i
     with pytest.raises(InputError, match="is finished"):
         run(train, *options, "--resume")
     unfinished = read_checkpoint("checkpoints/mine_last.pth")
-    unfinished["options"]["epochs"] = 5
+    unfinished["options"]["total_epochs"] = 5
     torch.save(unfinished, "checkpoints/mine_last.pth")
     before = files(project)
     with pytest.raises(InputError, match="--resume to go on, --overwrite to give it up"):
@@ -283,7 +285,7 @@ def test_a_run_that_cuts_its_network_is_resumed_on_either_side_of_the_cut(projec
 def test_what_a_cut_leaves_learns_from_the_network_before_it_unless_told_otherwise(project, no_images):
     save_checkpoint("start.pth", Darknet("config/yolov3-hand.cfg"), pruned=False)
     logs = {}
-    for name, words in (("taught", []), ("alone", ["--no-distill"])):
+    for name, words in (("taught", ["--distill"]), ("alone", [])):
         run(train, "-sr", "-pre", "start.pth", "--epochs", "1", "--name", name, *words, *FAST)
         logs[name] = Path(f"runs/{name}/log.csv").read_text()
         before, small = (read_checkpoint(f"checkpoints/{name}_{kind}.pth") for kind in ("before_cut", "ckpt"))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_ncnn_computes_what_onnx_runtime_does():
 
 
 def test_the_script_for_another_device_needs_nothing_of_this_project(spec, tmp_path):
-    source = open(graph_timer.__file__).read()
+    source = Path(graph_timer.__file__).read_text(encoding="utf-8")
     modules = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         for node in ast.walk(ast.parse(source))

@@ -45,7 +45,7 @@ def cfgs(draw):
     width = st.integers(1, 4).map(lambda n: 2 * n)
     build.conv(draw(width), draw(size), draw(activation))
     build.end_piece()
-    pieces = ("conv", "residual", "unequal", "concat", "slice", "depthwise", "gate", "pool", "reorg")
+    pieces = ("conv", "residual", "unequal", "concat", "slice", "depthwise", "gate", "pool", "reorg", "deconv")
     for piece in draw(st.lists(st.sampled_from(pieces), min_size=1, max_size=6)):
         entry, channels = len(build.channels) - 1, build.channels[-1]
         if piece == "conv":
@@ -72,6 +72,15 @@ def cfgs(draw):
             build.add("scale_channels", channels, f"from={entry}")
         elif piece == "pool":
             build.add("maxpool", channels, f"size={draw(st.integers(2, 5))}", "stride=1")
+        elif piece == "deconv":
+            shape = draw(
+                st.sampled_from(("size=2\nstride=2", "size=4\nstride=2\npadding=1", "size=3\npad=1", "size=1"))
+            )
+            if "stride" in shape:
+                build.add("maxpool", channels, "size=2", "stride=2")
+            filters = draw(width)
+            options = (f"filters={filters}", shape, f"activation={draw(activation)}", "batch_normalize=1")
+            build.add("deconvolutional", filters, *options)
         else:
             build.add("reorg3d", 4 * channels, "stride=2")
             build.add("upsample", 4 * channels, "stride=2", f"scale={draw(st.sampled_from((1, 0.5)))}")

@@ -13,9 +13,9 @@ from tests.scene import make_project
 from utils.errors import InputError
 from utils.files import write_csv
 
-TINY = DataSet("tiny", "config/oxfordhand.data", "config/yolov3-hand.cfg", 64, 2, 2, 1, s=10.0, seconds=1, batch_size=4)
-STAGES = (*plan.ROWS, *plan.CONTROLS)
-SMALL = {"tiny": (Experiment("tiny", ("constant", "target"), ("slim",), (0,), 0.5, STAGES),)}
+TINY = DataSet("tiny", "config/oxfordhand.data", "config/yolov3-hand.cfg", 64, 2, 5, s=10.0, seconds=1, batch_size=4)
+STAGES = tuple(stage for stage in plan.STAGES if "torch_pruning" not in stage)  # which is not installed
+SMALL = {"tiny": (Experiment("tiny", 0.5, (0,), STAGES),)}
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def project(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "PLAN", SMALL)
     monkeypatch.setattr(plan, "DATA_SETS", (TINY,))
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
     calls = []
 
     def in_process(program, *words, log):
@@ -59,29 +60,30 @@ def test_every_preset_runs_what_a_run_needs_before_it():
 def test_the_study_measures_everything_once_and_is_drawn(project, capsys):
     go()
     rows = results()
-    sparse = "tiny/target0.5-slim/seed0"
     assert {row["stage"] for row in rows.values()} == set(STAGES)
-    assert float(rows[f"{sparse}/pruned0.5"]["parameters"]) < float(rows[sparse]["parameters"])
-    assert rows[f"{sparse}/pruned0.5/distilled"]["percent"] == "0.5"
-    assert rows[sparse]["schedule"] == "target"
-    assert rows["tiny/constant-slim/seed0"]["s"] == "10.0"
-    assert f"{sparse}/sweep@0.3" in rows
     assert all(row["mAP"] and row["revision"] and row["img_size"] == "64" for row in rows.values())
-    taught = [words for _, words in project if "--teacher_weights" in words]
-    assert len(taught) == 2
+    by_stage = {row["stage"]: row for row in rows.values()}
+    whole = float(by_stage["baseline"]["macs"])
+    for stage in ("final", "oneshot", "control_oneshot", "control_scratch", "control_narrow", "control_slimming"):
+        assert float(by_stage[stage]["macs"]) <= 0.5 * whole, stage
+    assert by_stage["control_scratch"]["parameters"] == by_stage["final"]["parameters"]
+    assert [by_stage[stage]["cost"] for stage in ("baseline", "oneshot", "continued")] == ["2.0", "", "5.0"]
+    assert float(by_stage["final"]["cost"]) <= 5 < float(by_stage["final"]["epochs"])
 
     count = len(project)
     go()
     assert len(project) == count
 
     options = ["--results", "results.csv", "--output", "figures", "--images", "2"]
-    draw.main(draw.get_args_parser().parse_args([*options, "--run", f"{sparse}/pruned0.5/finetuned"]))
-    names = {path.name for path in Path("figures").iterdir()}
-    assert names == {"tiny_size.png", "tiny_ratio.png", "tiny_detections.jpg", "results.md"}
+    draw.main(draw.get_args_parser().parse_args([*options, "--run", "tiny/final0.5/seed0"]))
+    assert {path.name for path in Path("figures").iterdir()} == {
+        "tiny_quality.png",
+        "tiny_detections.jpg",
+        "results.md",
+    }
     table = Path("figures/results.md").read_text()
-    assert "| sparse, from the baseline (target 0.5, slim) | 1 | 2 |" in table
-    assert "| pruned, 50% of the channels | 1 |  |" in table
-    assert table.count("| fine-tuned with a teacher | 1 | 1 |") == 2
+    assert "## tiny, 50.0% of the MACs" in table
+    assert "| baseline, trained on | 1 | 5 | 5.0 | 100.0 % | 100.0 % |" in table
 
 
 def test_what_is_measured_is_run_again_only_where_its_files_are_gone_and_needed(project):
@@ -92,10 +94,10 @@ def test_what_is_measured_is_run_again_only_where_its_files_are_gone_and_needed(
     project.clear()
     go("--only", "continued")
     assert not project
-    go("--only", "plain|sweep")
+    go("--only", "plain|oneshot0.5/")
     programs = [program for program, _ in project]
     assert programs.count("studies/plain_recipe.py") == 1
-    assert programs.count("train.py") == 3  # the baseline, again, and two sparse runs from it
+    assert programs.count("train.py") == 2  # the baseline, again, and the training of what was cut out of it
     assert before.keys() < results().keys()
     assert results()["tiny/baseline/seed0"]["mAP"] == before["tiny/baseline/seed0"]["mAP"]
 
@@ -122,10 +124,10 @@ def test_an_interrupted_training_goes_on(project, monkeypatch):
 
 
 def test_only_takes_what_is_needed_too_and_a_list_runs_nothing(project, capsys):
-    go("--list", "--only", "target.*finetuned")
+    go("--list", "--only", "slimming")
     text = capsys.readouterr().out
     assert "4 runs" in text
-    assert "seed0/pruned0.5/finetuned" in text
+    assert "tiny/control_slimming0.5/seed0" in text
     assert not project
     with pytest.raises(InputError, match="no run has such an id"):
         go("--only", "nothing")
@@ -150,29 +152,6 @@ def test_a_program_that_fails_is_quoted(tmp_path, monkeypatch):
     assert f"$ {sys.executable}" in (tmp_path / "logs/a.log").read_text()
 
 
-def curve(ratio, quality, parameters=(100, 50, 25, 10)):
-    return {
-        "percent": np.array(ratio, float),
-        "mAP": np.array(quality, float),
-        "parameters": np.array(parameters, float),
-        "macs": np.array(parameters, float),
-    }
-
-
-def test_the_ratio_at_which_map_falls_is_read_between_the_points():
-    found = curve([0, 0.5, 0.6, 0.7], [0.9, 0.9, 0.88, 0.1])
-    assert draw.ratio_at_drop(found) == pytest.approx(0.55)
-    assert draw.ratio_at_drop(curve([0, 0.5, 0.6, 0.7], [0.9, 0.91, 0.895, 0.891])) == 0.7
-    assert draw.ratio_at_drop(curve([0, 0.5, 0.6, 0.7], [0.9, 0.5, 0.95, 0.9])) == pytest.approx(0.5 * 0.01 / 0.4)
-
-
-def test_map_at_equal_parameters():
-    found = curve([0, 0.5, 0.6, 0.7], [0.9, 0.8, 0.6, 0.1])
-    assert draw.mean_ap_at(found, 0.5) == pytest.approx(0.8)
-    assert draw.mean_ap_at(found, 0.75) == pytest.approx(0.85)
-    assert np.isnan(draw.mean_ap_at(found, 0.05))
-
-
 def test_a_spread_needs_several_seeds():
     assert draw.spread([0.5]) == "0.5000"
     assert draw.spread([0.5, 0.7, np.nan], 2) == "0.60 ± 0.14"
@@ -181,11 +160,11 @@ def test_a_spread_needs_several_seeds():
 
 def test_rows_with_new_columns_are_added_to_the_old_ones(tmp_path):
     kept = study.Results(tmp_path / "results.csv")
-    kept.add([{"id": "a", "job": "a", "mAP": 0.5}])
-    kept.add([{"id": "b@0.1", "job": "b", "macs": 7}])
+    kept.add({"id": "a", "mAP": 0.5})
+    kept.add({"id": "b", "macs": 7})
     assert [dict(row) for row in kept.rows()] == [
-        {"id": "a", "job": "a", "mAP": "0.5", "macs": ""},
-        {"id": "b@0.1", "job": "b", "mAP": "", "macs": "7"},
+        {"id": "a", "mAP": "0.5", "macs": ""},
+        {"id": "b", "mAP": "", "macs": "7"},
     ]
     assert kept.done() == {"a", "b"}
     write_csv(tmp_path / "empty.csv", [])

@@ -100,6 +100,7 @@ def test_a_teacher_with_other_strides_is_refused(tmp_path):
 def test_train_takes_a_teacher_and_needs_its_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(make_project(tmp_path))
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
     teacher = Darknet("config/yolov3-hand.cfg")
     save_checkpoint("teacher.pth", teacher)
     teacher.save_darknet_weights("teacher.weights")

@@ -5,21 +5,23 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 import detect
 import test
 import train
 from models import Darknet
-from tests.scene import make_project
+from tests.scene import dataset_of, make_project, save_labelled
 from utils.data.loader import EpochSampler, loader
 from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.detection.loss import YoloLoss
 from utils.devices import memory_advice, smaller_batch
 from utils.errors import InputError
-from utils.training.nonfinite import FiniteWatch
+from utils.training.nonfinite import FiniteWatch, write_batches
 from utils.workers import explain
 
 
@@ -27,6 +29,7 @@ from utils.workers import explain
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
     return make_project(tmp_path)
 
 
@@ -35,6 +38,17 @@ def run(*words, program=train):
 
 
 # Numbers that are not finite
+
+
+def test_the_images_that_are_written_show_their_boxes_on_rectangles_too(tmp_path):
+    path = save_labelled(tmp_path, "a", Image.new("RGB", (128, 64)), ["0 0.8 0.5 0.2 0.5"])
+    dataset = dataset_of([path], 1, (64, 128))
+    write_batches(loader(dataset, 1, 0, EpochSampler(1, 0)), range(1), ["hand"], tmp_path / "shown")
+    drawn = np.asarray(Image.open(tmp_path / "shown/000.png"))
+    assert drawn.shape == (64, 128, 3)
+    rows, columns = drawn[20:].any(axis=2).nonzero()  # below the name
+    assert abs(columns.min() - 0.7 * 128) < 2
+    assert abs(rows.max() + 20 - 0.75 * 64) < 2
 
 
 class Spoiled(torch.autograd.Function):

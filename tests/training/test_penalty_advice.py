@@ -15,6 +15,7 @@ from utils.training.penalty_advice import PenaltyAdvice, penalty_warnings
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
     return make_project(tmp_path)
 
 

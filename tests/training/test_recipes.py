@@ -9,7 +9,7 @@ from tests.networks import uneven
 from tests.scene import make_project
 from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.errors import InputError
-from utils.training.recipes import find_origin
+from utils.training.recipes import epochs_after_cut, find_origin
 
 CFG = "config/yolov3-hand.cfg"
 PRUNED_CFG = "config/prune_yolov3-hand.cfg"
@@ -19,6 +19,7 @@ PRUNED_CFG = "config/prune_yolov3-hand.cfg"
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
+    monkeypatch.setattr(train, "report_training", lambda name: None)
     make_project(tmp_path)
     (tmp_path / PRUNED_CFG).write_text((tmp_path / CFG).read_text())
     model = Darknet(CFG)
@@ -96,3 +97,18 @@ def test_what_is_resumed_stays_pruned(project, monkeypatch):
     monkeypatch.setattr(train, "evaluate", evaluate)
     run("--resume", "--name", "finetune_yolov3")
     assert read_checkpoint("checkpoints/finetune_yolov3_ckpt.pth")["pruned"] is True
+
+
+@pytest.mark.parametrize(
+    ("share", "has_teacher", "images", "classes", "epochs"),
+    [
+        (0.1, False, 600, 1, 300),  # the same cost: 30 epochs of the whole network
+        (0.1, True, 600, 1, 69),  # with a forward pass of the teacher, a third of a step
+        (0.9, True, 600, 1, 30),  # never fewer
+        (0.1, False, 6_000, 1, 64),  # Darknet's 6,000 batches of 64 images
+        (0.1, False, 6_000, 6, 128),  # 2,000 batches for each class
+        (0.1, False, 100_000, 1, 30),
+    ],
+)
+def test_what_a_cut_saves_is_spent_on_epochs(share, has_teacher, images, classes, epochs):
+    assert epochs_after_cut(30, share, has_teacher, images, classes) == epochs

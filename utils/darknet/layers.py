@@ -6,6 +6,10 @@ Darknet's: the section after ``[net]`` is layer 0. ``IMAGE`` (-1) is the input i
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE = -1
 
@@ -56,6 +60,53 @@ class Convolution(Layer):
     def macs(self) -> int:
         """MACs (multiply-accumulate operations) for one image."""
         return self.height * self.width * self.parameters
+
+    @property
+    def keeps_constants(self) -> bool:
+        """Whether it turns constant channels into constant ones; zero padding cuts them off at the border."""
+        return not self.padding
+
+    @property
+    def mean_gain(self) -> float:
+        """How often each kernel weight counts per output position, on average, away from the border."""
+        return 1.0
+
+    def kernel(self, weight: "Tensor") -> "Tensor":
+        """PyTorch's weight tensor of this layer as a view (O, I / groups, k, k): outputs first."""
+        return weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deconvolution(Convolution):
+    """A transposed convolution, ``[deconvolutional]``, with BatchNorm or bias.
+
+    Each input position adds its value times the kernel to the output, ``stride`` pixels from the next one's;
+    ``padding`` pixels of the sum are cut off at each border.
+
+    Attributes:
+        positions: height times width of its input.
+    """
+
+    positions: int
+
+    @property
+    def macs(self) -> int:
+        """MACs for one image: the whole kernel at each input position."""
+        return self.positions * self.parameters
+
+    @property
+    def keeps_constants(self) -> bool:
+        """Whether it turns constant channels into constant ones; otherwise other weights reach each position."""
+        return self.size == 1 and self.stride == (1, 1) and not self.padding
+
+    @property
+    def mean_gain(self) -> float:
+        """How often each kernel weight counts per output position, on average: at stride 2 in one of four."""
+        return 1 / (self.stride[0] * self.stride[1])
+
+    def kernel(self, weight: "Tensor") -> "Tensor":
+        """PyTorch's weight tensor (I, O, k, k) as a view (O, I, k, k)."""
+        return weight.transpose(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

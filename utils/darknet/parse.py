@@ -1,6 +1,7 @@
 """From a section of a cfg to a layer: keys and their defaults, absolute sources, and checked output shapes.
 
-Keys, defaults and shapes are those of AlexeyAB's Darknet (github.com/AlexeyAB/darknet, src/parser.c and src/*_layer.c).
+Keys, defaults and shapes are those of AlexeyAB's Darknet (github.com/AlexeyAB/darknet, src/parser.c and src/*_layer.c),
+those of ``[deconvolutional]``, which it lacks, of the original (github.com/pjreddie/darknet).
 """
 
 import difflib
@@ -14,6 +15,7 @@ from utils.darknet.layers import (
     Activation,
     AvgPool,
     Convolution,
+    Deconvolution,
     Dropout,
     Empty,
     Layer,
@@ -255,6 +257,29 @@ def _convolution(options: Options, context: Context) -> Convolution:
     )
 
 
+def _deconvolution(options: Options, context: Context) -> Deconvolution:
+    source = context.previous
+    filters = options.integer("filters", low=1, high=LARGEST_FILTERS)
+    size = options.integer("size", low=1, high=99)
+    stride = options.integer("stride", 1, low=1)
+    padding = options.integer("padding", 0)
+    if options.flag("pad"):
+        padding = size // 2
+    height, width = ((side - 1) * stride + size - 2 * padding for side in (source.height, source.width))
+    return Deconvolution(
+        **context.shape([source], filters, height, width),
+        inputs=source.channels,
+        size=size,
+        stride=(stride, stride),
+        padding=padding,
+        dilation=1,
+        groups=1,
+        batch_normalize=options.flag("batch_normalize"),
+        activation=options.activation("logistic"),
+        positions=source.height * source.width,
+    )
+
+
 def _local_avgpool(options: Options, context: Context) -> LocalAvgPool:
     return LocalAvgPool(**_windows(options, context))
 
@@ -405,6 +430,7 @@ def _yolo(options: Options, context: Context) -> Yolo:
 
 BUILDERS: dict[str, Callable[[Options, Context], Layer]] = {
     "convolutional": _convolution,
+    "deconvolutional": _deconvolution,
     "maxpool": _maxpool,
     "local_avgpool": _local_avgpool,
     "avgpool": _avgpool,

@@ -8,6 +8,7 @@ from utils.darknet.cfg import Block
 from utils.darknet.layers import IMAGE, AvgPool, Convolution, Empty, Layer, Yolo
 from utils.darknet.parse import Context, Options, SizeError, check_type, parse_layer, place
 from utils.errors import InputError
+from utils.sizes import AnySize, Size
 
 FITTING_MULTIPLE = 128  # pixels; input sides that are multiples of it suit networks with strides of up to 128
 LARGEST_KERNELS = 2**30  # weights in all kernels, 4 GiB; a cfg that asks for more is a mistake
@@ -29,24 +30,24 @@ class NetworkSpec:
     height: int
     width: int
     layers: tuple[Layer, ...]
-    _at: dict[tuple[int, int], "NetworkSpec"] = field(default_factory=dict, repr=False, compare=False)
+    _at: dict[Size, "NetworkSpec"] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def cfg_size(self) -> tuple[int, int]:
-        """The input size (height, width) in pixels that the cfg asks for, at which its layers may not fit together."""
-        return int(self.blocks[0]["height"]), int(self.blocks[0]["width"])
+    def cfg_size(self) -> Size:
+        """The input size that the cfg asks for, at which its layers may not fit together."""
+        return Size(int(self.blocks[0]["height"]), int(self.blocks[0]["width"]))
 
     def section(self, index: int) -> Block:
         """The cfg section of layer ``index``."""
         return self.blocks[1 + index]
 
-    def at(self, img_size: int | tuple[int, int]) -> "NetworkSpec":
-        """The same network for square inputs of ``img_size`` pixels, or (height, width); each size is parsed once.
+    def at(self, img_size: AnySize) -> "NetworkSpec":
+        """The same network for inputs of ``img_size``; each size is parsed once.
 
         Raises:
             InputError: a layer's output would be empty at this size, or a layer's sources differ in size.
         """
-        size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        size = Size.of(img_size)
         if size == (self.height, self.width):
             return self
         if size not in self._at:
@@ -95,14 +96,13 @@ class NetworkSpec:
         return readers
 
 
-def parse_network(blocks: Sequence[Block], img_size: int | tuple[int, int] | None = None) -> NetworkSpec:
+def parse_network(blocks: Sequence[Block], img_size: AnySize | None = None) -> NetworkSpec:
     """Parse a cfg's sections.
 
     Args:
         blocks: the sections, ``[net]`` first.
-        img_size: the input size in pixels, of a square or as (height, width). None is the cfg's own, or where the
-            layers do not fit together at that, the next larger one that suits them: the network can then be built, and
-            run at another size.
+        img_size: the input size. None is the cfg's own, or where the layers do not fit together at that, the next
+            larger one that suits them: the network can then be built, and run at another size.
 
     Raises:
         InputError: a layer type that is not supported, a section that :func:`utils.darknet.parse.parse_layer` refuses,
@@ -120,7 +120,7 @@ def parse_network(blocks: Sequence[Block], img_size: int | tuple[int, int] | Non
     for index, block in enumerate(blocks[1:]):
         check_type(Options(block, place(block, index)))
     if img_size is not None:
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        height, width = Size.of(img_size)
         return _parse_at(blocks, channels, height, width)
     try:
         return _parse_at(blocks, channels, height, width)

@@ -2,7 +2,8 @@
 
 A file holds three int32 (major, minor, revision), the number of training images seen (uint64 from version 0.2 on,
 uint32 before), and then float32 values, convolution by convolution: with BatchNorm its bias, weight, running mean and
-running variance, otherwise the convolution's bias; then the kernel.
+running variance, otherwise the convolution's bias; then the kernel. A kernel is (filters, inputs, k, k), and that of a
+``[deconvolutional]`` (inputs, filters, k, k), which are PyTorch's layouts, too.
 """
 
 import os
@@ -28,7 +29,7 @@ class Convolutional(Protocol):
 
     spec: NetworkSpec
 
-    def conv(self, index: int) -> nn.Conv2d:
+    def conv(self, index: int) -> nn.Conv2d | nn.ConvTranspose2d:
         """The convolution of layer ``index``."""
 
     def batch_norm(self, index: int) -> nn.BatchNorm2d:

@@ -1,6 +1,6 @@
 """Augmentation of training images: flip, colour, scale and shift, mosaic.
 
-One function, :func:`draw`, draws an image onto a square, and moves, clips and drops its boxes.
+One function, :func:`draw`, draws an image onto the network's input, and moves, clips and drops its boxes.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.boxes import Letterbox
+from utils.sizes import AnySize, Size
 
 GREY = 127  # Darknet fills the bars beside a letterboxed image with 0.5
 MIN_VISIBLE = 0.25  # a box that keeps no more than this share of its area is dropped
@@ -52,16 +53,16 @@ def shrink(pixels: np.ndarray, reduction: int) -> np.ndarray:
     return cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
 
 
-def canvas(size: int) -> np.ndarray:
-    """A grey square, (size, size, 3) uint8."""
-    return np.full((size, size, 3), GREY, dtype=np.uint8)
+def canvas(size: AnySize) -> np.ndarray:
+    """A grey image of a network's input size, (H, W, 3) uint8."""
+    return np.full((*Size.of(size), 3), GREY, dtype=np.uint8)
 
 
 def draw(target: np.ndarray, labelled: LabelledImage, place: Letterbox, window: Window | None = None) -> np.ndarray:
     """Draw an image onto ``target``, in place, with bilinear interpolation; it is halved before where it is drawn so.
 
     Args:
-        target: (S, S, 3) uint8.
+        target: (H, W, 3) uint8.
         labelled: the image and its boxes.
         place: how the image is scaled and shifted.
         window: the part of ``target`` to draw in; None is all of it.
@@ -116,15 +117,16 @@ def move_boxes(boxes: np.ndarray, place: Letterbox, window: Window) -> np.ndarra
     return clipped[_area(clipped) > MIN_VISIBLE * _area(moved)]
 
 
-def letterbox(labelled: LabelledImage, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The whole image in the middle of a grey square: (size, size, 3) uint8, and boxes (N, 5) in its pixels."""
+def letterbox(labelled: LabelledImage, size: AnySize) -> tuple[np.ndarray, np.ndarray]:
+    """The whole image in the middle of a grey one of ``size``: (H, W, 3) uint8, and boxes (N, 5) in its pixels."""
+    height, width = Size.of(size)
     place = Letterbox.fit(*labelled.size, size)
-    boxes = move_boxes(labelled.boxes, place, (0, 0, size, size))
+    boxes = move_boxes(labelled.boxes, place, (0, 0, width, height))
     return letterbox_pixels(labelled.pixels, size), boxes
 
 
-def letterbox_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 in the middle of a grey square (size, size, 3).
+def letterbox_pixels(pixels: np.ndarray, size: AnySize) -> np.ndarray:
+    """Pixels (h, w, 3) uint8 in the middle of a grey image (H, W, 3) of ``size``.
 
     See :func:`resize` for the filter.
     """
@@ -152,9 +154,9 @@ class Augmentation:
     Attributes:
         mosaic: probability of a mosaic of four images around a random centre (YOLOv4, arXiv 2004.10934, section 3.3).
         first_plain_epoch: first epoch without mosaics, so that training ends on images like real ones; None: never.
-        zoom: the scale is drawn from 1 - zoom to 1 + zoom; 1 fits the image into the square.
+        zoom: the scale is drawn from 1 - zoom to 1 + zoom; 1 fits the image into the input.
         stretch: the sides are scaled apart by a factor from 1 - stretch to 1 + stretch.
-        shift: the image is shifted by at most this share of the square's side, in x and in y.
+        shift: the image is shifted by at most this share of the input's width and height.
         hue: the hue is shifted by at most this share of the colour circle.
         saturation, value: these are scaled by a factor from 1 - share to 1 + share.
     """
@@ -173,7 +175,7 @@ class Augmentation:
         load: Callable[[int], LabelledImage],
         index: int,
         partners: np.ndarray,
-        size: int,
+        size: AnySize,
         epoch: int,
         random: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -183,24 +185,25 @@ class Augmentation:
             load: returns the image of an index, with its boxes.
             index: which image.
             partners: the images to draw the other three of a mosaic from.
-            size: the side of the square, in pixels.
+            size: of the network's input.
             epoch: the epoch, from 0.
             random: generator of this image in this epoch.
 
         Returns:
-            The square (size, size, 3) uint8 and boxes (N, 5): class, x1, y1, x2, y2 in its pixels.
+            The image (H, W, 3) uint8 of that size, and boxes (N, 5): class, x1, y1, x2, y2 in its pixels.
         """
         target = canvas(size)
+        height, width = Size.of(size)
         allows_mosaic = self.first_plain_epoch is None or epoch < self.first_plain_epoch
         if allows_mosaic and random.random() < self.mosaic:
             images = [load(i) for i in (index, *random.choice(partners, size=3))]
-            boxes, window = self._draw_mosaic(target, images, random), (0, 0, size, size)
+            boxes, window = self._draw_mosaic(target, images, random), (0, 0, width, height)
         else:
             boxes, window = self._draw_single(target, load(index), random)
         self._shift_colours(target, window, random)
         if random.random() < 0.5:
             target = cv2.flip(target, 1)
-            boxes = boxes * np.array([1, -1, 1, -1, 1], boxes.dtype) + np.array([0, size, 0, size, 0], boxes.dtype)
+            boxes = boxes * np.array([1, -1, 1, -1, 1], boxes.dtype) + np.array([0, width, 0, width, 0], boxes.dtype)
             boxes = boxes[:, [0, 3, 2, 1, 4]]
         return target, boxes
 
@@ -208,23 +211,24 @@ class Augmentation:
         self, target: np.ndarray, labelled: LabelledImage, random: np.random.Generator
     ) -> tuple[np.ndarray, Window]:
         """The boxes, and the window that the image covers."""
-        size = len(target)
+        rows, columns = target.shape[:2]
         width, height = labelled.size
-        scale_x, scale_y = self._random_scales(size / max(width, height), 1 - self.zoom, 1 + self.zoom, random)
-        shift_x, shift_y = random.uniform(-self.shift, self.shift, size=2) * size
-        left = round((size - width * scale_x) / 2 + shift_x)
-        top = round((size - height * scale_y) / 2 + shift_y)
+        fit = min(columns / width, rows / height)
+        scale_x, scale_y = self._random_scales(fit, 1 - self.zoom, 1 + self.zoom, random)
+        shift_x, shift_y = random.uniform(-self.shift, self.shift, size=2) * (columns, rows)
+        left = round((columns - width * scale_x) / 2 + shift_x)
+        top = round((rows - height * scale_y) / 2 + shift_y)
         place = Letterbox(scale_x, scale_y, left, top)
-        return draw(target, labelled, place), drawn_window(labelled.size, place, (0, 0, size, size))
+        return draw(target, labelled, place), drawn_window(labelled.size, place, (0, 0, columns, rows))
 
     def _draw_mosaic(self, target: np.ndarray, images: list[LabelledImage], random: np.random.Generator) -> np.ndarray:
-        size = len(target)
-        x, y = random.integers(round(0.3 * size), round(0.7 * size) + 1, size=2)
-        windows = [(0, 0, x, y), (x, 0, size, y), (0, y, x, size), (x, y, size, size)]
+        rows, columns = target.shape[:2]
+        x, y = (int(random.integers(round(0.3 * side), round(0.7 * side) + 1)) for side in (columns, rows))
+        windows = [(0, 0, x, y), (x, 0, columns, y), (0, y, x, rows), (x, y, columns, rows)]
         boxes = []
         for labelled, window in zip(images, windows, strict=True):
             width, height = labelled.size
-            scale_x, scale_y = self._random_scales(size / max(width, height), 0.5, 1.0, random)
+            scale_x, scale_y = self._random_scales(min(columns / width, rows / height), 0.5, 1.0, random)
             left = x - round(width * scale_x) if window[0] == 0 else x
             top = y - round(height * scale_y) if window[1] == 0 else y
             boxes.append(draw(target, labelled, Letterbox(scale_x, scale_y, left, top), window))

@@ -1,8 +1,7 @@
-"""The data set that training and evaluation read: images as squares, with their boxes."""
+"""The data set that training and evaluation read: images in the size of the network's input, with their boxes."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +10,32 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.boxes import Letterbox
+from utils.darknet.spec import NetworkSpec
 from utils.data.augmentations import Augmentation, LabelledImage, letterbox, reduction_for, resize
 from utils.data.image_cache import ImageCache, Source, build_cache
-from utils.data.images import image_size, open_image
+from utils.data.images import image_sizes, input_size, open_image
+from utils.sizes import AnySize, Size
 
 NEIGHBOURS = 16  # consecutive images of an epoch; a mosaic consists of such, so that each is decoded about once
-# Training images are read at this multiple of the square's side: nearly the largest scale that augmentation draws.
+# Training images are read at this multiple of the input's size: nearly the largest scale that augmentation draws.
 REACH = 1.5
 TOLERANCE = 1.2  # and no larger than this multiple of that
 
 
 class DetectionDataset(Dataset):
-    """Images with boxes, letterboxed or augmented to a square. :mod:`utils.data.check` checks them beforehand.
+    """Images with boxes, letterboxed or augmented to the size of a network's input.
+
+    :mod:`utils.data.check` checks them beforehand.
 
     An item is requested by (epoch, index). Its randomness depends on the seed and these two alone.
 
     Args:
         images: the image files.
         labels: for each image its boxes (N, 5): class, cx, cy, w, h in [0, 1].
-        img_size: the side S of the square, in pixels.
+        img_size: of the network's input.
         augmentation: augments training images; None letterboxes them.
         seed: seed of the augmentation, and of the order of an epoch.
+        rectangles: see :func:`utils.data.images.input_size`.
 
     Attributes:
         cache: the images, already read, for those that are in it.
@@ -41,15 +45,17 @@ class DetectionDataset(Dataset):
         self,
         images: Sequence[Path],
         labels: Sequence[np.ndarray],
-        img_size: int,
+        img_size: AnySize,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        rectangles: NetworkSpec | None = None,
     ):
         self.images = list(images)
         self.labels = list(labels)
-        self.img_size = img_size
+        self.img_size = Size.of(img_size)
         self.augmentation = augmentation
         self.seed = seed
+        self.rectangles = rectangles
         self.cache: ImageCache | None = None
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._order = EpochOrder(len(self.images), seed)
@@ -58,19 +64,25 @@ class DetectionDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, item: tuple[int, int] | int) -> tuple[Tensor, Tensor]:
-        """The square image (3, S, S) uint8 and its boxes (N, 5): class, cx, cy, w, h in [0, 1] of the square."""
+        """The image (3, H, W) uint8 in the input's size, and its boxes (N, 5): class, cx, cy, w, h in [0, 1] of it."""
         epoch, index = item if isinstance(item, tuple) else (0, item)
         if self.augmentation is None:
-            image, boxes = letterbox(self.load(index), self.img_size)
+            labelled = self.load(index)
+            image, boxes = letterbox(labelled, self.input_size(*labelled.size))
         else:
             random = np.random.default_rng((self.seed, epoch, index))
             partners = self._order.neighbours(epoch, index)
             image, boxes = self.augmentation(self.load, index, partners, self.img_size, epoch, random)
         targets = np.empty((len(boxes), 5), np.float32)
         targets[:, 0] = boxes[:, 0]
-        targets[:, 1:3] = (boxes[:, 1:3] + boxes[:, 3:5]) / 2 / self.img_size
-        targets[:, 3:5] = (boxes[:, 3:5] - boxes[:, 1:3]) / self.img_size
+        sides = np.array(image.shape[1::-1], boxes.dtype)
+        targets[:, 1:3] = (boxes[:, 1:3] + boxes[:, 3:5]) / 2 / sides
+        targets[:, 3:5] = (boxes[:, 3:5] - boxes[:, 1:3]) / sides
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(targets)
+
+    def input_size(self, width: int, height: int) -> Size:
+        """The size to which an image of ``width`` x ``height`` pixels is letterboxed."""
+        return input_size(width, height, self.img_size, self.rectangles)
 
     def load(self, index: int) -> LabelledImage:
         """Image ``index`` as :meth:`read` gives it, with boxes (N, 5): class, x1, y1, x2, y2 in its pixels."""
@@ -103,9 +115,8 @@ class DetectionDataset(Dataset):
             folder: where images on disk are cached.
             max_bytes: for "ram".
         """
-        with ThreadPoolExecutor() as pool:
-            sizes = [self.read_size(*size)[1:] for size in pool.map(image_size, self.images)]
-        key = f"{self.img_size}-{'letterboxed' if self.augmentation is None else 'augmented'}"
+        sizes = [self.read_size(*size)[1:] for size in image_sizes(self.images)]
+        key = f"{str(self.img_size).replace(' ', 'x')}-{'letterboxed' if self.augmentation is None else 'augmented'}"
         self.cache = build_cache(Source(self.images, sizes, self.read, key, folder), kind, max_bytes)
 
     def read(self, index: int) -> np.ndarray:
@@ -117,19 +128,19 @@ class DetectionDataset(Dataset):
     def read_size(self, width: int, height: int) -> tuple[int, int, int]:
         """How an image of ``width`` x ``height`` pixels is read.
 
-        Where it is letterboxed, it is decoded in full and fitted into the square, but not enlarged. For training it is
-        decoded at the smallest size that is at least REACH times the square, and scaled down to that where it is much
-        larger.
+        Where it is letterboxed, it is decoded in full and fitted into the input, but not enlarged. For training it is
+        decoded at the smallest size that is at least REACH times the one that fits, and scaled down to that where it is
+        much larger.
 
         Returns:
             The reduction at which it is decoded, and the width and height to which it is then resized.
         """
         if self.augmentation is None:
             return 1, *shrink_to(width, height, self.img_size, 1.0)
-        side = REACH * self.img_size
-        reduction = reduction_for(side / max(width, height))
+        rows, columns = (REACH * side for side in self.img_size)
+        reduction = reduction_for(min(columns / width, rows / height))
         decoded = max(width // reduction, 1), max(height // reduction, 1)
-        return reduction, *shrink_to(*decoded, round(side), TOLERANCE)
+        return reduction, *shrink_to(*decoded, Size(round(rows), round(columns)), TOLERANCE)
 
 
 class EpochOrder:
@@ -159,9 +170,9 @@ class EpochOrder:
         return self._images[first : first + NEIGHBOURS]
 
 
-def shrink_to(width: int, height: int, side: int, tolerance: float) -> tuple[int, int]:
-    """The size at which an image fits into a square; unchanged where it is no larger than ``tolerance`` times that."""
-    if max(width, height) <= tolerance * side:
+def shrink_to(width: int, height: int, size: Size, tolerance: float) -> tuple[int, int]:
+    """Width and height at which an image fits into ``size``; unchanged where ``tolerance`` times that is not less."""
+    if width <= tolerance * size.width and height <= tolerance * size.height:
         return width, height
-    place = Letterbox.fit(width, height, side)
+    place = Letterbox.fit(width, height, size)
     return round(width * place.scale_x), round(height * place.scale_y)

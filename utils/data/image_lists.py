@@ -64,14 +64,23 @@ def looked_at(paths: Iterable[str | Path]) -> str:
 def files_below(folder: Path, suffixes: Container[str]) -> list[Path]:
     """The files below ``folder`` with one of ``suffixes``, sorted, without hidden ones (macOS adds ``._x`` to ``x``).
 
+    Links to folders are followed, each folder once.
+
     Raises:
-        InputError: ``folder`` is none.
+        InputError: ``folder`` is none, or is the root of the file system.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
+    if os.path.realpath(folder) == os.path.realpath(os.sep):
+        raise InputError(f"{folder}: is the whole file system: give a folder of the data set")
     paths = []
-    for parent, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+    visited: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in visited:
+            folders.clear()  # a link to where the walk has been
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         paths += [Path(parent, n) for n in names if Path(n).suffix.lower() in suffixes and not n.startswith(".")]
     return sorted(paths)
 

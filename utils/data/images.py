@@ -5,11 +5,13 @@ files of 8 bits. Pillow decodes all others.
 """
 
 import glob
+import math
 import os
 import struct
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +24,12 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from utils.boxes import Letterbox
+from utils.darknet.spec import NetworkSpec
 from utils.data.augmentations import letterbox_pixels, shrink
 from utils.data.depth import is_deep, to_8_bits
 from utils.errors import InputError
+from utils.sizes import AnySize, Size
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 SWAPS_SIDES = {5, 6, 7, 8}  # EXIF orientations with a rotation by 90 degrees
@@ -71,6 +76,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with _opened(path) as (image, _):
         return _upright_size(image, path)
+
+
+def image_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    """The :func:`image_size` of many images, read in parallel."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(image_size, paths))
 
 
 def _upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
@@ -244,13 +255,33 @@ def _opened(path: str | Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
         raise InputError(f"{path}: cannot be read as an image: {reason}") from error
 
 
-def to_square(image: Image.Image, img_size: int) -> Tensor:
-    """Letterbox an image to a square, (3, S, S) uint8, with S = ``img_size`` pixels."""
+def input_size(width: int, height: int, img_size: AnySize, rectangles: NetworkSpec | None = None) -> Size:
+    """The size to which an image is letterboxed.
+
+    Args:
+        width, height: of the image in pixels.
+        img_size: the size, or with ``rectangles`` the largest one.
+        rectangles: of a network; the size is then the smallest one in multiples of its stride that holds the image.
+
+    Raises:
+        InputError: the network cannot compute on an input of this size.
+    """
+    if not rectangles:
+        return Size.of(img_size)
+    place, stride = Letterbox.fit(width, height, img_size), rectangles.stride
+    fitted = Size(round(height * place.scale_y), round(width * place.scale_x))
+    smallest = Size(*(math.ceil(side / stride) * stride for side in fitted))
+    rectangles.at(smallest)
+    return smallest
+
+
+def letterboxed(image: Image.Image, img_size: AnySize) -> Tensor:
+    """Letterbox an image to the size of a network's input, (3, H, W) uint8."""
     return torch.from_numpy(letterbox_pixels(np.array(image), img_size)).permute(2, 0, 1)
 
 
 def to_device(images: Tensor, device: torch.device, channels_last: bool = False) -> Tensor:
-    """Move images (B, 3, S, S) uint8 to ``device`` as float RGB in [0, 1], in channels_last layout if asked for."""
+    """Move images (B, 3, H, W) uint8 to ``device`` as float RGB in [0, 1], in channels_last layout if asked for."""
     layout = torch.channels_last if channels_last else torch.preserve_format
     return images.to(device, non_blocking=True, memory_format=layout).float().div_(255)
 
@@ -260,23 +291,25 @@ class Images(Dataset):
 
     Args:
         paths: the image files.
-        img_size: the side S of the square, in pixels.
+        img_size: of the network's input.
+        rectangles: see :func:`input_size`.
     """
 
-    def __init__(self, paths: Sequence[Path], img_size: int):
+    def __init__(self, paths: Sequence[Path], img_size: AnySize, rectangles: NetworkSpec | None = None):
         self.paths = paths
         self.img_size = img_size
+        self.rectangles = rectangles
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Image.Image]:
-        """The letterboxed image (3, S, S) uint8, and the image at its size on disk."""
+        """The letterboxed image (3, H, W) uint8, and the image at its size on disk."""
         image = read_image(self.paths[index])
-        return to_square(image, self.img_size), image
+        return letterboxed(image, input_size(image.width, image.height, self.img_size, self.rectangles)), image
 
 
-def batches_of_one(paths: Sequence[Path], img_size: int) -> Iterator[Tensor]:
-    """Yield each image letterboxed as a batch (1, 3, S, S), float RGB in [0, 1], on the CPU."""
+def batches_of_one(paths: Sequence[Path], img_size: AnySize) -> Iterator[Tensor]:
+    """Yield each image letterboxed as a batch (1, 3, H, W), float RGB in [0, 1], on the CPU."""
     for path in paths:
-        yield to_device(to_square(read_image(path), img_size)[None], torch.device("cpu"))
+        yield to_device(letterboxed(read_image(path), img_size)[None], torch.device("cpu"))

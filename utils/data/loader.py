@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
 from typing import TypeVar, cast
 
 import numpy as np
@@ -71,16 +71,36 @@ class EpochSampler(Sampler):
 
 
 def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Batch items: images (B, 3, S, S) uint8 and targets (N, 6): image in the batch, class, cx, cy, w, h in [0, 1]."""
-    # Images are (S, S, 3) in memory. Stacking them like that is many times faster, and a batch in channels_last.
+    """Batch items: images (B, 3, H, W) uint8 and targets (N, 6): image in the batch, class, cx, cy, w, h in [0, 1]."""
+    # Images are (H, W, 3) in memory. Stacking them like that is many times faster, and a batch in channels_last.
     images = torch.stack([image.permute(1, 2, 0) for image, _ in items]).permute(0, 3, 1, 2)
     numbered = [torch.nn.functional.pad(boxes, (1, 0), value=number) for number, (_, boxes) in enumerate(items)]
     return images, torch.cat(numbered)
 
 
+def batches_by_shape(
+    items: Iterable[T], shape: Callable[[T], Hashable], batch_size: int, patience: int
+) -> Iterator[list[T]]:
+    """Batches of items of one shape, each item in one batch.
+
+    Args:
+        items: in their order, which they keep within a batch.
+        shape: returns an item's shape.
+        batch_size: the most items of a batch.
+        patience: how many later items may arrive before an item leaves, even in a small batch.
+    """
+    waiting: dict[Hashable, tuple[int, list[T]]] = {}  # by shape: the place of the first item, and all of them
+    for place, item in enumerate(items):
+        _, batch = waiting.setdefault(shape(item), (place, []))
+        batch.append(item)
+        late = [key for key, (first, batch) in waiting.items() if len(batch) == batch_size or place - first >= patience]
+        yield from (waiting.pop(key)[1] for key in late)
+    yield from (batch for _, batch in waiting.values())
+
+
 def loader(
     dataset: Dataset,
-    batch_size: int,
+    batch_size: int | list[list[int]],
     n_cpu: int | None,
     sampler: Sampler | Sequence[int] | None = None,
     collate_fn: Callable = collate,
@@ -89,19 +109,21 @@ def loader(
 
     Args:
         dataset: the data set.
-        batch_size: images per batch of this process.
+        batch_size: images per batch of this process; or the batches, as the indices of their images.
         n_cpu: number of worker processes; 0 loads in this process. None is :func:`utils.workers.default_workers`, but
             no more than there are batches.
-        sampler: the order; None is the order of the data set.
+        sampler: the order, unless the batches are given; None is the order of the data set.
         collate_fn: makes a batch of items.
     """
+    size, batches = (batch_size, None) if isinstance(batch_size, int) else (1, batch_size)
     if n_cpu is None:
         images = len(cast(Sized, dataset if sampler is None else sampler))
-        n_cpu = min(default_workers(), math.ceil(images / batch_size))
+        n_cpu = min(default_workers(), len(batches) if batches else math.ceil(images / size))
     return DataLoader(
         dataset,
-        batch_size,
+        size,
         sampler=sampler,
+        batch_sampler=batches,
         num_workers=n_cpu,
         collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),

@@ -27,6 +27,7 @@ from utils.darknet.weights import is_darknet_weights, load_darknet_weights
 from utils.detection.state_dicts import find_state_dict, is_state_dict, own_names
 from utils.errors import InputError
 from utils.files import atomic_writer
+from utils.optional import optional
 
 
 def save_checkpoint(path: str | Path, model: Darknet, **metadata: Any) -> None:
@@ -48,8 +49,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Of what other programs wrote, only the state dict is returned, as ``{"model": state dict}``.
 
     Raises:
-        InputError: the file is missing, damaged, or not a checkpoint.
+        InputError: the file is missing, damaged, or not a checkpoint; safetensors is not installed for such a file.
     """
+    if Path(path).suffix.lower() == ".safetensors":
+        return {"model": _read_safetensors(path)}
     try:
         with warnings.catch_warnings(action="ignore"):  # about the pickle protocols of other programs' files
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -69,6 +72,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if state is None:
         raise InputError(f"{path}: neither a checkpoint nor a state dict")
     return {"model": state}
+
+
+def _read_safetensors(path: str | Path) -> Mapping[str, Tensor]:
+    safetensors = optional("safetensors.torch")
+    try:
+        return safetensors.load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such weights file") from None
+    except Exception as error:  # the library's own error, or an OSError
+        raise InputError(f"{path}: not a safetensors file ({' '.join(str(error).split())})") from error
 
 
 def load_darknet(weights_path: str, model_def: str | None) -> tuple[Darknet, dict[str, Any]]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from models import Darknet
 from utils.boxes import Letterbox, to_detections
 from utils.darknet.cfg import read_cfg
-from utils.darknet.spec import parse_network
+from utils.darknet.spec import NetworkSpec, parse_network
 from utils.data.images import to_device
 from utils.detection.checkpoints import check_same_cfg, load_darknet
 from utils.detection.runtimes import OnnxModel
 from utils.devices import device_of, memory_advice, smaller_batch
+from utils.sizes import AnySize, Size
 
 
 def load_model(
@@ -48,28 +49,31 @@ class Detector:
 
     Attributes:
         model: the network, made ready by :func:`utils.detection.inference.for_inference`.
-        img_size: the side S of its input, in pixels.
+        img_size: of its input, to which images are letterboxed.
         conf_thres: the minimum score of a detection.
         nms_thres: the IoU of non-maximum suppression.
+        rectangles: see :func:`utils.data.images.input_size`.
     """
 
     model: nn.Module
-    img_size: int
+    img_size: AnySize
     conf_thres: float
     nms_thres: float
+    rectangles: NetworkSpec | None = None
 
     @torch.inference_mode()
-    def __call__(self, squares: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Tensor]:
+    def __call__(self, letterboxed: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Tensor]:
         """The detections (D, 6) of each image, on the CPU: x1, y1, x2, y2 in its own pixels, score, class.
 
         Args:
-            squares: each image letterboxed, (3, S, S) uint8.
+            letterboxed: each image letterboxed, (3, H, W) uint8, all to one size.
             images: the same images in their own size.
         """
-        with memory_advice(smaller_batch(len(squares), self.img_size)):
-            output = self.model(to_device(torch.stack(list(squares)), device_of(self.model)))
+        size = Size(*letterboxed[0].shape[-2:])
+        with memory_advice(smaller_batch(len(letterboxed), size)):
+            output = self.model(to_device(torch.stack(list(letterboxed)), device_of(self.model)))
             detections = [boxes.cpu() for boxes in to_detections(output, self.conf_thres, self.nms_thres)]
         for boxes, image in zip(detections, images, strict=True):
-            fitted = Letterbox.fit(image.width, image.height, self.img_size)
+            fitted = Letterbox.fit(image.width, image.height, size)
             boxes[:, :4] = fitted.to_image(boxes[:, :4], image.width, image.height)
         return detections

@@ -1,6 +1,7 @@
 """From validation images to mAP: the batches of a data set, the evaluation, and its table."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +16,16 @@ from utils.boxes import boxes_of_image, to_detections
 from utils.data.check import CheckedData, check_data
 from utils.data.data_config import DataConfig
 from utils.data.datasets import DetectionDataset
-from utils.data.images import to_device
+from utils.data.images import image_sizes, to_device
 from utils.data.labels import LENIENT, LabelRules
-from utils.data.loader import loader
+from utils.data.loader import batches_by_shape, loader
 from utils.detection.inference import for_inference
 from utils.detection.metrics import DetectionMetrics, Metrics
 from utils.detection.options import check_classes
 from utils.detection.runtimes import OnnxModel
 from utils.devices import device_of, memory_advice, smaller_batch
 from utils.signals import Batches
+from utils.sizes import AnySize, Size
 from utils.timing import Stopwatch
 
 
@@ -39,11 +41,12 @@ class Seconds:
 def validation_batches(
     model: Darknet | OnnxModel,
     data: DataConfig,
-    img_size: int,
+    img_size: AnySize,
     batch_size: int,
     n_cpu: int | None,
     skip_bad: bool = False,
     rules: LabelRules = LENIENT,
+    rect: bool = False,
 ) -> tuple[DataLoader, CheckedData]:
     """The validation images of a data set in batches, for :func:`evaluate`, after the data and the classes are checked.
 
@@ -52,14 +55,16 @@ def validation_batches(
     Args:
         model: the network to evaluate, for its number of classes.
         data: the data set.
-        img_size: the side S in pixels of the square to which images are letterboxed.
+        img_size: the size to which images are letterboxed.
         batch_size: images per batch of this process.
         n_cpu: worker processes that read images; None for :func:`utils.workers.default_workers`.
         skip_bad: leave out images that are missing, unreadable or wrongly labelled.
         rules: how label lines are read.
+        rect: letterbox each image to its own rectangle, see :func:`utils.data.images.input_size`; a batch then has
+            images of one shape.
 
     Returns:
-        The batches, images (B, 3, S, S) uint8 and targets (N, 6); and the checked data, whose counts
+        The batches, images (B, 3, H, W) uint8 and targets (N, 6); and the checked data, whose counts
         :func:`utils.data.check.summary` shows.
 
     Raises:
@@ -67,9 +72,18 @@ def validation_batches(
     """
     check_classes(model, data)
     checked = check_data(data, "valid", skip_bad, rules)
-    dataset = DetectionDataset(checked.images, checked.labels, img_size)
+    dataset = DetectionDataset(checked.images, checked.labels, img_size, rectangles=model.spec if rect else None)
     local = distributed.share(len(dataset), distributed.rank(), distributed.world())
+    if rect:
+        sizes = input_sizes(dataset)
+        batches = list(batches_by_shape(local, lambda index: sizes[index], batch_size, len(local)))
+        return loader(dataset, batches, n_cpu), checked
     return loader(dataset, batch_size, n_cpu, sampler=local), checked
+
+
+def input_sizes(dataset: DetectionDataset) -> list[Size]:
+    """The size to which each image of a data set is letterboxed."""
+    return [dataset.input_size(*size) for size in image_sizes(dataset.images)]
 
 
 @torch.inference_mode()
@@ -80,6 +94,7 @@ def evaluate(
     iou_thres: float = 0.5,
     conf_thres: float = 0.001,
     nms_thres: float = 0.5,
+    each: Callable[[Tensor, Tensor], None] | None = None,
 ) -> tuple[Metrics, Seconds]:
     """Detect on every image of ``batches`` and compare the detections with the ground-truth boxes.
 
@@ -88,26 +103,31 @@ def evaluate(
     Args:
         model: the network, a Darknet, which is not changed, or one of :mod:`utils.detection.runtimes`. A Darknet is
             evaluated in its fastest form, see :class:`utils.detection.inference.Inference`.
-        batches: images (B, 3, S, S) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.loader.collate` makes
+        batches: images (B, 3, H, W) uint8 and targets (N, 6) in [0, 1], as :func:`utils.data.loader.collate` makes
             them. Those of :meth:`utils.signals.StopRequest.watch` end the evaluation where a signal arrives.
         names: class names.
         iou_thres: the IoU with a ground-truth box from which on a detection counts as correct.
         conf_thres: detections below this score are left out.
         nms_thres: the IoU of non-maximum suppression.
+        each: is called with what was detected on each image of this process, (D, 6), and its ground truth, (G, 5), in
+            pixels of the square.
     """
     model, device = for_inference(model), device_of(model)
     forward, nms = Stopwatch(device), Stopwatch(device)
     local = DetectionMetrics(names, iou_thres)
     start = time.perf_counter()
     for images, targets in tqdm(batches, "evaluating", leave=False, unit="batch", disable=not distributed.is_main()):
-        with memory_advice(smaller_batch(len(images), images.shape[-1], processes=distributed.world())):
+        with memory_advice(smaller_batch(len(images), Size(*images.shape[-2:]), processes=distributed.world())):
             images = to_device(images, device)
             with forward:
                 output = model(images)
             with nms:
                 detections = to_detections(output, conf_thres, nms_thres)
         for image, of_image in enumerate(_to_cpu(detections)):
-            local.add(of_image, boxes_of_image(targets, image, images.shape[-1]))
+            truth = boxes_of_image(targets, image, Size(*images.shape[-2:]))
+            local.add(of_image, truth)
+            if each:
+                each(of_image, truth)
     total = DetectionMetrics(names, iou_thres)
     total.join(distributed.gather(local))
     metrics = total.compute()

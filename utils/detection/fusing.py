@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import Darknet
@@ -17,8 +18,8 @@ def fuse(model: Darknet) -> Darknet:
     """
     fused = copy.deepcopy(model).eval()
     for index, norm in fused.batch_norms.items():
-        layer = fused.module_list[index]
-        setattr(layer, f"conv_{index}", fuse_conv_bn_eval(fused.conv(index), norm))
+        layer, conv = fused.module_list[index], fused.conv(index)
+        setattr(layer, f"conv_{index}", fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d)))
         delattr(layer, f"batch_norm_{index}")
         section = fused.spec.section(index)
         section["batch_normalize"] = "0"

@@ -32,7 +32,7 @@ class Inference(nn.Module):
             self.model.compile()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C).
+        """Images (B, 3, H, W) in [0, 1] to predictions (B, P, 5 + C).
 
         Raises:
             InputError: torch.compile does not work here, which shows at the first forward pass.

@@ -13,6 +13,7 @@ from torchvision.ops import box_convert
 
 from models import Darknet, Yolo
 from utils.boxes import size_iou
+from utils.sizes import AnySize, Size
 
 # A target also trains the anchors whose IoU with it, both at one centre, passes this; its best anchor always.
 ANCHOR_IOU = 0.25
@@ -103,14 +104,14 @@ class YoloLoss(nn.Module):
         self._anchors = [head.anchors.cpu() for head in self._heads]
         self._spec = model.spec
 
-    def assign(self, targets: Tensor, img_size: int) -> list[Assignment]:
+    def assign(self, targets: Tensor, img_size: AnySize) -> list[Assignment]:
         """Which predictions learn which targets, for each head; on the device of ``targets``.
 
         Args:
             targets: (N, 6) image in the batch, class, cx, cy, w, h in [0, 1].
-            img_size: the side of the square images in pixels.
+            img_size: of the images.
         """
-        sizes = targets[:, 4:6] * img_size
+        sizes = targets[:, 4:6] * targets.new_tensor(Size.of(img_size)[::-1])
         counts = [len(anchors) for anchors in self._anchors]
         iou = size_iou(sizes, torch.cat(self._anchors).to(sizes.device))
         fits = iou > ANCHOR_IOU
@@ -123,14 +124,14 @@ class YoloLoss(nn.Module):
         ]
 
     def forward(
-        self, raw: list[Tensor], assignments: list[Assignment], img_size: int, divisor: float | None = None
+        self, raw: list[Tensor], assignments: list[Assignment], img_size: AnySize, divisor: float | None = None
     ) -> tuple[Tensor, list[HeadReport]]:
         """The loss and what each head did.
 
         Args:
-            raw: the raw outputs of the heads, each (B, A, H, W, 5 + C), of square images.
+            raw: the raw outputs of the heads, each (B, A, H, W, 5 + C).
             assignments: for each head what its predictions learn, from :meth:`assign`.
-            img_size: the side of the images in pixels.
+            img_size: of the images.
             divisor: of the sums, where the batch is a part of a larger one; by default this batch's own.
 
         Returns:
@@ -149,7 +150,7 @@ class YoloLoss(nn.Module):
         return cast(Tensor, loss), [report for _, report in parts]
 
     @staticmethod
-    def _head(head: Yolo, raw: Tensor, a: Assignment, img_size: int) -> tuple[list[Tensor], HeadReport]:
+    def _head(head: Yolo, raw: Tensor, a: Assignment, img_size: AnySize) -> tuple[list[Tensor], HeadReport]:
         """Sums of the box, objectness and class terms over one head."""
         chosen = raw[a.image, a.anchor, a.row, a.column]
         predicted = box_in_pixels(*head.boxes(chosen, head.anchors[a.anchor]), raw.shape, img_size)
@@ -199,18 +200,19 @@ def to_device(assignments: Sequence[Assignment], device: torch.device) -> list[A
     ]
 
 
-def box_in_pixels(centre: Tensor, size: Tensor, shape: Sequence[int], img_size: int) -> Tensor:
+def box_in_pixels(centre: Tensor, size: Tensor, shape: Sequence[int], img_size: AnySize) -> Tensor:
     """Boxes (..., 4) xyxy in input pixels, relative to the corner of their cell; for :func:`ciou_loss`.
 
     Args:
         centre: (..., 2) relative to the corner of the cell, in cells.
         size: (..., 2) in input pixels; sides shorter than SMALLEST_SIZE count as that.
         shape: of the head's raw outputs, (B, A, H, W, 5 + C).
-        img_size: the side of the images in pixels.
+        img_size: of the images.
     """
+    height, width = Size.of(img_size)
     x, y = centre.unbind(dim=-1)
     w, h = size.clamp(min=SMALLEST_SIZE).unbind(dim=-1)
-    box = torch.stack([x * (img_size / shape[3]), y * (img_size / shape[2]), w, h], dim=-1)
+    box = torch.stack([x * (width / shape[3]), y * (height / shape[2]), w, h], dim=-1)
     return box_convert(box, "cxcywh", "xyxy")
 
 

@@ -4,13 +4,14 @@ import argparse
 import re
 
 from models import Darknet
-from utils.cli import number
+from utils.cli import add_size_option, number
 from utils.data.data_config import DataConfig
 from utils.data.labels import LabelRules
 from utils.detection.runtimes import OnnxModel
 from utils.devices import PRECISIONS
 from utils.errors import InputError
 from utils.files import read_names
+from utils.sizes import AnySize, Size
 from utils.workers import MAX_WORKERS
 
 
@@ -23,9 +24,7 @@ def add_model_options(parser: argparse.ArgumentParser, weights_path: str, onnx: 
         help=f"{files}; a Darknet .weights file or a plain state dict needs --model_def",
     )
     parser.add_argument("--model_def", help="the network's cfg; default: the cfg in the weights file")
-    parser.add_argument(
-        "--img_size", type=number(int, 32), help="side of the input in pixels; default: the size in the weights file"
-    )
+    add_size_option(parser, "size of the input in pixels, by default that in the weights file or else in its cfg")
 
 
 def add_loading_options(parser: argparse._ActionsContainer, batch_size: int) -> None:
@@ -62,6 +61,16 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
         "--compile",
         action="store_true",
         help="run torch.compile, which needs a C++ compiler and minutes at the start; forward passes are then faster",
+    )
+
+
+def add_rect_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--rect``."""
+    parser.add_argument(
+        "--rect",
+        action="store_true",
+        help="letterbox each image to the smallest rectangle within --img_size whose sides suit the network, which "
+        "takes less time; images of one shape form a batch",
     )
 
 
@@ -107,33 +116,25 @@ def device_name(text: str) -> str:
     return text
 
 
-def network_size(model: Darknet | OnnxModel, img_size: int | None) -> int:
-    """The side in pixels of the square input: ``img_size``, or the cfg's where that is None.
+def network_size(model: Darknet | OnnxModel, img_size: AnySize | None) -> Size:
+    """The size of the input: ``img_size``, or the cfg's where that is None.
 
     Raises:
-        InputError: it is not a multiple of the network's coarsest stride, or the cfg's input is not square.
+        InputError: a side is not a multiple of the network's coarsest stride.
     """
-    spec = model.spec
-    if img_size is None:
-        height, width = spec.cfg_size
-        if height != width:
-            raise InputError(
-                f"the cfg's input is {width}x{height}, but images are letterboxed to a square: give --img_size"
-            )
-        img_size = height
-    stride = spec.stride
-    if img_size % stride:
-        nearest = max(round(img_size / stride), 1) * stride
-        raise InputError(f"an input of {img_size} pixels is not a multiple of {stride}: {nearest} would be")
-    return img_size
+    size, stride = Size.of(model.spec.cfg_size if img_size is None else img_size), model.spec.stride
+    fitting = size.rounded(stride)
+    if size != fitting:
+        raise InputError(f"an input of {size.pixels} is not a multiple of {stride}: {fitting} would be")
+    return size
 
 
-def check_batch_norm(model: Darknet, img_size: int, batch_size: int) -> None:
+def check_batch_norm(model: Darknet, img_size: AnySize, batch_size: int) -> None:
     """Raise an InputError where training computes BatchNorm's statistics of a single value, which has no variance.
 
     Args:
         model: the network.
-        img_size: side of the images in pixels.
+        img_size: of the images.
         batch_size: images per forward pass.
     """
     if batch_size > 1:
@@ -141,8 +142,8 @@ def check_batch_norm(model: Darknet, img_size: int, batch_size: int) -> None:
     for layer in model.spec.at(img_size).convolutions:
         if layer.batch_normalize and layer.height * layer.width == 1:
             raise InputError(
-                f"{layer.where}: with images of {img_size} pixels and one image per forward pass, BatchNorm has one "
-                "value per channel to take statistics of: use a --batch_size of at least 2 per process"
+                f"{layer.where}: with images of {Size.of(img_size).pixels} and one image per forward pass, BatchNorm "
+                "has one value per channel to take statistics of: use a --batch_size of at least 2 per process"
             )
 
 

@@ -128,6 +128,7 @@ def _blocks_of_state(spec: NetworkSpec, state: Mapping[str, Tensor], path: str) 
         weight = state.get(f"module_list.{layer.index}.conv_{layer.index}.weight")
         if weight is None or weight.dim() != 4:
             continue
+        weight = layer.kernel(weight)
         if layer.sources == (IMAGE,) and weight.shape[1] == 3:
             channels = 3
         if head := head_convolutions(spec).get(layer.index):
@@ -160,7 +161,8 @@ def _take_over(source: Darknet, model: Darknet, path: str) -> list[int]:
             continue
         tensors, expected = _tensors(source, there), _tensors(model, here)
         if here.sources == there.sources == (IMAGE,) and (here.inputs, there.inputs) == (1, 3):
-            tensors["weight"] = tensors["weight"].sum(dim=1, keepdim=True)  # a grey image has three equal channels
+            kernel = there.kernel(tensors["weight"]).sum(dim=1, keepdim=True)
+            tensors["weight"] = here.kernel(kernel)  # a grey image has three equal channels
         for name in sorted(tensors.keys() | expected.keys()):
             shapes = [tuple(side[name].shape) if name in side else "none" for side in (tensors, expected)]
             if shapes[0] != shapes[1]:

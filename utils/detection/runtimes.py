@@ -20,6 +20,7 @@ from utils.darknet.spec import parse_network
 from utils.darknet.weights import write_darknet_weights
 from utils.errors import InputError
 from utils.optional import optional
+from utils.sizes import AnySize, Size
 
 # OpenCV sets products of objectness and class score to 0 that are not above thresh, by default 0.2
 # (opencv/modules/dnn/src/layers/region_layer.cpp).
@@ -37,7 +38,7 @@ class OnnxModel(nn.Module):
 
     Attributes:
         spec: what the network's cfg says, at the size that the file was exported for.
-        metadata: the class ``names`` and the ``img_size`` in pixels.
+        metadata: the class ``names`` and the ``img_size``.
 
     Raises:
         InputError: ONNX Runtime is not installed, or the file is missing, damaged or not written by export.py, or
@@ -56,7 +57,7 @@ class OnnxModel(nn.Module):
         stored = self.session.get_modelmeta().custom_metadata_map
         if "cfg" not in stored:
             raise InputError(f"{self.name}: no cfg in its metadata: not a file that export.py wrote")
-        self.metadata = {"names": json.loads(stored["names"]), "img_size": int(stored["img_size"])}
+        self.metadata = {"names": json.loads(stored["names"]), "img_size": Size.parse(stored["img_size"]).plain}
         self.spec = parse_network(parse_cfg(stored["cfg"], f"cfg in {self.name}"), self.metadata["img_size"])
         self._suppresses = self.session.get_outputs()[0].name == "detections"
         self._fixed = isinstance(self.session.get_inputs()[0].shape[-1], int)
@@ -66,18 +67,18 @@ class OnnxModel(nn.Module):
             self._thresholds = {"conf_thres": conf_thres, "nms_thres": nms_thres}
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
-        """Images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C).
+        """Images (B, 3, H, W) in [0, 1] to predictions (B, P, 5 + C).
 
         A file with non-maximum suppression in its graph gives detections instead: for each image (D, 6) x1, y1, x2, y2
-        in pixels of the square, score, class, by falling score.
+        in input pixels, score, class, by falling score.
 
         Raises:
             InputError: the file was exported for one fixed size, and the images have another.
         """
-        size = self.metadata["img_size"]
-        if self._fixed and images.shape[-2:] != (size, size):
+        size, given = Size.of(self.metadata["img_size"]), Size(*images.shape[-2:])
+        if self._fixed and given != size:
             raise InputError(
-                f"{self.name} was exported with --static_size for images of {size} pixels, not {images.shape[-1]}"
+                f"{self.name} was exported with --static_size for images of {size.pixels}, not {given.pixels}"
             )
         (output,) = self.session.run(None, {"images": images.cpu().numpy(), **self._thresholds})
         output = torch.from_numpy(output)
@@ -126,7 +127,7 @@ class OpenVinoModel(nn.Module):
         self.compiled = core.compile_model(core.read_model(content), "CPU", options)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C)."""
+        """Images (B, 3, H, W) in [0, 1] to predictions (B, P, 5 + C)."""
         return torch.from_numpy(self.compiled(images.cpu().numpy())[0].copy())
 
 
@@ -138,7 +139,7 @@ class OpenCvModel(nn.Module):
 
     Args:
         model: the network.
-        img_size: the side S of the images, in pixels; OpenCV's anchors are relative to it.
+        img_size: of the images; OpenCV's anchors are relative to it.
 
     Attributes:
         size_bytes: the size of the two files together.
@@ -147,30 +148,31 @@ class OpenCvModel(nn.Module):
         InputError: OpenCV is not installed, has no Darknet reader, or cannot read or run the network.
     """
 
-    def __init__(self, model: Darknet, img_size: int):
+    def __init__(self, model: Darknet, img_size: AnySize):
         super().__init__()
         self.cv2 = optional("cv2")
         if not hasattr(self.cv2.dnn, "readNetFromDarknet"):
             raise InputError("OpenCV 5 has no Darknet reader: pip install 'opencv-python-headless<5'")
         self.cv2.setNumThreads(torch.get_num_threads())
         blocks = [block | OPENCV_OPTIONS.get(block["type"], {}) for block in model.spec.blocks]
-        blocks[0] |= {"width": str(img_size), "height": str(img_size)}
+        height, width = Size.of(img_size)
+        blocks[0] |= {"width": str(width), "height": str(height)}
         weights = io.BytesIO()
         write_darknet_weights(model, weights)
         files = [np.frombuffer(content, np.uint8) for content in (format_cfg(blocks).encode(), weights.getbuffer())]
         self.anchors = [len(head.anchors) for head in model.spec.heads]
         self.heads = [f"yolo_{head.index}" for head in model.spec.heads]
-        self.img_size = img_size
+        self.sides = torch.tensor([width, height, width, height])
         self.is_grey = model.spec.channels == 1
         self.size_bytes = sum(len(content) for content in files)
         try:
             self.net = self.cv2.dnn.readNetFromDarknet(*files)
-            self(torch.zeros(1, 3, img_size, img_size))  # it reads some networks that it cannot run
+            self(torch.zeros(1, 3, height, width))  # it reads some networks that it cannot run
         except self.cv2.error as error:
             raise InputError(f"OpenCV cannot read the network: {' '.join(str(error).split())}") from error
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C), in the order of :class:`models.Darknet`."""
+        """Images (B, 3, H, W) in [0, 1] to predictions (B, P, 5 + C), in the order of :class:`models.Darknet`."""
         images = grey(images) if self.is_grey else images
         return torch.cat([self._one(image) for image in images.cpu().numpy()[:, None]])
 
@@ -182,7 +184,7 @@ class OpenCvModel(nn.Module):
             # cell, Darknet's anchor by anchor.
             rows = torch.from_numpy(rows).unflatten(0, (-1, anchors)).transpose(0, 1).flatten(0, 1)
             classes = rows[:, 5:] / rows[:, 4:5].clamp(min=torch.finfo(rows.dtype).tiny)
-            predictions.append(torch.cat([rows[:, :4] * self.img_size, rows[:, 4:5], classes], dim=1))
+            predictions.append(torch.cat([rows[:, :4] * self.sides, rows[:, 4:5], classes], dim=1))
         return torch.cat(predictions)[None]
 
 

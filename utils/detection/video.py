@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -18,7 +19,6 @@ from utils.data.images import find_images, read_image
 from utils.detection.camera import Camera, Frame, Patience, host_name, is_url, safe_url
 from utils.errors import InputError
 from utils.files import atomic_writer
-from utils.optional import optional
 
 AHEAD = 8  # frames of a file that are decoded before they are needed
 USUAL_FPS = 25.0  # for a source that does not tell its rate
@@ -55,9 +55,8 @@ def open_video(source: str, patience: Patience | None = None) -> Video:
     A URL of a file, whose length is known, is read like a file.
 
     Raises:
-        InputError: OpenCV is not installed, or there is no such source. Messages contain no passwords of a URL.
+        InputError: there is no such source. Messages contain no passwords of a URL.
     """
-    cv2 = optional("cv2")
     if Path(source).is_dir():
         return _open_folder(Path(source))
     is_stream, is_device = is_url(source), source.isdecimal() or source.startswith("/dev/")
@@ -181,9 +180,8 @@ def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Call
     Raises:
         InputError: the installed OpenCV cannot write MPEG-4.
     """
-    cv2 = optional("cv2")
     with atomic_writer(path) as file:
-        writer = cv2.VideoWriter(file.name, cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+        writer = cv2.VideoWriter(file.name, cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
         if not writer.isOpened():
             raise InputError(f"{path}: this OpenCV cannot write MPEG-4 video: pip install 'opencv-python-headless<5'")
         length = 0

@@ -16,6 +16,7 @@ from utils.errors import InputError
 from utils.export.onnx import export_onnx
 from utils.export.quantization import quantize
 from utils.optional import optional
+from utils.sizes import AnySize
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -28,7 +29,7 @@ class Deployment:
     Attributes:
         runtime, format: the runtime, and the kind of file that it reads.
         size_bytes: the size of the file.
-        model: from images (B, 3, S, S) in [0, 1] to predictions (B, P, 5 + C); None if there is a problem.
+        model: from images (B, 3, H, W) in [0, 1] to predictions (B, P, 5 + C); None if there is a problem.
         problem: one line, such as what to install; None if there is a model.
     """
 
@@ -39,14 +40,14 @@ class Deployment:
     problem: str | None = None
 
 
-def deployments(model: Darknet, names: list[str], img_size: int, calibration: Iterable[Tensor]) -> list[Deployment]:
+def deployments(model: Darknet, names: list[str], img_size: AnySize, calibration: Iterable[Tensor]) -> list[Deployment]:
     """A model in all runtimes, PyTorch first.
 
     Args:
         model: the network, on the CPU and in eval mode.
         names: class names.
-        img_size: the side of its input in pixels.
-        calibration: images (1, 3, S, S) in [0, 1] to calibrate the 8-bit network on.
+        img_size: of its input.
+        calibration: images (1, 3, H, W) in [0, 1] to calibrate the 8-bit network on.
     """
 
     @cache

@@ -6,7 +6,8 @@ The graph's input is ``images`` (batch, 3, height, width), float RGB in [0, 1], 
 - ``detections`` (D, 7): image in the batch, x1, y1, x2, y2 in input pixels, score, class, by falling score. This graph
   has two optional inputs, ``conf_thres`` and ``nms_thres``, (1,) each.
 
-The metadata holds ``cfg`` (the text), ``names`` (a JSON list) and ``img_size`` (pixels).
+The metadata holds ``cfg`` (the text), ``names`` (a JSON list) and ``img_size``: pixels, the side of a square, or height
+and width with a space between them.
 """
 
 import io
@@ -25,6 +26,7 @@ from utils.detection.runtimes import OnnxModel, prediction_difference
 from utils.devices import device_of
 from utils.errors import InputError
 from utils.optional import optional
+from utils.sizes import AnySize, Size
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -68,13 +70,13 @@ suppression (float[batch, boxes, values] predictions, float[1] conf_thres = {%(c
 """
 
 
-def export_onnx(model: Darknet, names: list[str], img_size: int, dynamic_size: bool = True) -> "ModelProto":
+def export_onnx(model: Darknet, names: list[str], img_size: AnySize, dynamic_size: bool = True) -> "ModelProto":
     """The graph of a network from images to predictions.
 
     Args:
         model: the network.
         names: class names, for the metadata.
-        img_size: the side in pixels of the images that the graph is for; in the metadata, too.
+        img_size: of the images that the graph is for; in the metadata, too.
         dynamic_size: accept images of other sizes as well, multiples of the network's stride.
 
     Raises:
@@ -88,7 +90,7 @@ def export_onnx(model: Darknet, names: list[str], img_size: int, dynamic_size: b
         # and names nodes after layers. It warns that channel counts become constants, which they are.
         torch.onnx.export(
             fuse(model),
-            (torch.zeros(2, 3, img_size, img_size, device=device_of(model)),),
+            (torch.zeros(2, 3, *Size.of(img_size), device=device_of(model)),),
             file,  # type: ignore[arg-type]  # the older exporter writes to a file object too
             dynamo=False,
             opset_version=OPSET,
@@ -97,7 +99,7 @@ def export_onnx(model: Darknet, names: list[str], img_size: int, dynamic_size: b
             dynamic_axes={"images": {0: "batch", **sides}, "predictions": {0: "batch", 1: "boxes"}},
         )
     proto = onnx.load_from_string(file.getvalue())
-    describe(proto, {"cfg": format_cfg(model.blocks), "names": json.dumps(names), "img_size": str(img_size)})
+    describe(proto, {"cfg": format_cfg(model.blocks), "names": json.dumps(names), "img_size": str(Size.of(img_size))})
     return proto
 
 

@@ -27,7 +27,7 @@ class CalibrationImages:
         self._inputs: Iterator[dict[str, np.ndarray]] = ({"images": images.numpy()} for images in batches)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next images (B, 3, S, S) in [0, 1], under the name of the graph's input."""
+        """The next images (B, 3, H, W) in [0, 1], under the name of the graph's input."""
         return next(self._inputs, None)
 
 
@@ -40,7 +40,7 @@ def quantize(proto: "ModelProto", spec: NetworkSpec, images: Iterable[Tensor]) -
     Args:
         proto: the graph from images to predictions, as :func:`utils.export.onnx.export_onnx` makes it.
         spec: the network's.
-        images: batches of calibration images (B, 3, S, S) in [0, 1], typical of those to detect on.
+        images: batches of calibration images (B, 3, H, W) in [0, 1], typical of those to detect on.
 
     Raises:
         InputError: onnx or onnxruntime is not installed.

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from terminaltables import AsciiTable
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -15,6 +17,7 @@ from utils.detection.complexity import count_parameters, state_dict_size
 from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
 from utils.pruning.pruner import Pruner
+from utils.sizes import AnySize, Size
 from utils.timing import Timing, forward_times
 
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # ratios
@@ -27,7 +30,7 @@ class Measures:
     """One side of the comparison.
 
     Attributes:
-        mAP: mAP@0.5 on the validation images.
+        mAP, mAP_50_95: mAP@0.5 and mAP@0.5:0.95 on the validation images.
         parameters: how many.
         macs: multiply-adds for one image.
         size_bytes: of the state dict as a file.
@@ -36,6 +39,7 @@ class Measures:
     """
 
     mAP: float
+    mAP_50_95: float
     parameters: int
     macs: int
     size_bytes: int
@@ -47,17 +51,17 @@ class Bench:
     """Measures networks on the validation images of a data set.
 
     Args:
-        batches: images (B, 3, S, S) uint8 and targets (N, 6).
+        batches: images (B, 3, H, W) uint8 and targets (N, 6).
         names: the class names.
-        img_size: the side S in pixels, which MACs and forward passes are for.
+        img_size: the input size, which MACs and forward passes are for.
         device: where to measure.
     """
 
-    def __init__(self, batches: DataLoader, names: list[str], img_size: int, device: torch.device):
+    def __init__(self, batches: DataLoader, names: list[str], img_size: AnySize, device: torch.device):
         self.batches = batches
         self.names = names
-        self.img_size = img_size
-        self.image = torch.rand(1, 3, img_size, img_size, device=device)
+        self.img_size = Size.of(img_size)
+        self.image = torch.rand(1, 3, *self.img_size, device=device)
 
     def mean_ap(self, model: Darknet) -> float:
         """mAP@0.5."""
@@ -76,18 +80,28 @@ class Bench:
         this, other = self.forward(model, of)
         return this.median / other.median
 
-    def compare(self, *models: Darknet) -> list[Measures]:
-        """All measures of each network; forward passes are taken in turns."""
+    def compare(self, *models: Darknet, each: Sequence[Callable[[Tensor, Tensor], None]] = ()) -> list[Measures]:
+        """All measures of each network; forward passes are taken in turns.
+
+        Args:
+            models: the networks.
+            each: for each network what is called with the detections and the ground truth of each image, see
+                :func:`utils.detection.evaluate.evaluate`.
+        """
+        quality = [
+            evaluate(model, self.batches, self.names, each=watcher)[0] for model, watcher in zip_longest(models, each)
+        ]
         return [
             Measures(
-                self.mean_ap(model),
+                metrics.mAP,
+                metrics.mAP_50_95,
                 count_parameters(model),
                 self.macs(model),
                 state_dict_size(model),
                 time.median,
                 (time.low, time.high),
             )
-            for model, time in zip(models, self.forward(*models), strict=True)
+            for model, metrics, time in zip(models, quality, self.forward(*models), strict=True)
         ]
 
 

@@ -5,9 +5,9 @@ read it must take over its constant, and :func:`move_constants` is where they do
 
 - without zero padding its share, ``sum_k W[:, dead] * constant``, is the same everywhere: it goes into the bias, or
   into the running mean of the BatchNorm;
-- with zero padding the constant is cut off at the image's border, which no bias can express. There one dead channel
-  stays as a *carrier*, a channel that is constant by its gamma of 0, and its kernel in the reading convolution takes
-  over the share of all dead channels.
+- with zero padding the constant is cut off at the image's border, which no bias can express, and a transposed
+  convolution gives each position another share. There one dead channel stays as a *carrier*, a channel that is constant
+  by its gamma of 0, and its kernel in the reading convolution takes over the share of all dead channels.
 """
 
 from collections.abc import Sequence
@@ -110,7 +110,7 @@ def prune_masks(
 
 
 def _choose_carriers(coupling: Coupling, dead: np.ndarray, constants: Sequence[dict[int, np.ndarray]]) -> set[int]:
-    """The dead sets to keep as carriers: few that serve every padded convolution that reads a constant other than 0.
+    """The dead sets to keep as carriers: few that serve every convolution that cannot take a constant into its bias.
 
     Greedy: the set that serves the most convolutions per channel of its own comes first.
 
@@ -121,7 +121,7 @@ def _choose_carriers(coupling: Coupling, dead: np.ndarray, constants: Sequence[d
     """
     offers = []  # for each convolution that needs a carrier, the sets that can be it
     for layer in coupling.spec.convolutions:
-        if layer.padding and layer.groups == 1:
+        if not layer.keeps_constants and layer.groups == 1:
             sets = coupling.inputs(layer)
             for of_one in constants:
                 values = np.abs(of_one[layer.sources[0]])
@@ -138,8 +138,8 @@ def _choose_carriers(coupling: Coupling, dead: np.ndarray, constants: Sequence[d
 def move_constants(weight: Tensor, layer: layers.Convolution, mask: PruneMask) -> tuple[Tensor, Tensor]:
     """Let a convolution take over the constants of the input channels that are removed.
 
-    Where the mask has no carrier among its inputs, they go into the shift even where padding makes that wrong at the
-    borders: it is right where there is no padding or every such constant is 0, and asked for with ``fold_bias``.
+    Where the mask has no carrier among its inputs, they go into the shift even where no shift is right at all
+    positions: every such constant is 0, or it is asked for with ``fold_bias``.
 
     Args:
         weight: its kernel, (O, I, k, k) float64.
@@ -155,8 +155,8 @@ def move_constants(weight: Tensor, layer: layers.Convolution, mask: PruneMask) -
         return weight, shift
     share = torch.einsum("oihw,i->ohw", weight, torch.from_numpy(mask.removed_constants(layer)))
     carrier = mask.strongest_carrier(layer)
-    if not layer.padding or carrier is None:
-        shift = share.sum(dim=(1, 2))
+    if layer.keeps_constants or carrier is None:
+        shift = layer.mean_gain * share.sum(dim=(1, 2))
     elif share.any():
         position, constant = carrier
         weight = weight.clone()

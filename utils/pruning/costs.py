@@ -22,11 +22,19 @@ class Costs(Protocol):
         per_value: the cost of a value that a layer other than a convolution writes.
     """
 
-    step: int
-    per_value: float
+    @property
+    def step(self) -> int:
+        """See above."""
+        ...
 
-    def convolution_cost(self, index: int, inputs: int, outputs: int) -> float:
+    @property
+    def per_value(self) -> float:
+        """See above."""
+        ...
+
+    def convolution_cost(self, index: int, inputs: float, outputs: float) -> float:
         """The cost of the convolution of layer ``index`` with so many channels."""
+        ...
 
 
 class MacCosts:
@@ -42,11 +50,11 @@ class MacCosts:
     def __init__(self, spec: NetworkSpec):
         self._layers = {layer.index: layer for layer in spec.convolutions}
 
-    def convolution_cost(self, index: int, inputs: int, outputs: int) -> float:
+    def convolution_cost(self, index: int, inputs: float, outputs: float) -> float:
         """See :class:`Costs`."""
         layer = self._layers[index]
-        per_output = 1 if layer.depthwise else inputs / layer.groups
-        return layer.height * layer.width * layer.size**2 * per_output * outputs
+        share_of_inputs = 1 if layer.depthwise else inputs / layer.inputs
+        return layer.macs * share_of_inputs * outputs / layer.channels
 
 
 def set_touches(coupling: Coupling) -> list[tuple[Touch, ...]]:
@@ -61,7 +69,7 @@ def set_touches(coupling: Coupling) -> list[tuple[Touch, ...]]:
         if isinstance(layer, Convolution):
             count(layer, coupling.inputs(layer), 0)
         count(layer, coupling.outputs[layer.index], 1)
-    return [tuple((layer, *sides) for layer, sides in sorted(of_set.items())) for of_set in touches]
+    return [tuple((layer, sides[0], sides[1]) for layer, sides in sorted(of_set.items())) for of_set in touches]
 
 
 class Counts:

@@ -253,7 +253,7 @@ def pytorch_runner(graph: Graph, threads: int, device: str) -> Callable[[], obje
     layers = [(_torch_layer(layer).eval(), layer["from"]) for layer in graph["layers"]]
     modules = torch.nn.ModuleList(module for module, _ in layers)
     dtype = torch.float16 if device == "cuda" else torch.float32
-    modules.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    modules.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
     images = torch.from_numpy(image(graph)).to(device=device, dtype=dtype, memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -47,7 +47,7 @@ def magnitude(model: Darknet, coupling: Coupling) -> np.ndarray:
         np.add.at(parts, sets, 1)
 
     for layer in coupling.spec.convolutions:
-        squares = model.conv(layer.index).weight.square()
+        squares = layer.kernel(model.conv(layer.index).weight).square()
         add(coupling.outputs[layer.index], squares.sum(dim=(1, 2, 3)))
         if layer.batch_normalize:
             add(coupling.outputs[layer.index], model.batch_norm(layer.index).weight.square())

@@ -29,6 +29,7 @@ from utils.optional import optional
 from utils.pruning.coupling import Coupling, couple
 from utils.pruning.graph_timer import ACTIVATIONS, PACKAGES, Graph, measure, measure_to_file, read_rows
 from utils.pruning.surgery import compact_blocks
+from utils.sizes import AnySize
 
 WIDTHS = (1.0, 0.6, 0.3, 0.0)  # shares of the channels with which the whole network is measured
 UNEVEN = 8  # further networks that are measured whole, each group of channels with another share
@@ -155,6 +156,8 @@ def network_graph(spec: NetworkSpec) -> Graph:
         if activation not in ACTIVATIONS:
             raise InputError(f"{layer.where}: tables of latencies know no activation {activation}")
         match layer:
+            case layers.Deconvolution():
+                raise InputError(f"{layer.where}: no table of latencies can be made for this layer")
             case Convolution():
                 options = {name: getattr(layer, name) for name in ("inputs", "size", "stride", "padding", "dilation")}
                 options |= {"outputs": layer.channels, "groups": layer.groups, "activation": activation}
@@ -223,9 +226,7 @@ def uneven_shares(coupling: Coupling, seed: int) -> dict[tuple[int, ...], float]
     return {key: float(random.uniform() ** (1 + 2 * (seed % 2))) for key in set_groups(coupling)}
 
 
-def with_width(
-    coupling: Coupling, img_size: int | tuple[int, int], shares: Mapping[tuple, float] | float
-) -> NetworkSpec:
+def with_width(coupling: Coupling, img_size: AnySize, shares: Mapping[tuple, float] | float) -> NetworkSpec:
     """The network with a share of its channels, a multiple of STEP wherever it has so many.
 
     Args:
@@ -250,7 +251,7 @@ def set_groups(coupling: Coupling) -> dict[tuple[int, ...], list[int]]:
     return groups
 
 
-def spec_of(coupling: Coupling, keep: np.ndarray, img_size: int | tuple[int, int]) -> NetworkSpec:
+def spec_of(coupling: Coupling, keep: np.ndarray, img_size: AnySize) -> NetworkSpec:
     """The network of the sets ``keep``, (number of sets,) bool."""
     counts = {layer.index: int(keep[coupling.outputs[layer.index]].sum()) for layer in coupling.spec.convolutions}
     return parse_network(compact_blocks(coupling.spec.blocks, counts)).at(img_size)
@@ -323,18 +324,18 @@ class LatencyTable:
             raise InputError(missing_graphs(missing, milliseconds))
         self._axes = axes(spec)
         self._kinds = {layer.index: kind_of(spec, layer) for layer in spec.convolutions}
-        self._costs: dict[tuple[Kind, int, int], float] = {}
+        self._costs: dict[tuple[Kind, float, float], float] = {}
 
     @property
     def per_value(self) -> float:
         """The milliseconds of a value that a layer other than a convolution writes."""
         return self.fit.rate
 
-    def convolution_cost(self, index: int, inputs: int, outputs: int) -> float:
+    def convolution_cost(self, index: int, inputs: float, outputs: float) -> float:
         """The milliseconds of the convolution of layer ``index`` with so many channels, see :class:`Costs`."""
         return self.fit.factor * self.convolution(self._kinds[index], inputs, outputs)
 
-    def convolution(self, kind: Kind, inputs: int, outputs: int) -> float:
+    def convolution(self, kind: Kind, inputs: float, outputs: float) -> float:
         """The milliseconds of a convolution of one of the network's kinds, interpolated between points of the grid.
 
         Beyond the grid it is that of the nearest point.
@@ -344,7 +345,7 @@ class LatencyTable:
             self._costs[key] = self._interpolate(*key)
         return self._costs[key]
 
-    def _interpolate(self, kind: Kind, inputs: int, outputs: int) -> float:
+    def _interpolate(self, kind: Kind, inputs: float, outputs: float) -> float:
         of_inputs, of_outputs = (
             bracket(points, n) for points, n in zip(self._axes[kind], (inputs, outputs), strict=True)
         )
@@ -377,7 +378,7 @@ class LatencyTable:
         return self.fit.factor * self.total(spec) + self.fit.rate * written_values(spec) + self.fit.constant
 
 
-def bracket(points: Sequence[int], value: int) -> list[tuple[int, float]]:
+def bracket(points: Sequence[int], value: float) -> list[tuple[int, float]]:
     """The neighbours of a value among sorted points, and the share of each in a linear interpolation.
 
     >>> bracket([8, 16, 32], 20), bracket([8, 16], 16), bracket([8, 16], 3)
@@ -385,7 +386,7 @@ def bracket(points: Sequence[int], value: int) -> list[tuple[int, float]]:
     """
     value = min(max(value, points[0]), points[-1])
     if value in points:
-        return [(value, 1.0)]
+        return [(int(value), 1.0)]
     high = next(point for point in points if point > value)
     low = points[points.index(high) - 1]
     share = (value - low) / (high - low)

@@ -14,20 +14,22 @@ from utils.detection.checkpoints import load_weights, write_checkpoint
 from utils.devices import device_of, without_tf32
 from utils.errors import InputError
 from utils.files import atomic_writer, keep_old
+from utils.sizes import AnySize, Size
 
 # The compact network must agree with the masked one to this share of the largest raw output.
 TOLERANCE = 1e-4
 
 
-def proof_images(img_size: int, stride: int) -> Iterator[Tensor]:
+def proof_images(img_size: AnySize, stride: int) -> Iterator[Tensor]:
     """Random images of more than one batch size and aspect ratio, (B, 3, H, W) in [0, 1]."""
     random = torch.Generator().manual_seed(0)
-    for batch, height, width in ((2, img_size, img_size), (1, img_size, img_size + 2 * stride)):
-        yield torch.rand(batch, 3, height, width, generator=random)
+    height, width = Size.of(img_size)
+    for batch, columns in ((2, width), (1, width + 2 * stride)):
+        yield torch.rand(batch, 3, height, columns, generator=random)
 
 
 @torch.inference_mode()
-def head_difference(reference: Darknet, other: Darknet, img_size: int) -> float:
+def head_difference(reference: Darknet, other: Darknet, img_size: AnySize) -> float:
     """The largest difference of the raw outputs of two networks, as a share of the reference's largest magnitude.
 
     It is NaN where an output is: a NaN fails every comparison. Both networks are left in eval mode.
@@ -45,7 +47,7 @@ def head_difference(reference: Darknet, other: Darknet, img_size: int) -> float:
     return float(torch.stack(gaps).max())
 
 
-def prove(reference: Darknet, compact: Darknet, img_size: int) -> float:
+def prove(reference: Darknet, compact: Darknet, img_size: AnySize) -> float:
     """The :func:`head_difference` of a compact network from its reference.
 
     Raises:

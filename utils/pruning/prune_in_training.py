@@ -28,6 +28,7 @@ from utils.pruning.mask import PruneMask
 from utils.pruning.proof import TOLERANCE, head_difference
 from utils.pruning.selection import Gammas
 from utils.pruning.surgery import compact_blocks, compact_network
+from utils.sizes import AnySize
 
 
 class KeptChannels:
@@ -84,8 +85,7 @@ class KeptChannels:
 
     def blocks(self, blocks: Sequence[Block]) -> Sequence[Block]:
         """The cfg of what is left, from the cfg that training began with."""
-        before = {layer.index: layer.channels for layer in self.coupling.spec.convolutions}
-        return blocks if self.counts() == before else compact_blocks(blocks, self.counts())
+        return compact_blocks(blocks, self.counts()) if self.removed else blocks
 
 
 def cut_alike(models: Sequence[Darknet], coupling: Coupling, dead: np.ndarray) -> tuple[PruneMask, list[Darknet]]:
@@ -106,7 +106,7 @@ def cut_alike(models: Sequence[Darknet], coupling: Coupling, dead: np.ndarray) -
     return masks[0], [compact_network(model, mask) for model, mask in zip(models, masks, strict=True)]
 
 
-def cut_is_exact(before: Sequence[Darknet], after: Sequence[Darknet], img_size: int) -> bool:
+def cut_is_exact(before: Sequence[Darknet], after: Sequence[Darknet], img_size: AnySize) -> bool:
     """Whether each network still computes what it did, to TOLERANCE; they are left in eval mode."""
     gaps = [head_difference(old, new, img_size) for old, new in zip(before, after, strict=True)]
     return all(gap <= TOLERANCE for gap in gaps)

@@ -26,6 +26,7 @@ from utils.pruning.residuals import (
 )
 from utils.pruning.selection import Selection, is_separated, select_least
 from utils.pruning.surgery import Pruned, prune
+from utils.sizes import AnySize
 
 DEFAULT_RATIO = 0.85  # of the channels, as the older tools have it
 LARGEST_RATIO = 0.9999
@@ -171,7 +172,7 @@ def corresponding_sets(coupling: Coupling, full: Coupling, kept: Sequence[int]) 
 def cut_least_important(
     model: Darknet,
     strategy: str,
-    img_size: int,
+    img_size: AnySize,
     ratio: float,
     target_macs: float | None = None,
     target_ms: float | None = None,
@@ -182,7 +183,7 @@ def cut_least_important(
     Args:
         model: the network, in eval mode; it stays as it is.
         strategy: see :mod:`utils.pruning.selection`.
-        img_size: the side in pixels that MACs are counted at.
+        img_size: the input size that MACs are counted at.
         ratio: the share of the prunable channels to cut.
         target_macs: the share of the MACs to leave; then the smallest ratio that does so is cut.
         target_ms: the milliseconds of a forward pass to leave by ``table``, in whose order channels then go; residual

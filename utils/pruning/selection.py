@@ -17,8 +17,8 @@ import numpy as np
 from utils.errors import InputError
 from utils.pruning.coupling import ChannelSet, Coupling
 
-# Gammas that die are clearly below those that live if they are at most SPARSE times the large ones, which the quantile
-# LARGE of those that live stands for: the sign of sparse training.
+# What dies is clearly below what lives where its importance is at most SPARSE times that of the most important, which
+# the quantile LARGE of what lives stands for: the sign of sparse training.
 SPARSE = 0.5
 LARGE = 0.95
 STRATEGIES = ("normal", "shortcut", "slim")

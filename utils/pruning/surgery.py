@@ -144,9 +144,9 @@ def _copy_convolution(reference: Darknet, compact: Darknet, layer: layers.Convol
     result is rounded to the float32 of the weights.
     """
     kept = torch.from_numpy(mask.kept_outputs(layer.index))
-    weight = reference.conv(layer.index).weight.detach().cpu().double()
+    weight = layer.kernel(reference.conv(layer.index).weight).detach().cpu().double()
     weight, shift = move_constants(weight, layer, mask)
-    compact.conv(layer.index).weight.copy_(weight[kept])
+    layer.kernel(compact.conv(layer.index).weight).copy_(weight[kept])
     if layer.batch_normalize:
         source, target = reference.batch_norm(layer.index), compact.batch_norm(layer.index)
         on_device = kept.to(source.weight.device)

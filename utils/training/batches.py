@@ -26,8 +26,8 @@ def make_loaders(args: argparse.Namespace, data: DataConfig) -> tuple[DataLoader
     """
     for split in ("train", "valid"):
         data.list_path(split)  # both are there, before the images of the first are decoded
-    closing = max(1, round(WITHOUT_MOSAIC * args.epochs))
-    augmentation = Augmentation(mosaic=args.mosaic, first_plain_epoch=args.epochs - closing)
+    closing = max(1, round(WITHOUT_MOSAIC * args.total_epochs))
+    augmentation = Augmentation(mosaic=args.mosaic, first_plain_epoch=args.total_epochs - closing)
     checked = {split: check_data(data, split, args.skip_bad, label_rules(args)) for split in ("train", "valid")}
     print(summary(checked))
     train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, augmentation, args.seed)

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass, fields
 
 from utils.pruning.pruner import DEFAULT_RATIO
+from utils.sizes import AnySize
 
 # The run cuts the least important channels once, and trains what is left as an ordinary network.
 CUT = "cut"
@@ -54,10 +55,10 @@ class TrainConfig:
     # Network and data; the file names are only for messages.
     model_def: str = "the cfg"
     data_config: str = "the data set"
-    img_size: int = 416  # pixels, the side of the images
+    img_size: AnySize = 416  # of the images
 
     # Optimisation
-    epochs: int = 100
+    epochs: int = 100  # also those that the option --epochs gives in exchange for what a cut saves
     batch_size: int = 16  # global batch size: images per step over all processes, divided by accumulate
     accumulate: int = 1  # batches per optimizer step
     learning_rate: float = 0.01  # after the warm-up
@@ -71,7 +72,7 @@ class TrainConfig:
     strategy: str = "normal"  # which channels may be pruned: their gammas are reported, and penalised with sparsity
     sparsity: SparsityConfig | None = None
     prune_every: int = 0  # epochs between cuts of dead channels; 0: no cuts
-    distill: bool = True  # after a single cut: learn also from the network before it
+    distill: bool = False  # after a single cut: learn also from the network before it
 
     # Run
     evaluation_interval: int = 1  # epochs
@@ -99,5 +100,5 @@ class TrainConfig:
                 args.target_ms,
                 args.latency_table,
             )
-        names = {field.name for field in fields(cls)} - {"sparsity"}
-        return cls(**{name: getattr(args, name) for name in names}, sparsity=sparsity)
+        names = {field.name for field in fields(cls)} - {"epochs", "sparsity"}
+        return cls(epochs=args.total_epochs, **{name: getattr(args, name) for name in names}, sparsity=sparsity)

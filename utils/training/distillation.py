@@ -9,19 +9,20 @@ from utils.detection.checkpoints import load_darknet
 from utils.detection.loss import BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, box_in_pixels, ciou_loss
 from utils.devices import autocast
 from utils.errors import InputError
+from utils.sizes import AnySize, Size
 
 # Boxes and classes of predictions to which the teacher gives a lower objectness weigh next to nothing.
 LEAST_OBJECTNESS = 0.01
 
 
-def load_teacher(weights: str, cfg: str | None, student: Darknet, img_size: int, device: torch.device) -> Darknet:
+def load_teacher(weights: str, cfg: str | None, student: Darknet, img_size: AnySize, device: torch.device) -> Darknet:
     """A teacher in eval mode, whose heads predict for the same cells, anchors and classes as the student's.
 
     Args:
         weights: a checkpoint, or weights of another kind.
         cfg: its cfg; None for the cfg in the checkpoint.
         student: the network that learns from it.
-        img_size: the side of the images in pixels.
+        img_size: of the images.
         device: where the two compute.
 
     Raises:
@@ -88,14 +89,14 @@ class Distillation(nn.Module):
 
         Args:
             raw: the student's raw outputs, each (B, A, H, W, 5 + C).
-            images: (B, 3, S, S) in [0, 1], the images that they come from.
+            images: (B, 3, H, W) in [0, 1], the images that they come from.
         """
         student, teacher = self._networks
         with torch.no_grad(), autocast(images.device, self._precision):
             teacher_raw = teacher.raw_outputs(images)
         with torch.autocast(images.device.type, enabled=False):
             parts = [
-                _head(head, output.float(), teacher_head, teacher_output.float(), images.shape[-1])
+                _head(head, output.float(), teacher_head, teacher_output.float(), Size(*images.shape[-2:]))
                 for head, output, teacher_head, teacher_output in zip(
                     student.heads, raw, teacher.heads, teacher_raw, strict=True
                 )
@@ -106,13 +107,13 @@ class Distillation(nn.Module):
         return loss
 
 
-def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_size: int) -> tuple[Tensor, Tensor]:
+def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_size: AnySize) -> tuple[Tensor, Tensor]:
     """The sum of the terms over one head, and the sum of the teacher's objectness.
 
     Args:
         yolo, raw: the student's layer, and its raw output (B, A, H, W, 5 + C).
         teacher_yolo, teacher_raw: the teacher's, of the same shape.
-        img_size: the side of the images in pixels.
+        img_size: of the images.
     """
     logits, scores = yolo.logits(raw), teacher_yolo.logits(teacher_raw).sigmoid()
     confidence = scores[..., 0]

@@ -90,10 +90,11 @@ def write_batches(batches: DataLoader, numbers: range, names: Sequence[str], fol
     items = sampler.order()[numbers.start * size : numbers.stop * size]
     for position, item in enumerate(items):
         image, boxes = dataset[item]
-        square = Image.fromarray(image.permute(1, 2, 0).numpy())
-        corners = box_convert(boxes[:, 1:] * image.shape[-1], "cxcywh", "xyxy")
+        height, width = image.shape[-2:]
+        pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+        corners = box_convert(boxes[:, 1:] * torch.tensor([width, height, width, height]), "cxcywh", "xyxy")
         labelled = torch.cat([corners, torch.ones(len(boxes), 1), boxes[:, :1]], dim=1)
         with atomic_writer(folder / f"{position:03d}.png") as file:
-            draw_detections(square, labelled, names).save(file, format="PNG")
+            draw_detections(pixels, labelled, names).save(file, format="PNG")
     write_text(folder / "images.txt", "".join(f"{dataset.images[index]}\n" for _, index in items))
     return folder

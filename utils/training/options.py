@@ -5,19 +5,21 @@ from pathlib import Path
 
 import torch
 
+from models import Darknet
 from utils import distributed
-from utils.cli import number
+from utils.cli import add_size_option, number
 from utils.data.image_cache import KINDS
 from utils.detection.options import add_check_options, add_device_option, add_precision_option, add_workers_option
 from utils.devices import computes_bf16, default_precision, describe_device
 from utils.errors import InputError
 from utils.pruning.costs import COSTS
+from utils.pruning.latency import read_table
 from utils.pruning.penalty import METHODS
-from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO
+from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO, cut_least_important
 from utils.pruning.schedules import SCHEDULES, check_schedule
 from utils.pruning.selection import STRATEGIES
 from utils.training.config import BEFORE_CUT, CUT
-from utils.training.recipes import LEARNING_RATE, MOSAIC
+from utils.training.recipes import LEARNING_RATE, MOSAIC, epochs_after_cut
 from utils.training.runs import Run
 
 
@@ -58,15 +60,19 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         help="cfg of the weights to start from; only for a file that does not hold it, and whose network differs "
         "in more than the number of classes; default: the cfg in the file",
     )
-    group.add_argument(
-        "--img_size", type=number(int, 32), help="side of the images in pixels; default: that of the cfg"
-    )
+    add_size_option(group, "size of the images in pixels, by default that of the cfg")
 
 
 def add_optimisation_options(parser: argparse.ArgumentParser) -> None:
     """The optimizer's steps, and how they are computed."""
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=number(int, 1), default=100, help="number of epochs")
+    group.add_argument(
+        "--epochs",
+        type=number(int, 1),
+        default=100,
+        help="number of epochs; where the run cuts its network, of the whole network: what is left trains for as many "
+        "as cost the same in MACs",
+    )
     group.add_argument(
         "--batch_size", type=number(int, 1), default=16, help="global batch size: images per step over all processes"
     )
@@ -179,14 +185,13 @@ def add_distillation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--teacher_weights",
         help="weights of a network with the same heads to learn from, of any kind: in fine-tuning, the unpruned model; "
-        "default: none; the network before the cut where the run cuts it itself",
+        "default: none; with --distill the network before the cut",
     )
     group.add_argument("--teacher_cfg", help="cfg of that network; default: the cfg in its checkpoint")
     group.add_argument(
         "--distill",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="where the run cuts its network itself: learn also from the network before the cut",
+        action="store_true",
+        help="where the run cuts its network itself: learn also from the network before the cut, in fewer epochs",
     )
 
 
@@ -245,6 +250,7 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "target_ms", "sr_method", "penalty_cost"}
     if not args.sr and (given := sorted(sparse_only & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for sparse training: add -sr")
+    args.total_epochs = args.epochs
     if not args.sr:
         args.strategy, args.cut_epoch = args.strategy or "normal", 0
         return
@@ -269,6 +275,34 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     args.target_percent = args.target_percent or DEFAULT_RATIO
     args.strategy = args.strategy or ("slim" if cuts else "normal")
     args.cut_epoch = round(BEFORE_CUT * args.epochs) if cuts else 0
+
+
+def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> None:
+    """Set how many epochs a run that cuts its network has, by how much of ``model`` the cut leaves; print it.
+
+    From random weights the cut comes later and leaves about as much.
+
+    Args:
+        args: the options.
+        model: the network before the cut.
+        images: how many images there are to train on.
+
+    Raises:
+        InputError: no channel may be cut, or the budget cannot be reached.
+    """
+    size = args.img_size
+    table = read_table(args.latency_table, model.spec.at(size)) if args.target_ms is not None else None
+    left = cut_least_important(
+        model.eval(), args.strategy, size, args.target_percent, args.target_macs, args.target_ms, table
+    )
+    small, whole = (spec.at(size).macs for spec in (left.pruned.model.spec, model.spec))
+    before, after = args.cut_epoch, args.epochs - args.cut_epoch
+    has_teacher = bool(args.distill or args.teacher_weights)
+    classes = max(head.classes for head in model.spec.heads)
+    args.total_epochs = before + epochs_after_cut(after, small / whole, has_teacher, images, classes)
+    print(
+        f"{args.total_epochs - before} epochs after the cut, {small / whole:.1%} of the MACs each, in place of {after}"
+    )
 
 
 def _default_schedule(args: argparse.Namespace) -> str:

@@ -46,7 +46,7 @@ def training_figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _line(axes: Axes, rows: Sequence[dict[str, Any]], name: str, label: str) -> None:
-    epochs, values = _series(rows, name)
+    epochs, values = series(rows, name)
     if epochs:
         axes.plot(epochs, values, label=label, marker="o" if len(epochs) == 1 else None)
 
@@ -56,7 +56,8 @@ def _epoch_axis(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+def series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """The epochs, counted from 1, in which the log's column ``name`` was measured, and its values there."""
     measured = [row for row in rows if row.get(name) not in (None, "")]
     return [int(row["epoch"]) + 1 for row in measured], [float(row[name]) for row in measured]
 

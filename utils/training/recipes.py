@@ -1,4 +1,4 @@
-"""The defaults of training, and what a run starts from: a network that was pruned, or any other.
+"""The defaults of training, how long a run that cuts its network trains, and what a run starts from.
 
 The checkpoint to start from (``-pre``) says whether its network was pruned (``pruned``). Checkpoints of older versions
 and Darknet's .weights files do not; there the file name of the cfg decides, as test_prune.py gives it.
@@ -15,6 +15,26 @@ LEARNING_RATE = 0.01  # after the warm-up
 MOSAIC = 0.5  # probability of a mosaic of four images
 # Mosaics stop before the end: for this share of the epochs the network sees images as it will when it detects.
 WITHOUT_MOSAIC = 0.15
+# A training step costs three forward passes, its own and two for the gradients; a teacher costs one more.
+TEACHER_COST = 1 / 3
+
+
+def epochs_after_cut(epochs: int, share: float, has_teacher: bool, images: int, classes: int) -> int:
+    """How many epochs of the network after a cut cost what ``epochs`` of the one before it do, in MACs.
+
+    At least as many; and not more than Darknet advises to train on any data set (README of AlexeyAB's Darknet, "When
+    should I stop training"): 2,000 batches of 64 images per class, and at least 6,000.
+
+    Args:
+        epochs: of the network before the cut.
+        share: of the MACs that the cut leaves.
+        has_teacher: whether what is left learns from the network before the cut.
+        images: in an epoch.
+        classes: of the data set.
+    """
+    same_cost = epochs / (share + TEACHER_COST * has_teacher)
+    enough = 64 * max(6000, 2000 * classes) / images
+    return max(epochs, int(min(same_cost, enough)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
 from utils.pruning.schedules import SCHEDULES
 from utils.training.config import CUT
-from utils.training.runs import Run, is_pruned_cfg, remove_partial_files
+from utils.training.runs import Run, is_pruned_cfg, remove_partial_files, total_epochs
 from utils.training.state import restore_training
 from utils.training.trainer import Trainer
 
@@ -47,9 +47,10 @@ def resume_point(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
         state = "is finished; to train on, start from its weights with -pre" if run.last.exists() else ""
         raise InputError(f"--resume: the run {args.name} {state or 'has no checkpoint'} ({run.last})")
     if unfinished and not args.resume:
+        epochs = total_epochs(unfinished["options"])
         raise InputError(
-            f"{run.last}: the run {args.name} stopped after epoch {unfinished['epoch']} of "
-            f"{unfinished['options']['epochs']}: add --resume to go on, --overwrite to give it up, or another --name"
+            f"{run.last}: the run {args.name} stopped after epoch {unfinished['epoch']} of {epochs}: "
+            "add --resume to go on, --overwrite to give it up, or another --name"
         )
     schedule = unfinished["options"].get("s_schedule") if unfinished else None
     if schedule and schedule not in (CUT, *SCHEDULES):
@@ -93,7 +94,9 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     """
     differing = [name for name in started if name in args.given and getattr(args, name) != started[name]]
     if contradictions := [name for name in differing if name not in FREE_OPTIONS]:
-        reasons = ", ".join(f"{option(name)} {started[name]}, not {getattr(args, name)}" for name in contradictions)
+        reasons = ", ".join(
+            f"{option(name)} {words(started[name])}, not {words(getattr(args, name))}" for name in contradictions
+        )
         raise InputError(
             f"--resume: the run {args.name} was started with {reasons}; leave them out to go on as it was started, "
             "or start another run with another --name"
@@ -101,8 +104,14 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     for name, value in started.items():
         if name not in args.given and name not in ("name", "resume", "overwrite", "debug"):
             setattr(args, name, value)
+    args.total_epochs = total_epochs(started)
     if isinstance(args.cache, bool):  # as checkpoints of older versions have it
         args.cache = "ram" if args.cache else "none"
+
+
+def words(value: object) -> str:
+    """How a user writes the value of an option."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def option(name: str) -> str:

@@ -1,8 +1,10 @@
 """The files of a training run, and how those of an earlier run of the same name are kept."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from utils import distributed
 from utils.detection.checkpoints import read_checkpoint
@@ -63,7 +65,7 @@ class Run:
         checkpoint = read_checkpoint(self.last)
         if "training" not in checkpoint:
             raise InputError(f"{self.last}: not a checkpoint that training wrote")
-        return checkpoint if checkpoint["epoch"] < checkpoint["options"]["epochs"] else None
+        return checkpoint if checkpoint["epoch"] < total_epochs(checkpoint["options"]) else None
 
     def is_finished(self) -> bool:
         """Whether the earlier run reached its last epoch, as far as its files can tell."""
@@ -87,6 +89,11 @@ class Run:
             if old.exists():
                 old.rename(new)
         return free
+
+
+def total_epochs(options: Mapping[str, Any]) -> int:
+    """The epochs of a run with these options; older versions had no others than those of ``--epochs``."""
+    return options.get("total_epochs", options["epochs"])
 
 
 def make_room(run: Run, overwrite: bool) -> None:

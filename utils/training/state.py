@@ -72,8 +72,7 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -
     if trainer.distillation:
         trainer.distillation.load_state(state.get("distillation", []), trainer.device)
     if kept_channels := trainer.kept_channels:  # older versions do not write down that they cut channels
-        before = sum(layer.channels for layer in kept_channels.coupling.spec.convolutions)
-        trainer.pruned |= sum(kept_channels.counts().values()) < before
+        trainer.pruned |= kept_channels.removed > 0
     trainer.progress.load_state(state["progress"], trainer.device)
     trainer.epoch, trainer.step = checkpoint["epoch"], checkpoint["step"]
     trainer.best_map = checkpoint["best_map"]

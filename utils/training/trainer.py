@@ -27,6 +27,7 @@ from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_a
 from utils.pruning.pruner import PruningResult, cut_least_important
 from utils.pruning.schedules import READING_STEPS, SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
+from utils.sizes import Size
 from utils.training.config import SparsityConfig, TrainConfig
 from utils.training.distillation import Distillation
 from utils.training.ema import ModelEma
@@ -39,7 +40,7 @@ from utils.training.report import EpochReport
 
 GRADIENT_NORM = 10.0  # larger gradients are scaled down to this norm
 
-Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) uint8 and targets (N, 6), as utils.data.loader.collate makes them
+Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) uint8 and targets (N, 6), as utils.data.loader.collate makes them
 T = TypeVar("T")
 
 
@@ -182,7 +183,7 @@ class Trainer:
         Returns:
             The loss, of this process's share as if it were all, on the device; and for each part the heads' reports.
         """
-        size = parts[0][0].shape[-1]
+        size = Size(*parts[0][0].shape[-2:])
         if self.config.multiscale_training:
             size = random_size(size, self.model.spec.stride, self.config.seed, self.step)
         assignments = [self.loss.assign(targets, size) for _, targets in parts]
@@ -262,28 +263,6 @@ class Trainer:
         self.pruned = True
         return cut.removed_channels
 
-    def check_cut(self) -> None:
-        """Refuse a cut later in the run that is impossible, before the first step.
-
-        Raises:
-            InputError: no channel may be cut, or the budget cannot be reached.
-        """
-        sparsity = self.config.sparsity
-        if sparsity and sparsity.is_cut:
-            self._least_important(sparsity)
-
-    def _least_important(self, sparsity: SparsityConfig) -> PruningResult:
-        config = self.config
-        return cut_least_important(
-            self.ema.model,
-            config.strategy,
-            config.img_size,
-            sparsity.ratio,
-            sparsity.target_macs,
-            sparsity.target_ms,
-            self._table(sparsity),
-        )
-
     @property
     def has_cut(self) -> bool:
         """Whether this run cuts its network once, and has done so."""
@@ -305,13 +284,21 @@ class Trainer:
         Raises:
             InputError: the budget cannot be reached, or the compact network does not compute the same.
         """
-        sparsity, kept_channels = self.config.sparsity, self.kept_channels
+        config, sparsity, kept_channels = self.config, self.config.sparsity, self.kept_channels
         assert sparsity  # see cut_is_due
         assert kept_channels
-        result = self._least_important(sparsity)
+        result = cut_least_important(
+            self.ema.model,
+            config.strategy,
+            config.img_size,
+            sparsity.ratio,
+            sparsity.target_macs,
+            sparsity.target_ms,
+            self._table(sparsity),
+        )
         compact = result.pruned.model
-        prove(result.reference, compact, self.config.img_size)
-        if self.config.distill and not self.teacher:
+        prove(result.reference, compact, config.img_size)
+        if config.distill and not self.teacher:
             self.teacher = self.ema.model
         self._attach(self._laid_out(compact))
         self.ema = ModelEma(self.model)

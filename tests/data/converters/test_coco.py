@@ -243,3 +243,24 @@ def test_one_file_without_split_says_how_to_split(tmp_path):
     (tmp_path / "all.json").write_text(json.dumps(coco_of([])))
     with pytest.raises(InputError, match=r"no split.*--split 0\.9 makes one"):
         convert("coco", "--annotations_train", tmp_path / "all.json", "--output", tmp_path / "out")
+
+
+def test_the_address_of_an_image_counts_where_it_has_no_file_name(coco):
+    for image in coco["train"]["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{Path(image.pop('file_name')).name}"
+    assert "images/x.jpg" in (convert_coco(coco) / "train.txt").read_text()
+
+
+def test_negative_category_ids_come_first(coco):
+    for split in ("train", "valid"):
+        for entry in coco[split]["categories"]:
+            entry["id"] = -entry["id"]
+        for entry in coco[split]["annotations"]:
+            entry["category_id"] = -entry["category_id"]
+    assert (convert_coco(coco) / "out.names").read_text() == "dog\ncat\n"
+
+
+def test_file_names_without_a_suffix_name_the_only_image_of_that_stem(coco):
+    for image in coco["train"]["images"]:
+        image["file_name"] = Path(image["file_name"]).stem
+    assert (convert_coco(coco) / "train.txt").read_text() == "images/x.jpg\nimages/y.png\n"

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import cast
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -130,7 +132,7 @@ def identity(value: object) -> str | None:
 
 def number_first(number: str) -> tuple[bool, int, str]:
     """Sorts ids by value; texts that are no numbers come after them."""
-    is_number = number.isdecimal() and len(number) < 20
+    is_number = re.fullmatch(r"-?\d{1,19}", number, re.ASCII) is not None
     return (not is_number, int(number) if is_number else 0, number)
 
 
@@ -190,15 +192,26 @@ def read_split(file: CocoFile, categories: dict[str, str]) -> list[Sample]:
     ]
 
 
+def stated_name(entry: Mapping[str, object]) -> str:
+    """The file name of an image; LVIS has only the address where the image was, ``coco_url``. Empty where it has none.
+
+    Of an address the path counts.
+    """
+    names = (entry.get(key) for key in ("file_name", "coco_url", "flickr_url"))
+    name = next((name for name in names if isinstance(name, str) and name.strip()), "")
+    address = urlsplit(name) if re.match(r"https?://", name) else None
+    return address.path.lstrip("/") if address else name
+
+
 def read_images(file: CocoFile) -> dict[str, dict]:
     """The entries of the images by id, without those that have no file name or share an id with another image."""
     images: dict[str, dict] = {}
     shared = set()
     for i, entry in enumerate(file.content["images"]):
-        number, name = identity(entry.get("id")), entry.get("file_name")
-        if number is None or not isinstance(name, str) or not name.strip():
+        number, name = identity(entry.get("id")), stated_name(entry)
+        if number is None or not name:
             file.leave_out("image", "no id or file name", f"images[{i}]", "should have an 'id' and a 'file_name'")
-        elif images.setdefault(number, entry)["file_name"] != name:
+        elif images.setdefault(number, entry | {"file_name": name})["file_name"] != name:
             file.leave_out("image", "its id is that of another", f"two images have the id {number}:", name)
             shared.add(number)
     for number in shared:

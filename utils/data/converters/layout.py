@@ -104,8 +104,9 @@ class Images:
         return candidates[0]
 
     def named(self, file_name: str) -> Path | None:
-        """The only image whose name is the last part of ``file_name``, or None."""
-        candidates = self.by_name.get(base_name(file_name), [])
+        """The only image whose name, or name without suffix, is the last part of ``file_name``; or None."""
+        last = file_name.replace("\\", "/").rpartition("/")[2]
+        candidates = self.by_name.get(base_name(file_name)) or self.by_stem.get(last, [])
         return candidates[0] if len(candidates) == 1 else None
 
 
