@@ -279,6 +279,14 @@ def _torch_layer(layer: dict[str, Any]) -> Any:
             super().__init__()
             self.forward = function
 
+    class Activated(nn.Module):
+        def __init__(self, module: nn.Module, activation: nn.Module):
+            super().__init__()
+            self.module, self.activation = module, activation
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return self.activation(self.module(*inputs))
+
     makers: dict[str, Callable] = {
         "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
         "relie": lambda: nn.LeakyReLU(0.01, inplace=True),
@@ -333,7 +341,7 @@ def _torch_layer(layer: dict[str, Any]) -> Any:
         case _:
             module = nn.Identity()
     activation = layer.get("activation", "linear")
-    return module if activation == "linear" else nn.Sequential(module, makers[activation]())
+    return module if activation == "linear" else Activated(module, makers[activation]())
 
 
 # NCNN: a text file of layers, and a file of weights in their order.
@@ -361,7 +369,7 @@ def ncnn_runner(graph: Graph, threads: int, device: str) -> Callable[[], object]
     def forward() -> list:
         extractor = net.create_extractor()
         extractor.input("images", ncnn.Mat(images))
-        return [extractor.extract(name) for name in outputs]
+        return [extractor.extract(name)[1] for name in outputs]
 
     return forward
 
