@@ -4,6 +4,7 @@ python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,13 +37,16 @@ from utils.errors import InputError
 from utils.export.deployment import Deployment, deployments
 from utils.export.onnx import add_suppression, export_onnx, prove
 from utils.export.quantization import quantize
-from utils.files import atomic_writer, keep_old, refuse_folder, write_json
+from utils.files import atomic_writer, keep_old, refuse_folder, write_json, write_text
+from utils.pruning import graph_timer
+from utils.pruning.latency import table_graphs
 from utils.pruning.proof import proof_images
 from utils.sizes import Size
 from utils.timing import Timing, forward_times
 
 # The check compares boxes that score at least this; low-scoring ones can be of any size.
 MIN_SCORE = 0.25
+MEASURE = "import sys\n\nfrom graph_timer import main\n\nsys.exit(main())\n"  # the script for another device
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -51,6 +55,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--to", choices=("weights", "pth", "onnx"), help="the format to write")
     task.add_argument("--check", action="store_true", help="compare all runtimes on images, and write no model")
+    task.add_argument(
+        "--latency_table",
+        metavar="FOLDER",
+        help="write a script and its graphs to this folder, which measure a table of latencies on another device, for "
+        "test_prune.py --latency_table",
+    )
     add_model_options(parser, "checkpoints/prune_yolov3_ckpt.pth", onnx=False)
     parser.add_argument("--class_path", help="file of class names, one per line; default: those in the checkpoint")
     parser.add_argument(
@@ -94,8 +104,22 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for --to onnx")
     if args.check:
         check(model, names, img_size, args)
+    elif args.latency_table:
+        write_latency_script(model, img_size, Path(args.latency_table))
     else:
         convert(model, names, img_size, metadata, args)
+
+
+def write_latency_script(model: Darknet, img_size: Size, folder: Path) -> None:
+    """Write what measures a table of latencies on another device, with nothing but numpy and the runtime."""
+    graphs = table_graphs(model.spec.at(img_size))
+    write_text(folder / "graph_timer.py", Path(graph_timer.__file__).read_text(encoding="utf-8"))
+    write_text(folder / "measure.py", MEASURE)
+    write_text(folder / "graphs.json", json.dumps(graphs))
+    print(
+        f"{folder}: {len(graphs)} graphs; on the device: python measure.py --runtime RUNTIME --threads 1; "
+        "then here: test_prune.py --latency_table latency.csv"
+    )
 
 
 def convert(

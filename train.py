@@ -87,7 +87,7 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
     trainer.pruned = pruned
     if trainer.penalty and not checkpoint:
-        PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.gammas(), args.force)
+        PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.distances(), args.force)
     if args.pretrained_weights and not checkpoint:
         print(f"before the first step: mAP@0.5 {evaluate(model, valid_batches, data.names)[0].mAP:.4f}")
 

@@ -47,3 +47,16 @@ def sweep_figure(shares: dict[str, Sequence[float]], quality: Sequence[float]) -
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
+
+
+def latency_figure(curves: dict[str, tuple[Sequence[float], Sequence[float]]], runtime: str) -> Figure:
+    """mAP@0.5 against milliseconds, a curve (milliseconds, mAP) for each order of pruning."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, (milliseconds, quality)), marker in zip(curves.items(), "osd", strict=False):
+        axes.plot(milliseconds, quality, marker=marker, ms=4, label=name)
+    axes.set(xlabel=f"ms per image, {runtime}", ylabel="mAP@0.5", title="What pruning gains", ylim=(0, 1.03))
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from models import Darknet
+from utils.pruning.costs import Costs, set_prices
 from utils.pruning.coupling import couple
-from utils.pruning.selection import prunable_channels
+from utils.pruning.selection import prunable_channels, prunable_sets
 
 METHODS = ("proximal", "subgradient")
 HOLD = 1e30  # a weight that holds a gamma at 0; infinity times the 0 of a skipped step would not be a number
@@ -35,14 +36,18 @@ class GammaPenalty:
         strategy: see :mod:`utils.pruning.selection`.
         method: one of METHODS.
         momentum: of the SGD that trains the network.
+        costs: of the layers, which price the penalty on a set by what its removal saves; without them prices are 1.
 
     Attributes:
         coupling: the coupled channels of the network.
-        weights: for each layer with gammas under the penalty a factor (C,) on ``s``: 1, and 0 for those that may not
-            be pruned; see :mod:`utils.pruning.schedules`.
+        prices: for each layer with gammas under the penalty the price (C,) of each, of which the mean over the sets is
+            1; and 0 for those that may not be pruned.
+        weights: a factor (C,) on ``s``: at first the prices, see :mod:`utils.pruning.schedules`.
     """
 
-    def __init__(self, model: Darknet, s: float, strategy: str, method: str, momentum: float):
+    def __init__(
+        self, model: Darknet, s: float, strategy: str, method: str, momentum: float, costs: Costs | None = None
+    ):
         self.model = model
         self.s = s
         self.strategy = strategy
@@ -54,7 +59,12 @@ class GammaPenalty:
             for index, mask in prunable_channels(self.coupling, strategy).items()
             if mask.any()
         }
-        self.weights = {index: mask.float() for index, mask in self._masks.items()}
+        self.prices = {index: mask.float() for index, mask in self._masks.items()}
+        if costs:
+            of_sets = set_prices(self.coupling, prunable_sets(self.coupling, strategy), costs)
+            for index, prices in self.prices.items():
+                prices *= torch.from_numpy(of_sets[self.coupling.outputs[index]]).to(prices)
+        self.weights = dict(self.prices)
         self._gammas = self._gammas_of(model)
 
     def state(self) -> dict:
@@ -72,6 +82,11 @@ class GammaPenalty:
         """|gamma| of all channels under the penalty, in one array."""
         values = [self.model.batch_norm(index).weight.detach()[mask].abs() for index, mask in self._masks.items()]
         return torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
+
+    def distances(self) -> np.ndarray:
+        """|gamma| over its price, of all channels under the penalty: how far each is from 0 where all prices are 1."""
+        prices = [self.prices[index][mask] for index, mask in self._masks.items()]
+        return self.gammas() / torch.cat(prices).cpu().numpy() if prices else self.gammas()
 
     @torch.no_grad()
     def before_step(self) -> None:

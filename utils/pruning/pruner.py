@@ -1,17 +1,26 @@
 """Pruning at a ratio, and the search for the ratio that meets a budget."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from models import Darknet
+from utils.darknet.layers import IMAGE
+from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
-from utils.pruning.coupling import couple
+from utils.pruning.costs import Costs
+from utils.pruning.coupling import Coupling, couple
 from utils.pruning.importance import importance
+from utils.pruning.latency import LatencyTable
+from utils.pruning.latency_order import RemovalOrder
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.residuals import (
+    ResidualBlock,
     kept_layers,
     remove_residual_blocks,
+    residual_blocks,
     silence_residual_blocks,
     weakest_residual_blocks,
 )
@@ -31,6 +40,7 @@ class PruningResult:
     Attributes:
         ratio: the share of the prunable channels that was asked for.
         selection: which sets died.
+        residual_blocks: those that were removed whole.
         reference: the full network, masked, with the removed residual blocks adding 0.
         pruned: the compact network.
         counts: channels of each convolution of the full network, by layer number; 0 where its block was removed.
@@ -38,6 +48,7 @@ class PruningResult:
 
     ratio: float
     selection: Selection
+    residual_blocks: Sequence[ResidualBlock]
     reference: Darknet
     pruned: Pruned
     counts: dict[int, int]
@@ -54,9 +65,12 @@ class Pruner:
         prune_blocks: how many residual blocks to remove whole, the weakest first.
         fold_bias: fold constants into biases even where padding makes that wrong, as older tools do.
         kind: what decides how important a set is, see :mod:`utils.pruning.importance`.
+        costs: of the layers in milliseconds; channels then go in the order of :mod:`utils.pruning.latency_order`, and
+            residual blocks with them, in place of one threshold for all.
+        whole_blocks: whether residual blocks may go in that order.
 
     Attributes:
-        residual_blocks: those that are removed.
+        residual_blocks: those that are removed at any ratio.
         kept_layers: the old numbers of the layers that stay.
         coupling: the coupled channels of the network without those blocks.
         gammas: |gamma| of its convolutions.
@@ -71,6 +85,8 @@ class Pruner:
         prune_blocks: int = 0,
         fold_bias: bool = False,
         kind: str = "gamma",
+        costs: Costs | None = None,
+        whole_blocks: bool = True,
     ):
         self.model = model
         self.strategy = strategy
@@ -78,31 +94,60 @@ class Pruner:
         self.round_to = round_to
         self.fold_bias = fold_bias
         self.kind = kind
+        self.costs = costs
         self.residual_blocks = weakest_residual_blocks(model.spec, gamma_sizes(model), prune_blocks)
         self.kept_layers = kept_layers(model.spec, self.residual_blocks)
         self._shallow = remove_residual_blocks(model, self.residual_blocks) if self.residual_blocks else model
         self.coupling = couple(self._shallow.spec)
         self.gammas = gamma_sizes(self._shallow)
         self._importance = importance(self._shallow, self.coupling, strategy, kind)
+        self._order: RemovalOrder | None = None
+        if costs:
+            blocks = residual_blocks(model.spec) if whole_blocks else []
+            self.round_to = max(round_to, costs.step)
+            self._order = RemovalOrder(self.coupling, self._importance, costs, layer_keep, blocks)
 
     def at(self, ratio: float) -> PruningResult:
         """Prune at ``ratio`` of the prunable channels."""
+        if self._order:
+            return self._at_step(self._order, ratio)
         selection = select_least(self.coupling, self._importance, ratio, self.layer_keep)
         masked, pruned = prune(
             self._shallow, self.coupling, selection.dead, self._importance, self.round_to, self.fold_bias
         )
-        counts = {layer.index: 0 for layer in self.model.spec.convolutions}
-        counts |= {self.kept_layers[index]: count for index, count in pruned.mask.channel_counts().items()}
-        return PruningResult(ratio, selection, self._full_reference(masked), pruned, counts)
+        return self._result(ratio, selection, self.residual_blocks, masked, pruned)
 
-    def _full_reference(self, masked: Darknet) -> Darknet:
+    def _at_step(self, order: RemovalOrder, ratio: float) -> PruningResult:
+        """Prune as far as an order gets by ``ratio``."""
+        dead, blocks = order.at(ratio)
+        selection = Selection(dead, (), float(self._importance[dead].max(initial=0.0)))
+        shallow, coupling, sets = self.model, self.coupling, np.arange(len(dead))
+        if blocks:
+            shallow = remove_residual_blocks(self.model, blocks)
+            coupling = couple(shallow.spec)
+            sets = corresponding_sets(coupling, self.coupling, kept_layers(self.model.spec, blocks))
+        masked, pruned = prune(
+            shallow, coupling, dead[sets], self._importance[sets], self.round_to, self.fold_bias, make_room=True
+        )
+        return self._result(ratio, selection, blocks, masked, pruned)
+
+    def _result(
+        self, ratio: float, selection: Selection, blocks: Sequence[ResidualBlock], masked: Darknet, pruned: Pruned
+    ) -> PruningResult:
+        kept = kept_layers(self.model.spec, blocks)
+        counts = {layer.index: 0 for layer in self.model.spec.convolutions}
+        counts |= {kept[index]: count for index, count in pruned.mask.channel_counts().items()}
+        reference = self._full_reference(masked, blocks, kept)
+        return PruningResult(ratio, selection, blocks, reference, pruned, counts)
+
+    def _full_reference(self, masked: Darknet, blocks: Sequence[ResidualBlock], kept: Sequence[int]) -> Darknet:
         """The full network with the masked gammas, and residual blocks that add 0."""
-        if not self.residual_blocks:
+        if not blocks:
             return masked
         reference = copy.deepcopy(self.model).eval()
-        silence_residual_blocks(reference, self.residual_blocks)
+        silence_residual_blocks(reference, blocks)
         for index, norm in masked.batch_norms.items():
-            reference.batch_norm(self.kept_layers[index]).load_state_dict(norm.state_dict())
+            reference.batch_norm(kept[index]).load_state_dict(norm.state_dict())
         return reference
 
     def separated(self, selection: Selection) -> bool:
@@ -110,8 +155,28 @@ class Pruner:
         return is_separated(self._importance, selection.dead)
 
 
+def corresponding_sets(coupling: Coupling, full: Coupling, kept: Sequence[int]) -> np.ndarray:
+    """(number of sets,) for each set of a network without some residual blocks its number in the full network.
+
+    Args:
+        coupling: of the network without the blocks.
+        full: of the full network.
+        kept: see :func:`utils.pruning.residuals.kept_layers`.
+    """
+    numbers = np.zeros(len(coupling.sets), int)
+    for index, sets in coupling.outputs.items():
+        numbers[sets] = full.outputs[index if index == IMAGE else kept[index]]
+    return numbers
+
+
 def cut_least_important(
-    model: Darknet, strategy: str, img_size: AnySize, ratio: float, target_macs: float | None = None
+    model: Darknet,
+    strategy: str,
+    img_size: AnySize,
+    ratio: float,
+    target_macs: float | None = None,
+    target_ms: float | None = None,
+    table: LatencyTable | None = None,
 ) -> PruningResult:
     """Prune a network that was not trained sparse, by the magnitude of its kernels.
 
@@ -121,16 +186,40 @@ def cut_least_important(
         img_size: the input size that MACs are counted at.
         ratio: the share of the prunable channels to cut.
         target_macs: the share of the MACs to leave; then the smallest ratio that does so is cut.
+        target_ms: the milliseconds of a forward pass to leave by ``table``, in whose order channels then go; residual
+            blocks stay.
 
     Raises:
         InputError: the budget cannot be reached.
     """
-    pruner = Pruner(model, strategy, kind="magnitude")
+    pruner = Pruner(model, strategy, kind="magnitude", costs=table, whole_blocks=False)
+    if target_ms is not None and table:
+        ratio = ratio_by_table(target_ms, lambda r: pruner.at(r).pruned.model.spec.at(img_size), table)
     if target_macs is not None:
         most = target_macs * model.spec.at(img_size).macs
         budget = f"at most {target_macs:.1%} of the MACs"
         ratio = smallest_ratio(lambda r: pruner.at(r).pruned.model.spec.at(img_size).macs <= most, budget)
     return pruner.at(ratio)
+
+
+def ratio_by_table(target_ms: float, pruned: Callable[[float], NetworkSpec], table: LatencyTable) -> float:
+    """The smallest ratio with which a network takes ``target_ms`` by a table of latencies.
+
+    Args:
+        target_ms: the budget in milliseconds.
+        pruned: the network at a ratio.
+        table: of this network.
+
+    Raises:
+        InputError: the budget cannot be reached; the message says what can be.
+    """
+    least = table.predict(pruned(LARGEST_RATIO))
+    if least > target_ms:
+        raise InputError(
+            f"{target_ms:g} ms cannot be reached: the layers' floors (--layer_keep) and fixed channels leave "
+            f"{least:.2f} ms ({table.title})"
+        )
+    return smallest_ratio(lambda ratio: table.predict(pruned(ratio)) <= target_ms, f"{target_ms:g} ms")
 
 
 def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:

@@ -162,6 +162,9 @@ def _hold(penalty: GammaPenalty, condemned: dict[int, torch.Tensor]) -> None:
 
 
 def _largest(penalty: GammaPenalty, chosen: dict[int, torch.Tensor]) -> float:
-    """The largest |gamma| of the chosen channels; 0 where there are none."""
-    gammas = [penalty.model.batch_norm(index).weight.detach().abs() * mask for index, mask in chosen.items()]
+    """The largest |gamma| of the chosen channels, over its price; 0 where there are none."""
+    gammas = [
+        (penalty.model.batch_norm(index).weight.detach().abs() / penalty.prices[index]).where(mask, 0)
+        for index, mask in chosen.items()
+    ]
     return float(torch.cat(gammas).max()) if gammas else 0.0

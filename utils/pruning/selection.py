@@ -17,11 +17,11 @@ import numpy as np
 from utils.errors import InputError
 from utils.pruning.coupling import ChannelSet, Coupling
 
-STRATEGIES = ("normal", "shortcut", "slim")
 # What dies is clearly below what lives where its importance is at most SPARSE times that of the most important, which
 # the quantile LARGE of what lives stands for: the sign of sparse training.
 SPARSE = 0.5
 LARGE = 0.95
+STRATEGIES = ("normal", "shortcut", "slim")
 LEAST_SPARSE = 0.05  # a network is not sparse where a lower share of its channels is clearly below the others
 
 Gammas = Mapping[int, np.ndarray]  # |gamma| of each convolution with BN, by layer number
@@ -168,6 +168,32 @@ def round_up(coupling: Coupling, importance: np.ndarray, keep: np.ndarray, multi
                 keep[cut[np.argsort(-importance[cut], kind="stable")[:missing]]] = True
                 changed = True
     return keep
+
+
+def room_for_carriers(
+    coupling: Coupling, importance: np.ndarray, dead: np.ndarray, keep: np.ndarray, multiple: int
+) -> np.ndarray:
+    """The sets that may die so that carriers take the places of living channels, and not a further multiple.
+
+    Args:
+        coupling: the coupled channels.
+        importance: (number of sets,); the least important die, and none of those with infinity.
+        dead: (number of sets,) bool, the sets that are dead already.
+        keep: (number of sets,) bool, the sets to keep: the living, and the carriers among the dead.
+        multiple: what each convolution should keep a multiple of.
+
+    Returns:
+        (number of sets,) bool: in each convolution at most as many as it has carriers, and not its last living one.
+    """
+    more = np.zeros(len(dead), bool)
+    for layer in coupling.spec.convolutions:
+        sets = coupling.outputs[layer.index]
+        living = np.unique(sets[~dead[sets] & ~more[sets] & np.isfinite(importance[sets])])
+        kept, carriers = int((keep[sets] & ~more[sets]).sum()), int((keep[sets] & dead[sets]).sum())
+        excess = kept % multiple
+        if excess <= min(carriers, len(living) - 1) and kept < layer.channels:
+            more[living[np.argsort(importance[living], kind="stable")[:excess]]] = True
+    return more
 
 
 def allowed_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:

@@ -19,7 +19,7 @@ from utils.devices import device_of
 from utils.pruning.constants import dead_constants, move_constants, prune_masks
 from utils.pruning.coupling import Coupling
 from utils.pruning.mask import PruneMask
-from utils.pruning.selection import round_up
+from utils.pruning.selection import room_for_carriers, round_up
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def prune(
     importance: np.ndarray | None = None,
     round_to: int = 1,
     fold_bias: bool = False,
+    make_room: bool = False,
 ) -> tuple[Darknet, Pruned]:
     """Cut the dead channels out of a network.
 
@@ -90,6 +91,7 @@ def prune(
         importance: (number of sets,) which of the dead come back first where ``round_to`` asks for more channels.
         round_to: each convolution keeps a multiple of this, or all its channels; carriers count.
         fold_bias: use no carriers, but fold constants into biases even where padding makes that wrong.
+        make_room: let further sets die for the carriers where these would be more than a multiple of ``round_to``.
 
     Returns:
         The reference, a masked copy of ``model``, and the compact network with the same outputs.
@@ -99,6 +101,10 @@ def prune(
     if round_to > 1:
         if importance is None:
             raise ValueError("round_to needs the importance of the sets")
+        while make_room and (more := room_for_carriers(coupling, importance, dead, mask.keep, round_to)).any():
+            dead = dead | more
+            reference, silenced = _masked_copy(model, coupling, dead)
+            (mask,) = prune_masks([reference], coupling, dead, carriers=not fold_bias)
         keep = round_up(coupling, importance, mask.keep, round_to)
         dead = dead & (mask.keep | ~keep)  # what rounding brings back lives
         reference, silenced = _masked_copy(model, coupling, dead)

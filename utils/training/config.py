@@ -23,6 +23,9 @@ class SparsityConfig:
         method: "proximal" or "subgradient", see :mod:`utils.pruning.penalty`.
         cut_epoch: under the schedule CUT, the epochs before the cut.
         target_macs: under the schedule CUT, the share of the MACs to leave, in place of ``ratio``.
+        penalty_cost: what prices the penalty, one of :data:`utils.pruning.costs.COSTS`.
+        target_ms: under the schedule CUT, the milliseconds of the network to leave, by ``latency_table``.
+        latency_table: the CSV file of a table of latencies.
     """
 
     s: float = 0.01
@@ -31,6 +34,9 @@ class SparsityConfig:
     method: str = "proximal"
     cut_epoch: int = 0
     target_macs: float | None = None
+    penalty_cost: str = "uniform"
+    target_ms: float | None = None
+    latency_table: str | None = None
 
     @property
     def is_cut(self) -> bool:
@@ -84,7 +90,15 @@ class TrainConfig:
         sparsity = None
         if args.sr:
             sparsity = SparsityConfig(
-                args.s, args.s_schedule, args.target_percent, args.sr_method, args.cut_epoch, args.target_macs
+                args.s,
+                args.s_schedule,
+                args.target_percent,
+                args.sr_method,
+                args.cut_epoch,
+                args.target_macs,
+                args.penalty_cost,
+                args.target_ms,
+                args.latency_table,
             )
         names = {field.name for field in fields(cls)} - {"epochs", "sparsity"}
         return cls(epochs=args.total_epochs, **{name: getattr(args, name) for name in names}, sparsity=sparsity)

@@ -12,6 +12,8 @@ from utils.data.image_cache import KINDS
 from utils.detection.options import add_check_options, add_device_option, add_precision_option, add_workers_option
 from utils.devices import computes_bf16, default_precision, describe_device
 from utils.errors import InputError
+from utils.pruning.costs import COSTS
+from utils.pruning.latency import read_table
 from utils.pruning.penalty import METHODS
 from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO, cut_least_important
 from utils.pruning.schedules import SCHEDULES, check_schedule
@@ -139,6 +141,24 @@ def add_sparsity_options(parser: argparse.ArgumentParser) -> None:
         "default: none",
     )
     group.add_argument(
+        "--target_ms",
+        type=number(float, above=0),
+        help="milliseconds of a forward pass to leave, by --latency_table, in place of --target_percent, where the run "
+        "cuts channels itself; default: none",
+    )
+    group.add_argument(
+        "--penalty_cost",
+        choices=COSTS,
+        default="uniform",
+        help="what prices the penalty on a channel: nothing; or the MACs, or the milliseconds by --latency_table, that "
+        "its removal saves; the mean price is 1",
+    )
+    group.add_argument(
+        "--latency_table",
+        metavar="FILE",
+        help="CSV file of latencies, see export.py --latency_table; default: none",
+    )
+    group.add_argument(
         "--sr_method",
         choices=METHODS,
         default="proximal",
@@ -227,7 +247,7 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     Raises:
         InputError: the options of the penalty contradict each other.
     """
-    sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "sr_method"}
+    sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "target_ms", "sr_method", "penalty_cost"}
     if not args.sr and (given := sorted(sparse_only & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for sparse training: add -sr")
     args.total_epochs = args.epochs
@@ -236,12 +256,17 @@ def complete_sparsity(args: argparse.Namespace) -> None:
         return
     args.s_schedule = args.s_schedule or _default_schedule(args)
     cuts = args.s_schedule == CUT
-    if cuts and (penalty := sorted({"s", "sr_method", "prune_every"} & args.given)):
+    if cuts and (penalty := sorted({"s", "sr_method", "prune_every", "penalty_cost"} & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in penalty)}: for a penalty, which --s_schedule cut has not")
     if args.target_macs is not None and not cuts:
         raise InputError("--target_macs needs --s_schedule cut; with a penalty, give it to test_prune.py")
-    if args.target_percent and args.target_macs is not None:
-        raise InputError("--target_macs and --target_percent: give one of them")
+    if args.target_ms is not None and not cuts:
+        raise InputError("--target_ms needs --s_schedule cut; with a penalty, give it to test_prune.py")
+    if sum(value is not None for value in (args.target_percent, args.target_macs, args.target_ms)) > 1:
+        raise InputError("--target_macs, --target_ms and --target_percent: give one of them")
+    by_latency = args.target_ms is not None or args.penalty_cost == "latency"
+    if by_latency != (args.latency_table is not None):
+        raise InputError("--latency_table goes with --target_ms or --penalty_cost latency, and these with it")
     if args.target_percent and args.s_schedule == "constant":
         raise InputError("--target_percent has no effect under --s_schedule constant: leave one of them out")
     if "s" in args.given and args.s_schedule == "target":
@@ -265,8 +290,12 @@ def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> No
     Raises:
         InputError: no channel may be cut, or the budget cannot be reached.
     """
-    left = cut_least_important(model.eval(), args.strategy, args.img_size, args.target_percent, args.target_macs)
-    small, whole = (spec.at(args.img_size).macs for spec in (left.pruned.model.spec, model.spec))
+    size = args.img_size
+    table = read_table(args.latency_table, model.spec.at(size)) if args.target_ms is not None else None
+    left = cut_least_important(
+        model.eval(), args.strategy, size, args.target_percent, args.target_macs, args.target_ms, table
+    )
+    small, whole = (spec.at(size).macs for spec in (left.pruned.model.spec, model.spec))
     before, after = args.cut_epoch, args.epochs - args.cut_epoch
     has_teacher = bool(args.distill or args.teacher_weights)
     classes = max(head.classes for head in model.spec.heads)
@@ -279,7 +308,7 @@ def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> No
 def _default_schedule(args: argparse.Namespace) -> str:
     if args.prune_every:
         return "constant"
-    return "local" if {"s", "sr_method"} & args.given else CUT
+    return "local" if {"s", "sr_method", "penalty_cost"} & args.given else CUT
 
 
 def complete_precision(args: argparse.Namespace, device: torch.device) -> None:

@@ -14,10 +14,13 @@ from tqdm import tqdm
 
 from models import Darknet
 from utils import distributed
+from utils.darknet.spec import NetworkSpec
 from utils.data.images import to_device
 from utils.data.loader import EpochSampler, Waiting
 from utils.detection.loss import HeadReport, YoloLoss
 from utils.devices import amp_dtype, autocast, device_of, memory_advice, smaller_batch
+from utils.pruning.costs import Costs, MacCosts
+from utils.pruning.latency import LatencyTable, read_table
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.proof import prove
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
@@ -25,7 +28,7 @@ from utils.pruning.pruner import PruningResult, cut_least_important
 from utils.pruning.schedules import READING_STEPS, SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
 from utils.sizes import Size
-from utils.training.config import TrainConfig
+from utils.training.config import SparsityConfig, TrainConfig
 from utils.training.distillation import Distillation
 from utils.training.ema import ModelEma
 from utils.training.multiscale import random_size, resize
@@ -116,7 +119,20 @@ class Trainer:
         if not sparsity or sparsity.is_cut:
             return None
         s = self.penalty.s if self.penalty else sparsity.s
-        return GammaPenalty(model, s, self.config.strategy, sparsity.method, MOMENTUM)
+        return GammaPenalty(model, s, self.config.strategy, sparsity.method, MOMENTUM, self._costs(sparsity))
+
+    @property
+    def _first_spec(self) -> NetworkSpec:
+        """The network that the run began with: its layers have the numbers and sizes of what is left of it."""
+        spec = self.kept_channels.coupling.spec if self.kept_channels else self.model.spec
+        return spec.at(self.config.img_size)
+
+    def _costs(self, sparsity: SparsityConfig) -> Costs | None:
+        """What prices the penalty."""
+        return MacCosts(self._first_spec) if sparsity.penalty_cost == "macs" else self._table(sparsity)
+
+    def _table(self, sparsity: SparsityConfig) -> LatencyTable | None:
+        return read_table(sparsity.latency_table, self._first_spec) if sparsity.latency_table else None
 
     def train_epoch(self, batches: DataLoader, after_step: Callable[[], None]) -> EpochReport:
         """Take the steps of the epoch that are still to do.
@@ -272,7 +288,13 @@ class Trainer:
         assert sparsity  # see cut_is_due
         assert kept_channels
         result = cut_least_important(
-            self.ema.model, config.strategy, config.img_size, sparsity.ratio, sparsity.target_macs
+            self.ema.model,
+            config.strategy,
+            config.img_size,
+            sparsity.ratio,
+            sparsity.target_macs,
+            sparsity.target_ms,
+            self._table(sparsity),
         )
         compact = result.pruned.model
         prove(result.reference, compact, config.img_size)

@@ -1,0 +1,220 @@
+import ast
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config.create_cfg import create_cfg
+from export import MEASURE
+from models import Darknet
+from tests.networks import CFG_FOLDER, CFGS, narrow
+from utils.darknet.spec import parse_network
+from utils.errors import InputError
+from utils.pruning import graph_timer, latency
+from utils.pruning.coupling import couple
+from utils.pruning.graph_timer import COLUMNS, RUNNERS, OnnxWriter, measure_to_file, read_rows
+from utils.pruning.latency import LatencyTable, axes, network_graph, read_table, table_graphs, whole_networks
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return parse_network(create_cfg("v3-tiny", 1, SIZE, width=0.125)).at(SIZE)
+
+
+def cost_of(kind, inputs, outputs):
+    """Made-up milliseconds of a convolution, linear in each side."""
+    height, width = kind.output_size
+    return 1e-6 * height * width * (inputs + 5) * (outputs + 3) * kind.size**2
+
+
+def border(size, channels):
+    return 1e-5 * size[0] * size[1] * channels + 0.01
+
+
+def made_up(spec, factor=1.0, rate=0.0, constant=0.0):
+    """A table in which the borders cost something, and whole networks what a fit gives."""
+    milliseconds = {}
+    for kind, (inputs, outputs) in axes(spec).items():
+        for i in inputs:
+            milliseconds[latency.border_name((kind.height, kind.width), i)] = border((kind.height, kind.width), i)
+            for o in outputs:
+                milliseconds[latency.border_name(kind.output_size, o)] = border(kind.output_size, o)
+                before = 0 if kind.from_image else border((kind.height, kind.width), i)
+                halves = (before + border(kind.output_size, o)) / 2
+                milliseconds[kind.name(i, o)] = cost_of(kind, i, o) + halves
+    for name, network in whole_networks(spec).items():
+        values = latency.written_values(network)
+        milliseconds[name] = factor * exact_sum(network) + rate * values + constant
+    return milliseconds
+
+
+def exact_sum(spec):
+    return sum(cost_of(latency.kind_of(spec, c), c.inputs, c.channels) for c in spec.convolutions)
+
+
+def write(path, milliseconds, **changed):
+    mark = {"runtime": "onnx", "version": "1", "threads": "1", "device": "a box"} | changed
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({"graph": name, "ms": ms, **mark} for name, ms in milliseconds.items())
+    return path
+
+
+def test_the_prediction_is_the_fitted_sum_over_the_convolutions(spec):
+    table = LatencyTable(spec, made_up(spec, factor=1.25, rate=2e-6, constant=0.5), "made up")
+    assert (table.fit.factor, table.fit.rate, table.fit.constant) == pytest.approx((1.25, 2e-6, 0.5), rel=1e-6)
+    pruned = latency.with_width(couple(spec), SIZE, latency.uneven_shares(couple(spec), 77))
+    expected = 1.25 * exact_sum(pruned) + 2e-6 * latency.written_values(pruned) + 0.5
+    assert table.predict(pruned) == pytest.approx(expected, rel=1e-9)
+    assert table.predict(pruned) < table.predict(spec)
+
+
+def test_times_between_points_are_interpolated_on_both_sides_and_held_beyond(spec):
+    table = LatencyTable(spec, made_up(spec), "made up")
+    kind = next(k for k, (i, o) in axes(spec).items() if len(i) > 3 and len(o) > 3)
+    for channels in ((11, 19), (8, 21), (16, 24)):
+        assert table.convolution(kind, *channels) == pytest.approx(cost_of(kind, *channels))
+    assert table.convolution(kind, 1, 8) == table.convolution(kind, 8, 8)
+    assert latency.bracket([8, 16, 32], 20) == [(16, 0.75), (32, 0.25)]
+
+
+def test_a_table_survives_its_file(spec, tmp_path):
+    milliseconds = made_up(spec, constant=0.3)
+    table = read_table(write(tmp_path / "t.csv", milliseconds), spec, "onnx")
+    assert table.predict(spec) == LatencyTable(spec, milliseconds, "made up").predict(spec)
+    assert table.title == "onnx 1, 1 thread, a box"
+
+
+def test_a_table_that_does_not_fit_is_refused_in_one_line(spec, tmp_path):
+    milliseconds = made_up(spec)
+    path = write(tmp_path / "t.csv", milliseconds)
+
+    def refusal(**options):
+        with pytest.raises(InputError) as caught:
+            read_table(**{"path": path, "spec": spec, **options})
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no such table" in refusal(path=tmp_path / "none.csv")
+    assert "was measured in onnx, not in openvino" in refusal(runtime="openvino")
+    assert "another network or image size" in refusal(spec=spec.at(96))
+    other = parse_network([b | ({"activation": "mish"} if b.get("activation") == "leaky" else {}) for b in spec.blocks])
+    assert "another network" in refusal(spec=other.at(SIZE))
+    fewer = dict(list(milliseconds.items())[3:])
+    assert "is not complete" in refusal(path=write(tmp_path / "f.csv", fewer))
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    assert "cannot be read as a table" in refusal(path=tmp_path / "x.csv")
+    assert "no number of milliseconds" in refusal(path=write(tmp_path / "n.csv", milliseconds | {"x": "nan"}))
+    path.write_text(path.read_text() + "x,1,onnx,2,1,another box\n")
+    assert "mixes several devices" in refusal()
+
+
+def test_an_activation_that_no_runtime_here_knows_is_refused(spec):
+    layer = replace(spec.layers[0], activation="stair")
+    with pytest.raises(InputError, match="no activation stair"):
+        network_graph(replace(spec, layers=(layer, *spec.layers[1:])))
+
+
+def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    conv = latency.pointwise(3, 8, -1)
+    graphs = {f"g{n}": {"channels": 3, "height": 8, "width": 8, "layers": [conv]} for n in range(12)}
+    path = tmp_path / "t.csv"
+
+    def interrupt(done, total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_to_file(graphs, path, "pytorch", progress=interrupt)
+    with open(path, "a") as file:
+        file.write("g7,0.1,pyto")  # a process that was killed
+    first = read_rows(path)
+    assert [row["graph"] for row in first] == [f"g{n}" for n in range(5)]
+    totals = []
+    measure_to_file(graphs, path, "pytorch", progress=lambda done, total: totals.append((done, total)))
+    rows = read_rows(path)
+    assert rows[:5] == first
+    assert [row["graph"] for row in rows] == list(graphs)
+    assert totals[-1] == (7, 7)
+    assert all(float(row["ms"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ("deconv", r"layer 5 \[deconvolutional\]: no table of latencies can be made"),
+        ("grey", r"layer 0 \[convolutional\]: tables of latencies know no activation hard_mish"),
+    ],
+)
+def test_what_no_table_can_be_made_of_is_named(cfg, message):
+    with pytest.raises(InputError, match=message):
+        network_graph(parse_network(narrow(CFG_FOLDER / f"{cfg}.cfg")))
+
+
+@pytest.mark.parametrize("cfg", [cfg for cfg in CFGS if cfg.stem not in ("deconv", "grey")], ids=lambda path: path.stem)
+def test_graphs_are_the_networks_in_every_runtime(cfg):
+    onnx = pytest.importorskip("onnx")
+    spec = parse_network(narrow(cfg))
+    graph = network_graph(spec)
+    onnx.checker.check_model(onnx.load_from_string(OnnxWriter(graph).content()), full_check=True)
+    results = {name: RUNNERS[name](graph, 1, "cpu") for name in RUNNERS if installed(name)}
+    boxes = sum(len(head.anchors) * head.height * head.width for head in spec.heads)
+    assert results["onnx"]()[0].shape == (1, boxes, 5 + spec.heads[0].classes)
+    if "openvino" in results:
+        np.testing.assert_allclose(results["openvino"]()[0], results["onnx"]()[0], rtol=1e-2, atol=1e-2)
+    for forward in results.values():
+        forward()
+
+
+def installed(runtime):
+    try:
+        graph_timer.runtime_version(runtime)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def test_ncnn_computes_what_onnx_runtime_does():
+    pytest.importorskip("ncnn")
+    pytest.importorskip("onnxruntime")
+    layers = [latency.pointwise(3, 8, -1), latency.pointwise(8, 8, 0) | {"size": 3, "padding": 1, "activation": "mish"}]
+    layers += [{"op": "add", "from": [0, 1]}, {"op": "upsample", "from": [2], "stride": 2}]
+    layers += [{"op": "maxpool", "from": [3], "size": 2, "stride": (2, 2), "before": 0, "after": 0}]
+    layers += [{"op": "slice", "from": [0], "begin": 2, "end": 6}, {"op": "concat", "from": [4, 5]}]
+    graph = {"channels": 3, "height": 16, "width": 24, "layers": [*layers, latency.pointwise(12, 18, 6)]}
+    ours, theirs = (np.array(RUNNERS[name](graph, 1, "cpu")()[0]) for name in ("ncnn", "onnx"))
+    np.testing.assert_allclose(ours, theirs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_script_for_another_device_needs_nothing_of_this_project(spec, tmp_path):
+    source = Path(graph_timer.__file__).read_text(encoding="utf-8")
+    modules = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert modules <= set(sys.stdlib_module_names) | {"numpy", "torch", "onnxruntime", "openvino", "ncnn"}
+    (tmp_path / "graph_timer.py").write_text(source)
+    (tmp_path / "measure.py").write_text(MEASURE)
+    graphs = dict(list(table_graphs(spec).items())[:3])
+    (tmp_path / "graphs.json").write_text(json.dumps(graphs))
+    command = [sys.executable, str(tmp_path / "measure.py"), "--runtime", "pytorch"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["graph"] for row in read_rows(tmp_path / "latency.csv")] == list(graphs)
+
+
+def test_the_graphs_of_a_table_cover_its_network(spec):
+    names = list(table_graphs(spec))
+    whole = [position for position, name in enumerate(names) if name.startswith("network")]
+    assert len(whole) == len(latency.WIDTHS) + latency.UNEVEN
+    assert max(np.diff(whole)) < len(names) / 4  # all along, so that a slow minute does not hit them all
+    Darknet(whole_networks(spec)[names[whole[0]]].blocks)  # a network that can be built

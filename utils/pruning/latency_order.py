@@ -1,0 +1,225 @@
+"""The order in which channels are removed so that milliseconds fall and importance stays.
+
+Channels go in groups of :attr:`Costs.step` coupled sets, the least important of their layers first, and residual blocks
+go whole. The next step is the one that loses the least importance for what it saves; what a group saves is looked up
+again after each step, since the time of a convolution depends on both of its sides. Several groups may go in one step,
+because a runtime that computes 16 channels at once gains nothing by the first 8.
+
+What counts is the share of its importance that each layer keeps: a group that goes from the importance ``K`` to
+``K - lost`` loses ``w * log(K / (K - lost))``, where ``w`` is the importance of a typical channel of it, times the
+layers that it lies in. A sum over channels, the objective of HALP (arXiv 2210.06659, section 3), would empty an
+expensive layer to its floor before it touches a cheap one. Where importance is 0, as sparse training leaves it, both
+remove that first.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.pruning.costs import Costs, Counts, Touch, set_touches
+from utils.pruning.coupling import Coupling
+from utils.pruning.residuals import ResidualBlock
+
+LAST = 1.0  # what the last channels of a layer cost where a block is removed, in units of w
+TINY = 1e-12  # importance that is left where nothing is
+LEAST_SAVING = 1e-6  # of the network's cost; a smaller one is none
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A step of the order: coupled sets, by number, and the residual block that goes whole with them, if one does."""
+
+    sets: tuple[int, ...]
+    block: ResidualBlock | None = None
+
+
+@dataclass(eq=False)
+class _Group:
+    """Sets that touch the same layers.
+
+    Attributes:
+        touches: those layers.
+        writers: the convolutions that the sets are outputs of.
+        numbers: the sets that are left, the next to go first.
+        importance: of each of them.
+        weight: of the share of importance that is lost.
+        kept: the importance of those that are left.
+        at_floor: the least that is kept while its block stays.
+    """
+
+    touches: tuple[Touch, ...]
+    writers: tuple[int, ...]
+    numbers: list[int]
+    importance: list[float]
+    weight: float
+    kept: float
+    at_floor: float
+
+
+class RemovalOrder:
+    """All steps from the network to one in which every layer is at its floor, or nothing more would be saved.
+
+    Args:
+        coupling: the coupled channels.
+        importance: (number of sets,); infinity for the sets that may not die.
+        costs: of the layers.
+        layer_keep: the share of each convolution's channels that must live.
+        blocks: the residual blocks that may go whole.
+
+    Attributes:
+        steps: in order.
+        channels: (steps,) the share of the prunable channels that is gone after each step.
+    """
+
+    def __init__(
+        self,
+        coupling: Coupling,
+        importance: np.ndarray,
+        costs: Costs,
+        layer_keep: float = 0.01,
+        blocks: Sequence[ResidualBlock] = (),
+    ):
+        self._coupling = coupling
+        self._costs = costs
+        self._counts = Counts(coupling, costs)
+        self._sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+        self._floors = {
+            layer.index: _floor(layer.channels, layer_keep, costs.step) for layer in coupling.spec.convolutions
+        }
+        self._groups = self._make_groups(importance)
+        self._blocks = {block: [g for g in self._groups if set(g.writers) <= set(block.layers)] for block in blocks}
+        self._least = LEAST_SAVING * self._counts.saved_by_layers(tuple(layer.index for layer in coupling.spec.layers))
+        self.steps = self._take_steps()
+        prunable = self._sizes[np.isfinite(importance)].sum()
+        self.channels = np.cumsum([self._sizes[list(step.sets)].sum() for step in self.steps]) / max(prunable, 1)
+
+    def at(self, ratio: float) -> tuple[np.ndarray, list[ResidualBlock]]:
+        """The dead sets, (number of sets,) bool, and the removed blocks where ``ratio`` of the channels may go."""
+        dead = np.zeros(len(self._coupling.sets), bool)
+        taken = self.steps[: int(np.searchsorted(self.channels, ratio + 1e-9, side="right"))]
+        for step in taken:
+            dead[list(step.sets)] = True
+        return dead, [step.block for step in taken if step.block]
+
+    def _make_groups(self, importance: np.ndarray) -> list[_Group]:
+        touches = set_touches(self._coupling)
+        alike: dict[tuple, list[int]] = {}
+        for number in np.flatnonzero(np.isfinite(importance)).tolist():
+            alike.setdefault((touches[number], self._coupling.sets[number].layers), []).append(number)
+        groups = []
+        for (touched, writers), numbers in alike.items():
+            numbers.sort(key=lambda number: (importance[number], number))
+            values = importance[numbers]
+            typical = float((values**2).sum() / values.sum()) if values.any() else 0.0
+            total = float(values.sum())
+            group = _Group(touched, writers, numbers, values.tolist(), len(writers) * typical, total, 0.0)
+            group.at_floor = sum(group.importance[self._room(group) :])
+            groups.append(group)
+        return groups
+
+    def _room(self, group: _Group) -> int:
+        """How many sets of a group may still go."""
+        outputs = {index: count for index, _, count in group.touches}
+        rooms = [
+            (self._counts.outputs[index] - self._floors[index]) // outputs[index]
+            for index in group.writers
+            if index in self._counts.outputs
+        ]
+        return max(min([len(group.numbers), *rooms]), 0)
+
+    def _sizes_of_steps(self, group: _Group) -> list[int]:
+        """The numbers of sets that may go at once, so that a multiple of the step is left: one step, two, four, ..."""
+        step = self._costs.step
+        writers = [index for index in group.writers if index in self._counts.outputs]
+        first = self._counts.outputs[writers[0]] % step or step if writers else 1
+        room, sizes, more = self._room(group), [], 0
+        while first + more <= room:
+            sizes.append(first + more)
+            more = max(2 * more, step)
+        return sizes
+
+    def _offer(self, candidate: _Group | ResidualBlock) -> tuple[float, float, int] | None:
+        """The importance that is lost for what is saved; what is saved, negative; and how many sets go for that.
+
+        None where nothing may go.
+        """
+        if isinstance(candidate, ResidualBlock):
+            groups = self._blocks[candidate]
+            price = sum(group.weight * _log_ratio(group.kept, group.at_floor) for group in groups)
+            price += LAST * len(candidate.convolutions) * sum(group.weight for group in groups) / max(len(groups), 1)
+            saved = self._counts.saved_by_layers(candidate.layers)
+            return (price / max(saved, self._least), -saved, 0) if groups else None
+        offers = [self._offer_of(candidate, count) for count in self._sizes_of_steps(candidate)]
+        # What saves nothing stays, unless it is worth nothing either.
+        return min((offer for offer in offers if offer[0] == 0 or -offer[1] > self._least), default=None)
+
+    def _offer_of(self, group: _Group, count: int) -> tuple[float, float, int]:
+        lost = sum(group.importance[:count])
+        left = max(group.kept - lost, TINY)
+        price = group.weight * math.log(max(group.kept, TINY) / left) if lost else 0.0
+        saved = self._counts.saved(group.touches, count)
+        return price / max(saved, self._least), -saved, count
+
+    def _take_steps(self) -> list[Removal]:
+        """The steps, from a queue of the best offer of each group and block.
+
+        What an offer saves falls as the layers that it touches shrink, so it is computed again when its turn comes.
+        """
+        candidates: list[_Group | ResidualBlock] = [*self._groups, *self._blocks]
+        readers: dict[int, set[int]] = {}  # the numbers of the candidates whose offers depend on a layer
+        for number, candidate in enumerate(candidates):
+            for index in _layers(candidate):
+                readers.setdefault(index, set()).add(number)
+        queue = [(*offer, number) for number, c in enumerate(candidates) if (offer := self._offer(c))]
+        heapq.heapify(queue)
+        changed: set[int] = set()
+        gone: set[int] = set()
+        steps: list[Removal] = []
+        while queue:
+            *_, count, number = heapq.heappop(queue)
+            candidate = candidates[number]
+            if number in gone:
+                continue
+            if number not in changed:
+                if isinstance(candidate, ResidualBlock):
+                    steps.append(self._remove_block(candidate))
+                    gone |= {number, *(candidates.index(group) for group in self._blocks[candidate])}
+                else:
+                    steps.append(self._remove_sets(candidate, count))
+                changed |= set().union(*(readers[index] for index in _layers(candidate)))
+            changed.discard(number)
+            if number not in gone and (offer := self._offer(candidate)):
+                heapq.heappush(queue, (*offer, number))
+        return steps
+
+    def _remove_sets(self, group: _Group, count: int) -> Removal:
+        removal = Removal(tuple(group.numbers[:count]))
+        self._counts.remove(group.touches, count)
+        group.kept = max(group.kept - sum(group.importance[:count]), 0.0)
+        del group.numbers[:count], group.importance[:count]
+        return removal
+
+    def _remove_block(self, block: ResidualBlock) -> Removal:
+        self._counts.remove_layers(block.layers)
+        return Removal(tuple(number for group in self._blocks[block] for number in group.numbers), block)
+
+
+def _layers(candidate: _Group | ResidualBlock) -> Sequence[int]:
+    """The layers that a candidate's offer depends on."""
+    if isinstance(candidate, ResidualBlock):
+        return candidate.layers
+    return [index for index, _, _ in candidate.touches]
+
+
+def _floor(channels: int, layer_keep: float, step: int) -> int:
+    """The least channels that a convolution keeps: a multiple of ``step``, with room for a constant carrier."""
+    carrier = 1 if step > 1 else 0
+    least = max(1, math.ceil(layer_keep * channels)) + carrier
+    return min(channels, -(-least // step) * step)
+
+
+def _log_ratio(high: float, low: float) -> float:
+    return math.log(high / low) if high > low > 0 else 0.0
