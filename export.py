@@ -1,10 +1,11 @@
-"""Converts a model to Darknet weights, a checkpoint, or ONNX in float or 8 bits; or compares it in all runtimes.
+"""Converts a model to Darknet weights, a checkpoint, ONNX in float or 8 bits, or ncnn; or compares it in all runtimes.
 
 python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 """
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +35,7 @@ from utils.detection.options import (
 from utils.detection.runtimes import prediction_difference
 from utils.errors import InputError
 from utils.export.deployment import Deployment, deployments
+from utils.export.ncnn import export_ncnn
 from utils.export.onnx import add_suppression, export_onnx, prove
 from utils.export.quantization import quantize
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json
@@ -43,13 +45,15 @@ from utils.timing import Timing, forward_times
 
 # The check compares boxes that score at least this; low-scoring ones can be of any size.
 MIN_SCORE = 0.25
+# Of the file in each format of --to. An ncnn model has two more files, see utils/detection/ncnn.py.
+SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param"}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options of export.py."""
     parser = ArgumentParser(__doc__.splitlines()[0])
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--to", choices=("weights", "pth", "onnx"), help="the format to write")
+    task.add_argument("--to", choices=tuple(SUFFIXES), help="the format to write")
     task.add_argument("--check", action="store_true", help="compare all runtimes on images, and write no model")
     add_model_options(parser, "checkpoints/prune_yolov3_ckpt.pth", onnx=False)
     parser.add_argument("--class_path", help="file of class names, one per line; default: those in the checkpoint")
@@ -109,6 +113,11 @@ def convert(
     if args.fuse:
         model = fuse(model)
     kept = {name: metadata[name] for name in ("epoch", "step", "best_map", "options", "strategy") if name in metadata}
+    if args.to == "ncnn":
+        # The .param file, by which the model is named, comes last.
+        for suffix, content in reversed(export_ncnn(model, names, img_size).items()):
+            save(target.with_suffix(suffix), partial(write_content, content=content))
+        return
     write = {
         "weights": lambda file: write_darknet_weights(model, file),
         "pth": lambda file: write_checkpoint(file, model, **kept, names=names, img_size=img_size.plain),
@@ -117,6 +126,11 @@ def convert(
     save(target, write[args.to])
     if args.fuse:
         save(target.with_suffix(".cfg"), lambda file: file.write(format_cfg(model.spec.blocks).encode()))
+
+
+def write_content(file: BinaryIO, content: bytes) -> None:
+    """Write ``content`` to a file."""
+    file.write(content)
 
 
 def save(target: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -131,13 +145,15 @@ def save(target: Path, write: Callable[[BinaryIO], Any]) -> None:
 def output_path(args: argparse.Namespace) -> Path:
     """The file to write: --output, or beside the weights, with the options in its name and the suffix of the format."""
     if args.output:
-        if Path(args.output).suffix in {".weights", ".pth", ".onnx"} - {f".{args.to}"}:
-            raise InputError(f"--output {args.output}: --to {args.to} writes a .{args.to} file")
+        given, suffix = Path(args.output).suffix, SUFFIXES[args.to]
+        if given in {*SUFFIXES.values()} - {suffix} or (args.to == "ncnn" and given != suffix):
+            raise InputError(f"--output {args.output}: --to {args.to} writes a {suffix} file")
         return Path(args.output)
     variants = {"fuse": "_fused", "int8": "_int8", "nms": "_nms"}
     marks = "".join(mark for option, mark in variants.items() if getattr(args, option))
+    marks += ".ncnn" if args.to == "ncnn" else ""
     weights = Path(args.weights_path)
-    return weights.with_name(f"{weights.stem}{marks}.{args.to}")
+    return weights.with_name(f"{weights.stem}{marks}{SUFFIXES[args.to]}")
 
 
 def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
