@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from terminaltables import AsciiTable
@@ -32,16 +32,19 @@ from utils.detection.options import (
     label_rules,
     network_size,
 )
-from utils.detection.runtimes import prediction_difference
+from utils.detection.runtimes import OnnxModel, OpenVinoModel, prediction_difference
 from utils.errors import InputError
 from utils.export.deployment import Deployment, deployments
 from utils.export.ncnn import export_ncnn
 from utils.export.onnx import add_suppression, export_onnx, prove
-from utils.export.quantization import quantize
+from utils.export.quantization import quantize, quantize_within
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json
 from utils.pruning.proof import proof_images
 from utils.sizes import Size
 from utils.timing import Timing, forward_times
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 # The check compares boxes that score at least this; low-scoring ones can be of any size.
 MIN_SCORE = 0.25
@@ -71,7 +74,17 @@ def get_args_parser() -> argparse.ArgumentParser:
     onnx.add_argument("--nms", action="store_true", help="put non-maximum suppression into the graph")
     add_threshold_options(onnx, conf_thres=0.5, nms_thres=0.4)
     onnx.add_argument(
-        "--int8", action="store_true", help="8-bit integers, calibrated on training images of --data_config"
+        "--int8",
+        nargs="?",
+        const="onnxruntime",
+        choices=("onnxruntime", "openvino"),
+        help="8-bit integers for this runtime, by default onnxruntime, calibrated on training images of --data_config",
+    )
+    onnx.add_argument(
+        "--max_map_drop",
+        type=number(float, 0, 1),
+        help="with --int8: leave the most sensitive layers in float, until mAP@0.5 on the validation images of "
+        "--data_config is at most this below that in float; default: all layers in 8 bits, without a bound",
     )
     onnx.add_argument("--calibration", type=number(int, 1), default=100, help="number of images to calibrate on")
 
@@ -94,8 +107,10 @@ def main(args: argparse.Namespace) -> None:
     model.eval()
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     names = class_names(args.class_path, metadata.get("names"), model)
-    if args.to != "onnx" and (given := sorted({"int8", "nms", "static_size"} & args.given)):
+    if args.to != "onnx" and (given := sorted({"int8", "max_map_drop", "nms", "static_size"} & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for --to onnx")
+    if args.max_map_drop is not None and not args.int8:
+        raise InputError("--max_map_drop: only with --int8")
     if args.check:
         check(model, names, img_size, args)
     else:
@@ -163,10 +178,24 @@ def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: Size,
     gap = prove(model, proto, images[:1] if args.static_size else images)
     print(f"ONNX Runtime agrees with PyTorch to {gap:.1e}")
     if args.int8:
-        proto = quantize(proto, model.spec, calibration_images(img_size, args))
+        proto = to_int8(proto, model, img_size, args)
     if args.nms:
         proto = add_suppression(proto, args.conf_thres, args.nms_thres)
     file.write(proto.SerializeToString())
+
+
+def to_int8(proto: "ModelProto", model: Darknet, img_size: Size, args: argparse.Namespace) -> "ModelProto":
+    """The graph in 8 bits; with --max_map_drop some layers stay in float."""
+    images = calibration_images(img_size, args)
+    outputs = args.int8 == "onnxruntime" and args.to == "onnx"
+    if args.max_map_drop is None:
+        return quantize(proto, model.spec, images, outputs=outputs)
+    runtime = OpenVinoModel if args.int8 == "openvino" else OnnxModel
+
+    def score(graph: "ModelProto") -> float:
+        return mean_aps([runtime(graph.SerializeToString())], model, img_size, args)[0]
+
+    return quantize_within(proto, model, list(images), score, args.max_map_drop, outputs)
 
 
 def calibration_images(img_size: Size, args: argparse.Namespace) -> Iterator[Tensor]:

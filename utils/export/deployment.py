@@ -66,9 +66,15 @@ def deployments(model: Darknet, names: list[str], img_size: AnySize, calibration
         content = proto().SerializeToString()
         return runtime(content), len(content)
 
-    def int8() -> tuple[nn.Module, int]:
-        content = quantize(proto(), model.spec, calibration).SerializeToString()
-        return OnnxModel(content), len(content)
+    @cache
+    def calibration_images() -> list[Tensor]:
+        return list(calibration)
+
+    def int8_in(runtime: Callable[[bytes], nn.Module], package: str, outputs: bool) -> tuple[nn.Module, int]:
+        optional(package)
+        graph = quantize(proto(), model.spec, calibration_images(), outputs=outputs)
+        content = graph.SerializeToString()
+        return runtime(content), len(content)
 
     def ncnn() -> tuple[nn.Module, int]:
         optional("ncnn")
@@ -91,7 +97,8 @@ def deployments(model: Darknet, names: list[str], img_size: AnySize, calibration
         _deploy("ncnn", "param and bin", ncnn),
         _deploy("OpenCV", "cfg and .weights", lambda: opencv(model)),
         _deploy("OpenCV", "the same, fused", lambda: opencv(fuse(model))),
-        _deploy("ONNX Runtime", "ONNX, INT8", int8),
+        _deploy("ONNX Runtime", "ONNX, INT8", lambda: int8_in(OnnxModel, "onnxruntime", outputs=True)),
+        _deploy("OpenVINO", "ONNX, INT8", lambda: int8_in(OpenVinoModel, "openvino", outputs=False)),
     ]
 
 
