@@ -1,4 +1,4 @@
-"""Converts a model to Darknet weights, a checkpoint, ONNX in float or 8 bits, or ncnn; or compares it in all runtimes.
+"""Converts a model to Darknet weights, a checkpoint, ONNX (float or 8 bits), ncnn or TensorRT; or compares runtimes.
 
 python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 """
@@ -38,6 +38,7 @@ from utils.export.deployment import Deployment, deployments
 from utils.export.ncnn import export_ncnn
 from utils.export.onnx import add_suppression, export_onnx, prove
 from utils.export.quantization import quantize, quantize_within
+from utils.export.tensorrt import build_engine, input_shapes, require_tensorrt
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json
 from utils.pruning.proof import proof_images
 from utils.sizes import Size
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 # The check compares boxes that score at least this; low-scoring ones can be of any size.
 MIN_SCORE = 0.25
 # Of the file in each format of --to. An ncnn model has two more files, see utils/detection/ncnn.py.
-SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param"}
+SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param", "engine": ".engine"}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -67,7 +68,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", help="the file to write; default: the weights' name with the suffix of the format")
 
-    onnx = parser.add_argument_group("ONNX")
+    onnx = parser.add_argument_group("ONNX and TensorRT")
     onnx.add_argument(
         "--static_size", action="store_true", help="accept only images of --img_size; the batch size stays free"
     )
@@ -107,14 +108,22 @@ def main(args: argparse.Namespace) -> None:
     model.eval()
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     names = class_names(args.class_path, metadata.get("names"), model)
-    if args.to != "onnx" and (given := sorted({"int8", "max_map_drop", "nms", "static_size"} & args.given)):
-        raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for --to onnx")
-    if args.max_map_drop is not None and not args.int8:
-        raise InputError("--max_map_drop: only with --int8")
+    refuse_options(args)
     if args.check:
         check(model, names, img_size, args)
     else:
         convert(model, names, img_size, metadata, args)
+
+
+def refuse_options(args: argparse.Namespace) -> None:
+    """Raise an InputError for options that do nothing with the others."""
+    quantizing, of_graph = {"int8", "max_map_drop"}, {"nms", "static_size"}
+    refused = {"onnx": set(), "engine": of_graph}.get(args.to, quantizing | of_graph)
+    if given := sorted(refused & args.given):
+        also = " or engine" if quantizing.issuperset(given) else ""
+        raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for --to onnx{also}")
+    if args.max_map_drop is not None and not args.int8:
+        raise InputError("--max_map_drop: only with --int8")
 
 
 def convert(
@@ -137,6 +146,7 @@ def convert(
         "weights": lambda file: write_darknet_weights(model, file),
         "pth": lambda file: write_checkpoint(file, model, **kept, names=names, img_size=img_size.plain),
         "onnx": lambda file: write_onnx(file, model, names, img_size, args),
+        "engine": lambda file: write_engine(file, model, names, img_size, args),
     }
     save(target, write[args.to])
     if args.fuse:
@@ -171,17 +181,31 @@ def output_path(args: argparse.Namespace) -> Path:
     return weights.with_name(f"{weights.stem}{marks}{SUFFIXES[args.to]}")
 
 
+def write_engine(file: BinaryIO, model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
+    """Export and prove the graph in float, and build a TensorRT engine from it or from its form in 8 bits."""
+    int8, shapes = bool(args.int8), input_shapes(img_size, args.batch_size)
+    require_tensorrt(str(output_path(args).with_suffix(".onnx")), shapes, int8)
+    proto = proven_graph(model, names, img_size, dynamic_size=True)
+    file.write(build_engine(to_int8(proto, model, img_size, args) if int8 else proto, shapes, int8))
+
+
 def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
     """Export, prove the float graph, and only then quantize it and add non-maximum suppression."""
-    proto = export_onnx(model, names, img_size, dynamic_size=not args.static_size)
-    images = list(proof_images(img_size, model.spec.stride))
-    gap = prove(model, proto, images[:1] if args.static_size else images)
-    print(f"ONNX Runtime agrees with PyTorch to {gap:.1e}")
+    proto = proven_graph(model, names, img_size, dynamic_size=not args.static_size)
     if args.int8:
         proto = to_int8(proto, model, img_size, args)
     if args.nms:
         proto = add_suppression(proto, args.conf_thres, args.nms_thres)
     file.write(proto.SerializeToString())
+
+
+def proven_graph(model: Darknet, names: list[str], img_size: Size, dynamic_size: bool) -> "ModelProto":
+    """The graph in float, after ONNX Runtime gave PyTorch's predictions."""
+    proto = export_onnx(model, names, img_size, dynamic_size)
+    images = list(proof_images(img_size, model.spec.stride))
+    gap = prove(model, proto, images if dynamic_size else images[:1])
+    print(f"ONNX Runtime agrees with PyTorch to {gap:.1e}")
+    return proto
 
 
 def to_int8(proto: "ModelProto", model: Darknet, img_size: Size, args: argparse.Namespace) -> "ModelProto":
