@@ -1,4 +1,4 @@
-"""Converts a model to Darknet weights, a checkpoint, or ONNX in float or 8 bits; or compares it in all runtimes.
+"""Converts a model to Darknet weights, a checkpoint, ONNX (float or 8 bits), ncnn or TensorRT; or compares runtimes.
 
 python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 """
@@ -6,8 +6,9 @@ python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from terminaltables import AsciiTable
@@ -32,11 +33,13 @@ from utils.detection.options import (
     label_rules,
     network_size,
 )
-from utils.detection.runtimes import prediction_difference
+from utils.detection.runtimes import OnnxModel, OpenVinoModel, prediction_difference
 from utils.errors import InputError
 from utils.export.deployment import Deployment, deployments
+from utils.export.ncnn import export_ncnn
 from utils.export.onnx import add_suppression, export_onnx, prove
-from utils.export.quantization import quantize
+from utils.export.quantization import quantize, quantize_within
+from utils.export.tensorrt import build_engine, input_shapes, require_tensorrt
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json, write_text
 from utils.pruning import graph_timer
 from utils.pruning.latency import table_graphs
@@ -44,16 +47,21 @@ from utils.pruning.proof import proof_images
 from utils.sizes import Size
 from utils.timing import Timing, forward_times
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 # The check compares boxes that score at least this; low-scoring ones can be of any size.
 MIN_SCORE = 0.25
 MEASURE = "import sys\n\nfrom graph_timer import main\n\nsys.exit(main())\n"  # the script for another device
+# Of the file in each format of --to. An ncnn model has two more files, see utils/detection/ncnn.py.
+SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param", "engine": ".engine"}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options of export.py."""
     parser = ArgumentParser(__doc__.splitlines()[0])
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--to", choices=("weights", "pth", "onnx"), help="the format to write")
+    task.add_argument("--to", choices=tuple(SUFFIXES), help="the format to write")
     task.add_argument("--check", action="store_true", help="compare all runtimes on images, and write no model")
     task.add_argument(
         "--latency_table",
@@ -70,14 +78,24 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", help="the file to write; default: the weights' name with the suffix of the format")
 
-    onnx = parser.add_argument_group("ONNX")
+    onnx = parser.add_argument_group("ONNX and TensorRT")
     onnx.add_argument(
         "--static_size", action="store_true", help="accept only images of --img_size; the batch size stays free"
     )
     onnx.add_argument("--nms", action="store_true", help="put non-maximum suppression into the graph")
     add_threshold_options(onnx, conf_thres=0.5, nms_thres=0.4)
     onnx.add_argument(
-        "--int8", action="store_true", help="8-bit integers, calibrated on training images of --data_config"
+        "--int8",
+        nargs="?",
+        const="onnxruntime",
+        choices=("onnxruntime", "openvino"),
+        help="8-bit integers for this runtime, by default onnxruntime, calibrated on training images of --data_config",
+    )
+    onnx.add_argument(
+        "--max_map_drop",
+        type=number(float, 0, 1),
+        help="with --int8: leave the most sensitive layers in float, until mAP@0.5 on the validation images of "
+        "--data_config is at most this below that in float; default: all layers in 8 bits, without a bound",
     )
     onnx.add_argument("--calibration", type=number(int, 1), default=100, help="number of images to calibrate on")
 
@@ -100,8 +118,7 @@ def main(args: argparse.Namespace) -> None:
     model.eval()
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     names = class_names(args.class_path, metadata.get("names"), model)
-    if args.to != "onnx" and (given := sorted({"int8", "nms", "static_size"} & args.given)):
-        raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for --to onnx")
+    refuse_options(args)
     if args.check:
         check(model, names, img_size, args)
     elif args.latency_table:
@@ -122,6 +139,17 @@ def write_latency_script(model: Darknet, img_size: Size, folder: Path) -> None:
     )
 
 
+def refuse_options(args: argparse.Namespace) -> None:
+    """Raise an InputError for options that do nothing with the others."""
+    quantizing, of_graph = {"int8", "max_map_drop"}, {"nms", "static_size"}
+    refused = {"onnx": set(), "engine": of_graph}.get(args.to, quantizing | of_graph)
+    if given := sorted(refused & args.given):
+        also = " or engine" if quantizing.issuperset(given) else ""
+        raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for --to onnx{also}")
+    if args.max_map_drop is not None and not args.int8:
+        raise InputError("--max_map_drop: only with --int8")
+
+
 def convert(
     model: Darknet, names: list[str], img_size: Size, metadata: dict[str, Any], args: argparse.Namespace
 ) -> None:
@@ -133,14 +161,25 @@ def convert(
     if args.fuse:
         model = fuse(model)
     kept = {name: metadata[name] for name in ("epoch", "step", "best_map", "options", "strategy") if name in metadata}
+    if args.to == "ncnn":
+        # The .param file, by which the model is named, comes last.
+        for suffix, content in reversed(export_ncnn(model, names, img_size).items()):
+            save(target.with_suffix(suffix), partial(write_content, content=content))
+        return
     write = {
         "weights": lambda file: write_darknet_weights(model, file),
         "pth": lambda file: write_checkpoint(file, model, **kept, names=names, img_size=img_size.plain),
         "onnx": lambda file: write_onnx(file, model, names, img_size, args),
+        "engine": lambda file: write_engine(file, model, names, img_size, args),
     }
     save(target, write[args.to])
     if args.fuse:
         save(target.with_suffix(".cfg"), lambda file: file.write(format_cfg(model.spec.blocks).encode()))
+
+
+def write_content(file: BinaryIO, content: bytes) -> None:
+    """Write ``content`` to a file."""
+    file.write(content)
 
 
 def save(target: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -155,26 +194,56 @@ def save(target: Path, write: Callable[[BinaryIO], Any]) -> None:
 def output_path(args: argparse.Namespace) -> Path:
     """The file to write: --output, or beside the weights, with the options in its name and the suffix of the format."""
     if args.output:
-        if Path(args.output).suffix in {".weights", ".pth", ".onnx"} - {f".{args.to}"}:
-            raise InputError(f"--output {args.output}: --to {args.to} writes a .{args.to} file")
+        given, suffix = Path(args.output).suffix, SUFFIXES[args.to]
+        if given in {*SUFFIXES.values()} - {suffix} or (args.to == "ncnn" and given != suffix):
+            raise InputError(f"--output {args.output}: --to {args.to} writes a {suffix} file")
         return Path(args.output)
     variants = {"fuse": "_fused", "int8": "_int8", "nms": "_nms"}
     marks = "".join(mark for option, mark in variants.items() if getattr(args, option))
+    marks += ".ncnn" if args.to == "ncnn" else ""
     weights = Path(args.weights_path)
-    return weights.with_name(f"{weights.stem}{marks}.{args.to}")
+    return weights.with_name(f"{weights.stem}{marks}{SUFFIXES[args.to]}")
+
+
+def write_engine(file: BinaryIO, model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
+    """Export and prove the graph in float, and build a TensorRT engine from it or from its form in 8 bits."""
+    int8, shapes = bool(args.int8), input_shapes(img_size, args.batch_size)
+    require_tensorrt(str(output_path(args).with_suffix(".onnx")), shapes, int8)
+    proto = proven_graph(model, names, img_size, dynamic_size=True)
+    file.write(build_engine(to_int8(proto, model, img_size, args) if int8 else proto, shapes, int8))
 
 
 def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
     """Export, prove the float graph, and only then quantize it and add non-maximum suppression."""
-    proto = export_onnx(model, names, img_size, dynamic_size=not args.static_size)
-    images = list(proof_images(img_size, model.spec.stride))
-    gap = prove(model, proto, images[:1] if args.static_size else images)
-    print(f"ONNX Runtime agrees with PyTorch to {gap:.1e}")
+    proto = proven_graph(model, names, img_size, dynamic_size=not args.static_size)
     if args.int8:
-        proto = quantize(proto, model.spec, calibration_images(img_size, args))
+        proto = to_int8(proto, model, img_size, args)
     if args.nms:
         proto = add_suppression(proto, args.conf_thres, args.nms_thres)
     file.write(proto.SerializeToString())
+
+
+def proven_graph(model: Darknet, names: list[str], img_size: Size, dynamic_size: bool) -> "ModelProto":
+    """The graph in float, after ONNX Runtime gave PyTorch's predictions."""
+    proto = export_onnx(model, names, img_size, dynamic_size)
+    images = list(proof_images(img_size, model.spec.stride))
+    gap = prove(model, proto, images if dynamic_size else images[:1])
+    print(f"ONNX Runtime agrees with PyTorch to {gap:.1e}")
+    return proto
+
+
+def to_int8(proto: "ModelProto", model: Darknet, img_size: Size, args: argparse.Namespace) -> "ModelProto":
+    """The graph in 8 bits; with --max_map_drop some layers stay in float."""
+    images = calibration_images(img_size, args)
+    outputs = args.int8 == "onnxruntime" and args.to == "onnx"
+    if args.max_map_drop is None:
+        return quantize(proto, model.spec, images, outputs=outputs)
+    runtime = OpenVinoModel if args.int8 == "openvino" else OnnxModel
+
+    def score(graph: "ModelProto") -> float:
+        return mean_aps([runtime(graph.SerializeToString())], model, img_size, args)[0]
+
+    return quantize_within(proto, model, list(images), score, args.max_map_drop, outputs)
 
 
 def calibration_images(img_size: Size, args: argparse.Namespace) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from utils.detection.checkpoints import save_checkpoint
 from utils.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = ["onnx", "onnxruntime", "onnxscript", "openvino"]
+OPTIONAL = ["ncnn", "onnx", "onnxruntime", "onnxscript", "openvino", "pnnx"]
 RECIPE = f"""
 import sys
 sys.modules |= dict.fromkeys({OPTIONAL})  # importing them fails as if they were not installed
@@ -46,7 +46,7 @@ def test_train_prune_test_and_detect_work_without_any_of_them(project):
     ended = subprocess.run([sys.executable, "-c", RECIPE], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert Path("checkpoints/prune_yolov3_ckpt.weights").exists()
-    for name in ("onnxruntime", "openvino"):
+    for name in ("ncnn", "onnxruntime", "openvino"):
         assert f"pip install '{name}'" in ended.stdout
 
 
@@ -55,6 +55,9 @@ def test_train_prune_test_and_detect_work_without_any_of_them(project):
     [
         (export, ["--to", "onnx"], "onnx", "onnx"),
         (export, ["--to", "onnx"], "onnxruntime", "onnxruntime"),
+        (export, ["--to", "ncnn"], "ncnn", "ncnn"),
+        (export, ["--to", "ncnn"], "pnnx", "pnnx"),
+        (test, ["--weights_path", "a.ncnn.param"], "ncnn", "ncnn"),
         (detect, ["--weights_path", "a.onnx", "--image_folder", "data/images"], "onnxruntime", "onnxruntime"),
         (test, ["--weights_path", "a.onnx"], "onnxruntime", "onnxruntime"),
     ],

@@ -7,9 +7,9 @@ from onnx import TensorProto
 from config.create_cfg import create_cfg
 from models import Darknet
 from tests.networks import lively, randomize
-from utils.detection.runtimes import OnnxModel
+from utils.detection.runtimes import OnnxModel, OpenVinoModel
 from utils.export.onnx import add_suppression, export_onnx
-from utils.export.quantization import CalibrationImages, quantize
+from utils.export.quantization import CalibrationImages, head_convolutions, quantize, quantize_within, sensitivities
 
 SIZE = 64
 
@@ -68,3 +68,71 @@ def test_calibration_gives_each_image_once_and_then_none():
     reader = CalibrationImages(iter(given))
     assert [np.array_equal(reader.get_next()["images"], images) for images in given] == [True, True]
     assert reader.get_next() is None
+
+
+def zero_points(proto):
+    """The zero points of a graph's quantised tensors."""
+    values = {init.name: onnx.numpy_helper.to_array(init) for init in proto.graph.initializer}
+    return [
+        values[node.input[2]] for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    ]
+
+
+def test_zero_points_are_zero(graphs):
+    assert all(not points.any() for points in zero_points(graphs[2]))
+
+
+@torch.no_grad()
+def test_openvino_reads_the_form_without_quantised_outputs(graphs):
+    pytest.importorskip("openvino", reason="openvino is not installed: requirements-export.txt")
+    model, proto, _ = graphs
+    content = quantize(proto, model.spec, samples(8, seed=0), outputs=False).SerializeToString()
+    compiled = OpenVinoModel(content)
+    kernels = [
+        operation.get_rt_info()["runtimePrecision"].astype(str)
+        for operation in compiled.compiled.get_runtime_model().get_ops()
+        if operation.get_rt_info()["layerType"].astype(str) == "Convolution"
+    ]
+    assert sum(kind in ("u8", "i8") for kind in kernels) == len(model.spec.convolutions) - len(model.spec.heads)
+    for images in samples(2, seed=1):
+        assert float((compiled(images) - model(images))[..., 4:].abs().max()) < 0.2
+
+
+def test_the_layer_whose_rounding_does_harm_is_the_most_sensitive(graphs):
+    model = Darknet(graphs[0].blocks)
+    model.load_state_dict(graphs[0].state_dict())
+    with torch.no_grad():  # huge weights on a channel of zeros: the other weights round to 0
+        model.eval().batch_norm(2).weight[0] = model.batch_norm(2).bias[0] = 0
+        model.conv(4).weight[:, 0] = 1e4 * model.conv(4).weight.abs().amax()
+    errors = sensitivities(model, torch.cat(samples(2, seed=1)))
+    heads = head_convolutions(model.spec)
+    assert set(errors) == {layer.index for layer in model.spec.convolutions} - heads
+    assert max(errors, key=lambda index: errors[index]) == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bound", [1.0, 0.02])
+def test_a_bound_leaves_the_fewest_layers_in_float(graphs, bound):
+    model, proto, _ = graphs
+    images = samples(4, seed=1)
+    errors = []
+
+    def score(graph):
+        network = OnnxModel(graph.SerializeToString())
+        errors.append(max(float((network(batch) - model(batch))[..., 4:].abs().max()) for batch in images))
+        return -errors[-1]
+
+    result = quantize_within(proto, model, samples(8, seed=0), score, bound)
+    reached = [error <= errors[0] + bound for error in errors[1:]]
+    assert not any(reached[:-1])
+    assert len(errors) == 2 if bound == 1 else len(errors) > 2
+    kernels = [init for init in result.graph.initializer if len(init.dims) == 4 and init.data_type == TensorProto.FLOAT]
+    assert len(kernels) == len(model.spec.heads) + len(errors) - 2
+    assert reached[-1]
+
+
+def test_calibration_ranges_are_kept(graphs, tmp_path):
+    model, proto, quantised = graphs
+    ranges = tmp_path / "ranges.json"
+    quantize(proto, model.spec, samples(8, seed=0), ranges=ranges)
+    assert quantize(proto, model.spec, [], ranges=ranges) == quantised

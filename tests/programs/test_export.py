@@ -132,11 +132,16 @@ def test_a_proof_that_fails_writes_nothing(project, monkeypatch):
     ("words", "message"),
     [
         (["--to", "onnx", "--int8"], "--int8 needs --data_config"),
+        (["--to", "ncnn", "--int8"], "--int8: only for --to onnx or engine"),
+        (["--to", "engine", "--nms"], "--nms: only for --to onnx$"),
+        (["--to", "onnx", "--max_map_drop", "0.01"], "--max_map_drop: only with --int8"),
         (["--to", "pth"], "is the file to read"),
         (["--to", "onnx", "--img_size", "70"], "multiple of 32: 64"),
         (["--check", "--image_folder", "nowhere"], "nowhere: no image there"),
         (["--to", "weights", "--weights_path", "none.pth"], "no such weights file"),
         (["--to", "weights", "--int8", "--nms"], "--int8, --nms: only for --to onnx"),
+        (["--to", "ncnn", "--output", "a.bin"], "--to ncnn writes a .param file"),
+        (["--to", "ncnn", "--static_size"], "--static_size: only for --to onnx"),
         (["--to", "pth", "--output", "a.weights"], "--to pth writes a .pth file"),
         (["--to", "weights", "--output", "checkpoints"], "checkpoints: is a folder"),
     ],
@@ -149,6 +154,31 @@ def test_a_wrong_option_is_one_line_and_no_file(project, words, message):
     assert {path for path in Path().rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])
+def test_without_tensorrt_one_line_says_what_does_the_same(project, monkeypatch, int8):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(InputError) as error:
+        run(export, "--to", "engine", "--batch_size", "4", *DATA, *(["--int8"] if int8 else []))
+    message, mark = str(error.value), "_int8" if int8 else ""
+    assert "\n" not in message
+    assert message.startswith("tensorrt is not installed: pip install 'tensorrt>=10,<11'")
+    *_, command = message.rpartition("run there: ")
+    assert command.split() == [
+        "trtexec",
+        f"--onnx=checkpoints/prune_yolov3_ckpt{mark}.onnx",
+        f"--saveEngine=checkpoints/prune_yolov3_ckpt{mark}.engine",
+        "--fp16",
+        *(["--int8"] if int8 else []),
+        "--minShapes=images:1x3x64x64",
+        "--optShapes=images:1x3x64x64",
+        "--maxShapes=images:4x3x64x64",
+    ]
+    assert not list(Path("checkpoints").glob("*.engine"))
+    # The line names the file that the other export writes.
+    run(export, "--to", "onnx", *DATA, *(["--int8", "openvino", "--calibration", "2"] if int8 else []))
+    assert Path(f"checkpoints/prune_yolov3_ckpt{mark}.onnx").is_file()
+
+
 def test_the_check_has_a_row_for_every_runtime(project, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "openvino", None)
     run(export, "--check", "--image_folder", "data/images", *DATA, "--json", "check.json")
@@ -158,9 +188,11 @@ def test_the_check_has_a_row_for_every_runtime(project, monkeypatch, capsys):
         ("PyTorch, fused", "checkpoint"),
         ("ONNX Runtime", "ONNX"),
         ("OpenVINO", "ONNX"),
+        ("ncnn", "param and bin"),
         ("OpenCV", "cfg and .weights"),
         ("OpenCV", "the same, fused"),
         ("ONNX Runtime", "ONNX, INT8"),
+        ("OpenVINO", "ONNX, INT8"),
     ]
     for row in rows:
         if row["runtime"] == "OpenVINO":
@@ -171,7 +203,7 @@ def test_the_check_has_a_row_for_every_runtime(project, monkeypatch, capsys):
             assert 0 <= row["mAP"] <= 1
     others = ("ONNX, INT8", "cfg and .weights")  # 8 bits; and OpenCV's epsilon
     assert all(row["largest_difference"] < 1e-3 for row in rows if row["format"] not in others and not row["problem"])
-    assert rows[-1]["largest_difference"] > 1e-4
+    assert rows[-2]["largest_difference"] > 1e-4
     assert "pip install 'openvino'" in capsys.readouterr().out
 
 

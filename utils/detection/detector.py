@@ -14,18 +14,19 @@ from utils.darknet.cfg import read_cfg
 from utils.darknet.spec import NetworkSpec, parse_network
 from utils.data.images import to_device
 from utils.detection.checkpoints import check_same_cfg, load_darknet
-from utils.detection.runtimes import OnnxModel
+from utils.detection.ncnn import NcnnModel
+from utils.detection.runtimes import ExportedModel, OnnxModel
 from utils.devices import device_of, memory_advice, smaller_batch
 from utils.sizes import AnySize, Size
 
 
 def load_model(
     weights_path: str, model_def: str | None, thresholds: tuple[float, float], device: str | None = None
-) -> tuple[Darknet | OnnxModel, dict[str, Any]]:
+) -> tuple[Darknet | ExportedModel, dict[str, Any]]:
     """A network, and the metadata of its file.
 
     Args:
-        weights_path: an ``.onnx`` file that export.py wrote, or a file that
+        weights_path: an ``.onnx`` or ``.ncnn.param`` file that export.py wrote, or a file that
             :func:`utils.detection.checkpoints.load_darknet` reads.
         model_def: the path of the network's cfg; None for the cfg in the weights file. Given, the two must agree.
         thresholds: the minimum score and the IoU of non-maximum suppression, for an ``.onnx`` file with the latter in
@@ -35,9 +36,13 @@ def load_model(
     Raises:
         InputError: a file is missing, damaged, or does not fit, or there is no cfg.
     """
-    if not weights_path.endswith(".onnx"):
+    model: ExportedModel
+    if weights_path.endswith(".onnx"):
+        model = OnnxModel(weights_path, thresholds, device)
+    elif weights_path.endswith(".param"):
+        model = NcnnModel(weights_path)
+    else:
         return load_darknet(weights_path, model_def)
-    model = OnnxModel(weights_path, thresholds, device)
     if model_def is not None:
         check_same_cfg(parse_network(read_cfg(model_def)).blocks, model_def, model.spec.blocks, weights_path)
     return model, model.metadata

@@ -22,7 +22,7 @@ from utils.data.loader import batches_by_shape, loader
 from utils.detection.inference import for_inference
 from utils.detection.metrics import DetectionMetrics, Metrics
 from utils.detection.options import check_classes
-from utils.detection.runtimes import OnnxModel
+from utils.detection.runtimes import ExportedModel
 from utils.devices import device_of, memory_advice, smaller_batch
 from utils.signals import Batches
 from utils.sizes import AnySize, Size
@@ -39,7 +39,7 @@ class Seconds:
 
 
 def validation_batches(
-    model: Darknet | OnnxModel,
+    model: Darknet | ExportedModel,
     data: DataConfig,
     img_size: AnySize,
     batch_size: int,

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from models import Darknet
 from utils.detection.fusing import fuse
-from utils.detection.runtimes import OnnxModel
+from utils.detection.runtimes import ExportedModel
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 
@@ -45,9 +45,10 @@ class Inference(nn.Module):
             raise InputError(f"--compile: torch.compile does not work here: {str(error).splitlines()[0]}") from error
 
 
-def on_device(model: Darknet | OnnxModel, device: str | None) -> Darknet | OnnxModel:
-    """A Darknet, brought to the device that :func:`utils.devices.pick_device` gives; an ONNX file stays where it is."""
-    return model if isinstance(model, OnnxModel) else model.to(pick_device(device))
+def on_device(model: Darknet | ExportedModel, device: str | None) -> Darknet | ExportedModel:
+    """A Darknet, brought to the device that :func:`utils.devices.pick_device` gives; a file of another runtime stays
+    where it is."""
+    return model if isinstance(model, ExportedModel) else model.to(pick_device(device))
 
 
 def for_inference(model: nn.Module, compiled: bool = False) -> nn.Module:
@@ -58,6 +59,6 @@ def for_inference(model: nn.Module, compiled: bool = False) -> nn.Module:
     """
     if isinstance(model, Darknet):
         return Inference(model, compiled)
-    if compiled and isinstance(model, OnnxModel):
-        raise InputError(f"--compile: {model.name} runs in ONNX Runtime, which torch.compile does not change")
+    if compiled and isinstance(model, ExportedModel):
+        raise InputError(f"--compile: {model.name} runs in {model.runtime}, which torch.compile does not change")
     return model

@@ -7,7 +7,7 @@ from models import Darknet
 from utils.cli import add_size_option, number
 from utils.data.data_config import DataConfig
 from utils.data.labels import LabelRules
-from utils.detection.runtimes import OnnxModel
+from utils.detection.runtimes import ExportedModel
 from utils.devices import PRECISIONS
 from utils.errors import InputError
 from utils.files import read_names
@@ -16,8 +16,8 @@ from utils.workers import MAX_WORKERS
 
 
 def add_model_options(parser: argparse.ArgumentParser, weights_path: str, onnx: bool = True) -> None:
-    """Add ``--weights_path``, ``--model_def`` and ``--img_size``; ``onnx``: the program reads ``.onnx`` files, too."""
-    files = "a checkpoint" + (", or an .onnx file that export.py wrote" if onnx else "")
+    """Add ``--weights_path``, ``--model_def`` and ``--img_size``; ``onnx``: the program reads exported files, too."""
+    files = "a checkpoint" + (", or an .onnx or .ncnn.param file that export.py wrote" if onnx else "")
     parser.add_argument(
         "--weights_path",
         default=weights_path,
@@ -116,7 +116,7 @@ def device_name(text: str) -> str:
     return text
 
 
-def network_size(model: Darknet | OnnxModel, img_size: AnySize | None) -> Size:
+def network_size(model: Darknet | ExportedModel, img_size: AnySize | None) -> Size:
     """The size of the input: ``img_size``, or the cfg's where that is None.
 
     Raises:
@@ -147,7 +147,7 @@ def check_batch_norm(model: Darknet, img_size: AnySize, batch_size: int) -> None
             )
 
 
-def check_classes(model: Darknet | OnnxModel, data: DataConfig) -> None:
+def check_classes(model: Darknet | ExportedModel, data: DataConfig) -> None:
     """Raise an InputError where the network's heads have another number of classes than the data set."""
     for head in model.spec.heads:
         if head.classes != data.classes:
@@ -157,7 +157,7 @@ def check_classes(model: Darknet | OnnxModel, data: DataConfig) -> None:
             )
 
 
-def class_names(class_path: str | None, stored: list[str] | None, model: Darknet | OnnxModel) -> list[str]:
+def class_names(class_path: str | None, stored: list[str] | None, model: Darknet | ExportedModel) -> list[str]:
     """The names of the classes: from the file ``class_path``, else those ``stored`` with the weights, else numbers.
 
     Raises:

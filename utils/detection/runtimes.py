@@ -8,7 +8,9 @@ requirements-export.txt.
 import io
 import json
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from models import Darknet, grey
 from utils.boxes import MAX_DETECTIONS
 from utils.darknet.cfg import format_cfg, parse_cfg
-from utils.darknet.spec import parse_network
+from utils.darknet.spec import NetworkSpec, parse_network
 from utils.darknet.weights import write_darknet_weights
 from utils.errors import InputError
 from utils.optional import optional
@@ -27,8 +29,32 @@ from utils.sizes import AnySize, Size
 OPENCV_OPTIONS = {"yolo": {"thresh": "0"}}
 
 
-class OnnxModel(nn.Module):
-    """An ``.onnx`` file that export.py wrote, in ONNX Runtime.
+class ExportedModel(nn.Module):
+    """A file that export.py wrote, in the runtime that reads it.
+
+    Attributes:
+        runtime: the name of the runtime, for messages.
+        name: the path of the file, for messages.
+        spec: what the network's cfg says, at the size that the file was exported for.
+        metadata: the class ``names`` and the ``img_size``.
+        fixed: whether the file takes images of that size only.
+    """
+
+    runtime: str
+    name: str
+    spec: NetworkSpec
+    metadata: dict[str, Any]
+    fixed: bool
+
+    def check_size(self, images: Tensor) -> None:
+        """Raise an InputError if the file is for another size than that of images (B, 3, H, W)."""
+        size, given = Size.of(self.metadata["img_size"]), Size(*images.shape[-2:])
+        if self.fixed and given != size:
+            raise InputError(f"{self.name} was exported for images of {size.pixels}, not {given.pixels}")
+
+
+class OnnxModel(ExportedModel):
+    """An ``.onnx`` file that export.py wrote, in ONNX Runtime; see :class:`ExportedModel` for the attributes.
 
     Args:
         source: the path of the file, or its content.
@@ -36,14 +62,12 @@ class OnnxModel(nn.Module):
             in its graph; by default those in the file.
         device: ``cpu``, ``cuda`` or ``cuda:N``; by default the GPU if this ONNX Runtime uses one, else the CPU.
 
-    Attributes:
-        spec: what the network's cfg says, at the size that the file was exported for.
-        metadata: the class ``names`` and the ``img_size``.
-
     Raises:
         InputError: ONNX Runtime is not installed, or the file is missing, damaged or not written by export.py, or
             ONNX Runtime cannot use the device.
     """
+
+    runtime = "ONNX Runtime"
 
     def __init__(
         self,
@@ -60,7 +84,7 @@ class OnnxModel(nn.Module):
         self.metadata = {"names": json.loads(stored["names"]), "img_size": Size.parse(stored["img_size"]).plain}
         self.spec = parse_network(parse_cfg(stored["cfg"], f"cfg in {self.name}"), self.metadata["img_size"])
         self._suppresses = self.session.get_outputs()[0].name == "detections"
-        self._fixed = isinstance(self.session.get_inputs()[0].shape[-1], int)
+        self.fixed = isinstance(self.session.get_inputs()[0].shape[-1], int)
         self._thresholds = {}
         if self._suppresses and thresholds:
             conf_thres, nms_thres = (np.array([value], np.float32) for value in thresholds)
@@ -75,11 +99,7 @@ class OnnxModel(nn.Module):
         Raises:
             InputError: the file was exported for one fixed size, and the images have another.
         """
-        size, given = Size.of(self.metadata["img_size"]), Size(*images.shape[-2:])
-        if self._fixed and given != size:
-            raise InputError(
-                f"{self.name} was exported with --static_size for images of {size.pixels}, not {given.pixels}"
-            )
+        self.check_size(images)
         (output,) = self.session.run(None, {"images": images.cpu().numpy(), **self._thresholds})
         output = torch.from_numpy(output)
         if not self._suppresses:
@@ -145,15 +165,14 @@ class OpenCvModel(nn.Module):
         size_bytes: the size of the two files together.
 
     Raises:
-        InputError: OpenCV is not installed, has no Darknet reader, or cannot read or run the network.
+        InputError: OpenCV has no Darknet reader, or cannot read or run the network.
     """
 
     def __init__(self, model: Darknet, img_size: AnySize):
         super().__init__()
-        self.cv2 = optional("cv2")
-        if not hasattr(self.cv2.dnn, "readNetFromDarknet"):
+        if not hasattr(cv2.dnn, "readNetFromDarknet"):
             raise InputError("OpenCV 5 has no Darknet reader: pip install 'opencv-python-headless<5'")
-        self.cv2.setNumThreads(torch.get_num_threads())
+        cv2.setNumThreads(torch.get_num_threads())
         blocks = [block | OPENCV_OPTIONS.get(block["type"], {}) for block in model.spec.blocks]
         height, width = Size.of(img_size)
         blocks[0] |= {"width": str(width), "height": str(height)}
@@ -166,9 +185,9 @@ class OpenCvModel(nn.Module):
         self.is_grey = model.spec.channels == 1
         self.size_bytes = sum(len(content) for content in files)
         try:
-            self.net = self.cv2.dnn.readNetFromDarknet(*files)
+            self.net = cv2.dnn.readNetFromDarknet(*files)
             self(torch.zeros(1, 3, height, width))  # it reads some networks that it cannot run
-        except self.cv2.error as error:
+        except cv2.error as error:
             raise InputError(f"OpenCV cannot read the network: {' '.join(str(error).split())}") from error
 
     def forward(self, images: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -11,8 +13,10 @@ from models import Darknet
 from utils.detection.complexity import state_dict_size
 from utils.detection.fusing import fuse
 from utils.detection.inference import for_inference
+from utils.detection.ncnn import NcnnModel
 from utils.detection.runtimes import OnnxModel, OpenCvModel, OpenVinoModel
 from utils.errors import InputError
+from utils.export.ncnn import export_ncnn
 from utils.export.onnx import export_onnx
 from utils.export.quantization import quantize
 from utils.optional import optional
@@ -62,9 +66,24 @@ def deployments(model: Darknet, names: list[str], img_size: AnySize, calibration
         content = proto().SerializeToString()
         return runtime(content), len(content)
 
-    def int8() -> tuple[nn.Module, int]:
-        content = quantize(proto(), model.spec, calibration).SerializeToString()
-        return OnnxModel(content), len(content)
+    @cache
+    def calibration_images() -> list[Tensor]:
+        return list(calibration)
+
+    def int8_in(runtime: Callable[[bytes], nn.Module], package: str, outputs: bool) -> tuple[nn.Module, int]:
+        optional(package)
+        graph = quantize(proto(), model.spec, calibration_images(), outputs=outputs)
+        content = graph.SerializeToString()
+        return runtime(content), len(content)
+
+    def ncnn() -> tuple[nn.Module, int]:
+        optional("ncnn")
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "network.ncnn.param"
+            contents = export_ncnn(model, names, img_size)
+            for suffix, content in contents.items():
+                path.with_suffix(suffix).write_bytes(content)
+            return NcnnModel(path), len(contents[".param"]) + len(contents[".bin"])
 
     def opencv(darknet: Darknet) -> tuple[nn.Module, int]:
         reader = OpenCvModel(darknet, img_size)
@@ -75,9 +94,11 @@ def deployments(model: Darknet, names: list[str], img_size: AnySize, calibration
         _deploy("PyTorch, fused", "checkpoint", torch_fused),
         _deploy("ONNX Runtime", "ONNX", lambda: onnx_in(OnnxModel, "onnxruntime")),
         _deploy("OpenVINO", "ONNX", lambda: onnx_in(OpenVinoModel, "openvino")),
+        _deploy("ncnn", "param and bin", ncnn),
         _deploy("OpenCV", "cfg and .weights", lambda: opencv(model)),
         _deploy("OpenCV", "the same, fused", lambda: opencv(fuse(model))),
-        _deploy("ONNX Runtime", "ONNX, INT8", int8),
+        _deploy("ONNX Runtime", "ONNX, INT8", lambda: int8_in(OnnxModel, "onnxruntime", outputs=True)),
+        _deploy("OpenVINO", "ONNX, INT8", lambda: int8_in(OpenVinoModel, "openvino", outputs=False)),
     ]
 
 

@@ -4,20 +4,27 @@ import collections
 import itertools
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
+from models import Darknet
 from utils.darknet.layers import Activation, Dropout, Empty
 from utils.darknet.spec import NetworkSpec
+from utils.detection.fusing import fuse
 from utils.export.onnx import describe
 from utils.optional import optional
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+# Calibration images that show which layers are sensitive.
+SENSITIVITY_IMAGES = 8
 
 
 class CalibrationImages:
@@ -31,16 +38,28 @@ class CalibrationImages:
         return next(self._inputs, None)
 
 
-def quantize(proto: "ModelProto", spec: NetworkSpec, images: Iterable[Tensor]) -> "ModelProto":
-    """A graph whose convolutions compute in 8-bit integers.
+def quantize(
+    proto: "ModelProto",
+    spec: NetworkSpec,
+    images: Iterable[Tensor],
+    float_layers: Collection[int] = (),
+    ranges: Path | None = None,
+    outputs: bool = True,
+) -> "ModelProto":
+    """A graph whose convolutions compute in 8-bit integers, in ONNX's QDQ form, which other runtimes read, too.
 
     Kernels have a scale per output channel; feature maps have one scale, from their range over the calibration images.
-    The convolutions before the heads and the decoding of boxes stay in float, where a step of 1/256 would be visible.
+    All zero points are 0, as TensorRT needs it. The convolutions before the heads and the decoding of boxes stay in
+    float, where a step of 1/256 would be visible.
 
     Args:
         proto: the graph from images to predictions, as :func:`utils.export.onnx.export_onnx` makes it.
         spec: the network's.
         images: batches of calibration images (B, 3, H, W) in [0, 1], typical of those to detect on.
+        float_layers: convolutions that stay in float, by layer number.
+        outputs: also quantise what a convolution gives, before its activation. ONNX Runtime has 8-bit kernels for such
+            convolutions only; OpenVINO and TensorRT are as fast without, and OpenVINO is then more accurate.
+        ranges: a file that keeps the ranges of the feature maps; where it exists, ``images`` are not read.
 
     Raises:
         InputError: onnx or onnxruntime is not installed.
@@ -57,10 +76,15 @@ def quantize(proto: "ModelProto", spec: NetworkSpec, images: Iterable[Tensor]) -
                 CalibrationImages(images),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
-                nodes_to_exclude=head_convolutions(proto, spec),
-                activation_type=quantization.QuantType.QUInt8,
+                nodes_to_exclude=convolution_nodes(proto, {*head_convolutions(spec), *float_layers}),
+                activation_type=quantization.QuantType.QInt8,
                 weight_type=quantization.QuantType.QInt8,
                 per_channel=True,
+                extra_options={
+                    "ActivationSymmetric": True,
+                    "OpTypesToExcludeOutputQuantization": [] if outputs else ["Conv"],
+                },
+                calibration_cache_path=ranges,
             )
         finally:
             logging.disable(logging.NOTSET)
@@ -70,14 +94,99 @@ def quantize(proto: "ModelProto", spec: NetworkSpec, images: Iterable[Tensor]) -
     return quantized
 
 
-def head_convolutions(proto: "ModelProto", spec: NetworkSpec) -> list[str]:
-    """The names of the graph's nodes for the convolutions that the heads read; they contain ``conv_{layer}``."""
-    marks = []
+def quantize_within(
+    proto: "ModelProto",
+    model: Darknet,
+    images: Sequence[Tensor],
+    score: Callable[["ModelProto"], float],
+    max_drop: float,
+    outputs: bool = True,
+) -> "ModelProto":
+    """The graph in 8 bits that scores at most ``max_drop`` below the float graph, with few layers in float.
+
+    All layers are quantised first; then the most sensitive ones are left in float, one after another, until the score
+    is reached.
+
+    Args:
+        proto: the graph from images to predictions.
+        model: its network.
+        images: calibration images, see :func:`quantize`.
+        score: the quality of a graph, such as mAP@0.5.
+        outputs: see :func:`quantize`.
+        max_drop: how far below the float graph's score is still accepted.
+    """
+    errors = sensitivities(model, torch.cat(list(images[:SENSITIVITY_IMAGES])))
+    order = sorted(errors, key=lambda index: errors[index], reverse=True)
+    reference = score(proto)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=len(order), desc="layers left in float", unit="layer", leave=False) as bar,
+    ):
+        for count in range(len(order) + 1):
+            quantized = quantize(proto, model.spec, images, order[:count], Path(folder) / "ranges.json", outputs)
+            reached = score(quantized)
+            if reached >= reference - max_drop:
+                break
+            bar.update()
+    layers = f": layers {', '.join(map(str, sorted(order[:count])))}" if count else ""
+    print(f"score {reached:.4f} in 8 bits, {reference:.4f} in float; {count} of {len(order)} layers in float{layers}")
+    return quantized
+
+
+@torch.inference_mode()
+def sensitivities(model: Darknet, images: Tensor) -> dict[int, float]:
+    """How far the raw outputs move when one convolution alone is quantised, by layer number.
+
+    It is the mean square of the difference over the mean square of the raw outputs, summed over the heads.
+
+    Args:
+        model: the network, in eval mode.
+        images: (B, 3, H, W) in [0, 1].
+    """
+    fused = fuse(model)
+    reference = fused.raw_outputs(images)
+    heads = head_convolutions(model.spec)
+    errors = {}
+    for layer in tqdm(model.spec.convolutions, desc="sensitivity", unit="layer", leave=False):
+        if layer.index in heads:
+            continue
+        conv = fused.conv(layer.index)
+        weight = conv.weight.clone()
+        hook = conv.register_forward_pre_hook(_quantized_input)
+        conv.weight.copy_(rounded(weight, weight.abs().amax(dim=(1, 2, 3), keepdim=True)))
+        raw = fused.raw_outputs(images)
+        hook.remove()
+        conv.weight.copy_(weight)
+        errors[layer.index] = sum(
+            float((a - b).square().mean() / b.square().mean()) for a, b in zip(raw, reference, strict=True)
+        )
+    return errors
+
+
+def rounded(values: Tensor, largest: Tensor) -> Tensor:
+    """Values rounded to multiples of ``largest`` / 127, as 8-bit integers with that range hold them."""
+    step = largest.clamp(min=torch.finfo(values.dtype).tiny * 127) / 127
+    return (values / step).round() * step
+
+
+def _quantized_input(conv: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(rounded(x, x.abs().amax()) for x in inputs)
+
+
+def head_convolutions(spec: NetworkSpec) -> set[int]:
+    """The layer numbers of the convolutions that the heads read."""
+    indices = set()
     for head in spec.heads:
         source = spec.layers[head.sources[0]]
         while isinstance(source, Activation | Dropout | Empty):
             source = spec.layers[source.sources[0]]
-        marks.append(f"/conv_{source.index}/")
+        indices.add(source.index)
+    return indices
+
+
+def convolution_nodes(proto: "ModelProto", indices: Collection[int]) -> list[str]:
+    """The names of the graph's nodes for the convolutions of these layer numbers; they contain ``conv_{layer}``."""
+    marks = [f"/conv_{index}/" for index in indices]
     return [node.name for node in proto.graph.node if any(mark in node.name for mark in marks)]
 
 
