@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert, box_iou
 
 from models import Darknet
-from studies.rectangles import drawn_precision
+from studies.drawn_scenes import drawn_precision
 from studies.step_benchmark import time_steps
 from utils.boxes import non_max_suppression
 from utils.cli import ArgumentParser, number, run

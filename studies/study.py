@@ -25,7 +25,7 @@ if not __package__:  # run as `python studies/study.py`: the repository root is 
 
 from terminaltables import AsciiTable
 
-from config.create_cfg import scale_width
+from config.networks import scale_width
 from studies.plan import PLAN, Job, add_data_option, cfg_of, data_sets, jobs, run_name, weights_of
 from utils.cli import ArgumentParser, run
 from utils.darknet.cfg import format_cfg, read_cfg

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as `python tests/fuzz.py`: the repository root is not on the path yet
     sys.path.insert(0, str(ROOT))
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import CFGS, DARKNET_CFGS
 from utils.cli import ArgumentParser, number, run

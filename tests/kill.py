@@ -31,7 +31,7 @@ if not __package__:  # run as `python tests/kill.py`: the repository root is not
 
 import test_prune
 import train
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import randomize
 from tests.scene import make_project

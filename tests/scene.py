@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from utils.darknet.cfg import format_cfg
 from utils.data.datasets import DetectionDataset
 from utils.data.labels import label_path, read_labels

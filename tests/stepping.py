@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from utils.darknet.cfg import Block
 from utils.detection.loss import YoloLoss

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.layers import IMAGE, AvgPool, Convolution, Dropout, LocalAvgPool, MaxPool
 from utils.darknet.parse import ACTIVATIONS

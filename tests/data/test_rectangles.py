@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from tests.scene import dataset_of, save_labelled
 from utils.boxes import Letterbox
 from utils.darknet.spec import parse_network

@@ -9,7 +9,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import randomize
 from utils.darknet.cfg import format_cfg, parse_cfg

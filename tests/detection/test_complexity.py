@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from utils.darknet.cfg import parse_cfg
 from utils.darknet.spec import parse_network

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import test as program
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import lively, narrow, randomize
 from tests.scene import dataset_of, make_project

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import complete_box_iou_loss
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from utils.detection.loss import (
     ANCHOR_IOU,

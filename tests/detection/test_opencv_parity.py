@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import CFG_FOLDER, lively, narrow, randomize
 from utils.boxes import non_max_suppression

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import CFG_FOLDER, narrow, randomize
 from utils.darknet.cfg import format_cfg

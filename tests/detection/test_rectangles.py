@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import lively, randomize
 from tests.scene import save_labelled, write

@@ -3,7 +3,7 @@ import onnx
 import pytest
 import torch
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import lively, narrow, randomize
 from utils.boxes import non_max_suppression

@@ -4,7 +4,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import lively, randomize
 from utils.detection.runtimes import OnnxModel, OpenVinoModel

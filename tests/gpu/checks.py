@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import train
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import lively, randomize
 from tests.scene import make_project

@@ -10,7 +10,7 @@ import detect
 import test
 import test_prune
 import train
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.scene import make_project
 from utils.darknet.cfg import format_cfg

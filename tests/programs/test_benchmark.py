@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 import benchmark
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from utils.darknet.cfg import read_cfg
 from utils.darknet.spec import parse_network

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from config.create_cfg import BASES, create_cfg, get_args_parser, main
+from config.create_cfg import get_args_parser, main
+from config.networks import BASES, create_cfg
 from tests.networks import DARKNET_FOLDER, WITHOUT_DARKNET
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.errors import InputError

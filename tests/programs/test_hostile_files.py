@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from tests import fuzz
 from tests.scene import make_project
 from utils.darknet.cfg import format_cfg, parse_cfg

@@ -15,7 +15,7 @@ import test
 import test_prune
 import train
 from config import cluster_anchors
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import lively, randomize
 from tests.scene import make_project, save_labelled
@@ -107,7 +107,7 @@ def test_an_exported_network_gives_the_same_boxes(project):
     assert_same_boxes(
         detections("--weights_path", "x.onnx"), detections("--weights_path", PTH, "--img_size", "96", "64")
     )
-    with pytest.raises(InputError, match="exported with --static_size for images of 96x64 pixels"):
+    with pytest.raises(InputError, match="was exported for images of 96x64 pixels"):
         detections("--weights_path", "x.onnx", "--rect")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from export import MEASURE
 from models import Darknet
 from tests.networks import CFG_FOLDER, CFGS, narrow

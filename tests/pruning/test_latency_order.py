@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import randomize
 from tests.pruning.test_penalty import RESIDUAL, residual

@@ -8,7 +8,7 @@ import torch
 
 import test_prune
 import train
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import randomize, uneven
 from tests.scene import make_project

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import randomize
 from utils.detection.complexity import count_parameters

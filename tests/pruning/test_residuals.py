@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import randomize
 from utils.darknet.cfg import format_cfg, parse_cfg

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from utils.errors import InputError
 from utils.pruning.penalty import GammaPenalty, gamma_sizes

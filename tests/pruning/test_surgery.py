@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import CFGS, DARKNET_CFGS, narrow, or_skip, randomize
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg

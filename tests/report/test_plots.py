@@ -3,7 +3,7 @@ import re
 import matplotlib
 import pytest
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import CFGS, narrow
 from utils.darknet.spec import parse_network

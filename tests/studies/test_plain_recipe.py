@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from studies import plain_recipe
 from tests.scene import make_project

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from studies import rectangles
-from studies.rectangles import cut_to_wide, draw_scenes, drawn_precision, middle
+from studies import drawn_scenes
+from studies.drawn_scenes import draw_scenes, drawn_precision
+from studies.rectangles import cut_to_wide, middle
 from tests.scene import save_labelled, write
 from utils.data.augmentations import LabelledImage
 from utils.data.check import check_data
@@ -53,13 +54,13 @@ def test_the_boxes_of_drawn_scenes_are_where_the_edges_are(tmp_path):
 
 
 def test_a_drawn_network_is_measured_on_squares_and_on_rectangles(monkeypatch):
-    shapes, original = [], rectangles.evaluate
+    shapes, original = [], drawn_scenes.evaluate
 
     def spy(model, batches, names):
         shapes.append(tuple(next(iter(batches))[0].shape[-2:]))
         return original(model, batches, names)
 
-    monkeypatch.setattr(rectangles, "evaluate", spy)
+    monkeypatch.setattr(drawn_scenes, "evaluate", spy)
     scores = drawn_precision(torch.device("cpu"), train=4, valid=2, epochs=1, side=96)
     assert all(0 <= score <= 1 for score in scores)
     assert shapes == [(96, 96), (64, 96)]

@@ -1,6 +1,6 @@
 import torch
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from studies.step_benchmark import BareStack, random_batch, time_steps
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import train
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from tests.networks import lively
 from tests.scene import make_project

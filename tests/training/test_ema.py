@@ -4,7 +4,7 @@ import math
 import torch
 from torch import nn
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from utils.training.ema import ModelEma
 

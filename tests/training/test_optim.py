@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from utils.training.optim import FINAL_LR, MOMENTUM, WEIGHT_DECAY, build_sgd, learning_rate
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from config.create_cfg import create_cfg
+from config.networks import create_cfg
 from models import Darknet
 from utils.detection.checkpoints import save_checkpoint
 from utils.errors import InputError
