@@ -42,7 +42,7 @@ from utils.export.quantization import quantize, quantize_within
 from utils.export.tensorrt import build_engine, input_shapes, require_tensorrt
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json, write_text
 from utils.pruning import graph_timer
-from utils.pruning.latency import table_graphs
+from utils.pruning.latency_graphs import table_graphs
 from utils.pruning.proof import proof_images
 from utils.sizes import Size
 from utils.timing import Timing, forward_times

@@ -16,6 +16,7 @@ from tests.scene import make_project
 from utils.darknet.cfg import format_cfg
 from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.errors import InputError
+from utils.pruning.budget import DEFAULT_RATIO, trained_ratio
 
 
 @pytest.fixture
@@ -214,12 +215,12 @@ def test_the_coupling_can_be_printed_without_weights(project, capsys):
     [
         ({"s_schedule": "target", "target_percent": 0.6}, 0.6),
         ({"s_schedule": "local", "target_percent": 0.7}, 0.7),
-        ({"s_schedule": "constant", "target_percent": 0.85}, test_prune.DEFAULT_RATIO),
-        ({}, test_prune.DEFAULT_RATIO),
+        ({"s_schedule": "constant", "target_percent": 0.85}, DEFAULT_RATIO),
+        ({}, DEFAULT_RATIO),
     ],
 )
 def test_the_default_ratio_is_the_one_that_the_model_was_trained_for(options, ratio):
-    assert test_prune.trained_ratio({"options": options}) == ratio
+    assert trained_ratio({"options": options}) == ratio
 
 
 def test_a_run_that_cut_its_network_is_compared_with_the_one_that_it_started_from(project, capsys):
