@@ -9,6 +9,7 @@ from models import Darknet
 from utils.cli import ArgumentParser, add_size_option, number, run
 from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
+from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
 from utils.detection.options import (
     add_check_options,
@@ -20,6 +21,7 @@ from utils.detection.options import (
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
+from utils.kept_rows import KeptRows
 from utils.plots import channels_figure, save_figure
 from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, Budget, choose_ratio, trained_ratio
 from utils.pruning.compare import Bench, Measures, comparison_table
@@ -30,7 +32,7 @@ from utils.pruning.latency import Latency, latency_of
 from utils.pruning.proof import head_difference, prove, write_pruned
 from utils.pruning.pruner import Pruner, PruningResult
 from utils.pruning.selection import STRATEGIES, describe_room
-from utils.pruning.sweep import sweep, sweep_orders
+from utils.pruning.sweep import plot_sweep, print_sweep, sweep, sweep_subject
 from utils.report.detections import Collected
 from utils.report.runs import Network, report_pruning
 from utils.sizes import Size
@@ -153,11 +155,10 @@ def main(args: argparse.Namespace) -> None:
         print(f"residual blocks removed, by the layer numbers of their shortcuts: {removed}")
     print(f"strategy {strategy}: {describe_room(pruner.coupling, strategy, pruner.gammas)}")
     if args.sweep:
+        pruners = {"threshold": pruner}
         if latency:
             pruners = {"threshold": Pruner(model, strategy, *options), "latency": pruner}
-            sweep_orders(pruners, bench, latency, plots, args.json)
-        else:
-            sweep(pruner, bench, plots, args.json)
+        measure_sweep(pruners, bench, latency, plots, args)
         return
 
     budget = budget_of(args, metadata)
@@ -175,7 +176,7 @@ def main(args: argparse.Namespace) -> None:
     print(comparison_table(before, after))
     in_runtime = None
     if latency:
-        in_runtime = latency.compare(*(m.spec.at(bench.img_size) for m in (original, result.pruned.model)))
+        in_runtime = latency.compare(original, result.pruned.model)
         print(latency.describe(in_runtime))
 
     pruned_metadata = {
@@ -300,6 +301,31 @@ def plot_channels(model: Darknet, result: PruningResult, path: Path) -> None:
     layers = model.spec.convolutions
     counts = [result.counts[layer.index] for layer in layers]
     save_figure(channels_figure([c.index for c in layers], [c.channels for c in layers], counts), path)
+
+
+def measure_sweep(
+    pruners: dict[str, Pruner], bench: Bench, latency: Latency | None, plots: Path, args: argparse.Namespace
+) -> None:
+    """Measure a range of ratios of each order of pruning; write plot and numbers. An interrupted sweep is continued."""
+    options = {name: value for name, value in vars(args).items() if name not in ("json", "debug", "n_cpu")}
+    kept = KeptRows(plots / "unfinished.json", sweep_subject(options, args.weights_path, bench, latency))
+    if len(kept):
+        print(f"{len(kept)} rows of this sweep were measured before it was interrupted")
+    model = next(iter(pruners.values())).model
+    report = {
+        "strategy": next(iter(pruners.values())).strategy,
+        "parameters": count_parameters(model),
+        "macs": bench.macs(model),
+        "table": latency.table.title if latency else None,
+        "sweep": sweep(pruners, bench, latency, kept),
+    }
+    print_sweep(report)
+    plot = plot_sweep(report, plots)
+    print(f"{plot}: mAP against {'milliseconds' if latency else 'size'}")
+    for path in (plot.with_suffix(".json"), args.json):  # the page of the pruned network shows the first
+        if path:
+            write_json(path, report)
+    kept.remove()
 
 
 def write_report(

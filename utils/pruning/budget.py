@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from models import Darknet
-from utils.darknet.spec import NetworkSpec
 from utils.detection.complexity import count_parameters
 from utils.errors import InputError
 from utils.pruning.compare import Bench
@@ -87,7 +86,7 @@ def choose_ratio(
         most = budget.target_params * count_parameters(model)
         return smallest_ratio(lambda r: count_parameters(pruned(r)) <= most, goal)
     if budget.target_ms is not None and latency:
-        return ratio_within(budget.target_ms, lambda r: pruned(r).spec.at(img_size), latency)
+        return ratio_within(budget.target_ms, pruned, latency)
     assert bench
     if budget.target_ms is not None:
         most_ms = budget.target_ms
@@ -117,7 +116,7 @@ def cut_least_important(
     return pruner.at(choose_ratio(pruner, budget, img_size, latency))
 
 
-def ratio_within(target_ms: float, pruned: Callable[[float], NetworkSpec], latency: Latency) -> float:
+def ratio_within(target_ms: float, pruned: Callable[[float], Darknet], latency: Latency) -> float:
     """The smallest ratio with which a network takes ``target_ms`` in a runtime.
 
     The table chooses; where the network that it chooses is measured to be slower, the table's budget is lowered by as
@@ -125,7 +124,7 @@ def ratio_within(target_ms: float, pruned: Callable[[float], NetworkSpec], laten
 
     Args:
         target_ms: the budget in milliseconds.
-        pruned: the network at a ratio, at the size of its images.
+        pruned: the network at a ratio.
         latency: times in the runtime.
 
     Raises:
@@ -142,19 +141,19 @@ def ratio_within(target_ms: float, pruned: Callable[[float], NetworkSpec], laten
     return ratio
 
 
-def ratio_by_table(target_ms: float, pruned: Callable[[float], NetworkSpec], table: LatencyTable) -> float:
+def ratio_by_table(target_ms: float, pruned: Callable[[float], Darknet], table: LatencyTable) -> float:
     """The smallest ratio with which a network takes ``target_ms`` by a table of latencies, see :func:`ratio_within`.
 
     Raises:
         InputError: the budget cannot be reached; the message says what can be.
     """
-    least = table.predict(pruned(LARGEST_RATIO))
+    least = table.predict(pruned(LARGEST_RATIO).spec)
     if least > target_ms:
         raise InputError(
             f"{target_ms:g} ms cannot be reached: the layers' floors (--layer_keep) and fixed channels leave "
             f"{least:.2f} ms ({table.title})"
         )
-    return smallest_ratio(lambda ratio: table.predict(pruned(ratio)) <= target_ms, f"{target_ms:g} ms")
+    return smallest_ratio(lambda ratio: table.predict(pruned(ratio).spec) <= target_ms, f"{target_ms:g} ms")
 
 
 def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:

@@ -9,22 +9,26 @@ widths. By them the sum over the convolutions is fitted to the time of the netwo
 another layer writes, and a constant. A table is for one network and one image size.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.optimize import nnls
+from torch import Tensor
 from tqdm import tqdm
 
+from models import Darknet
 from utils.darknet import layers
 from utils.darknet.layers import Convolution
 from utils.darknet.spec import NetworkSpec
+from utils.detection.fusing import fuse
 from utils.errors import InputError
 from utils.optional import optional
-from utils.pruning.graph_timer import PACKAGES, measure, measure_to_file, read_rows
+from utils.pruning.graph_timer import PACKAGES, Graph, measure, measure_to_file, read_rows
 from utils.pruning.latency_graphs import (
     STEP,
     Kind,
@@ -35,6 +39,7 @@ from utils.pruning.latency_graphs import (
     table_graphs,
     whole_networks,
 )
+from utils.sizes import AnySize
 
 TABLES = Path("runs/latency")  # where tables of this machine are kept
 
@@ -72,6 +77,16 @@ class LatencyTable:
         self._axes = axes(spec)
         self._kinds = {layer.index: kind_of(spec, layer) for layer in spec.convolutions}
         self._costs: dict[tuple[Kind, float, float], float] = {}
+
+    @property
+    def digest(self) -> str:
+        """A text that equal tables share."""
+        return hashlib.sha256(repr(sorted(self._ms.items())).encode()).hexdigest()
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """The height and width of the images."""
+        return self.spec.height, self.spec.width
 
     @property
     def per_value(self) -> float:
@@ -121,7 +136,7 @@ class LatencyTable:
 
     def predict(self, spec: NetworkSpec) -> float:
         """The milliseconds of the network, pruned in any way."""
-        spec = spec.at((self.spec.height, self.spec.width))
+        spec = spec.at(self.img_size)
         return self.fit.factor * self.total(spec) + self.fit.rate * written_values(spec) + self.fit.constant
 
 
@@ -224,10 +239,24 @@ def measured_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: st
     return read_table(path, spec, runtime)
 
 
-def network_times(specs: Sequence[NetworkSpec], runtime: str, threads: int = 1, device: str = "cpu") -> list[float]:
-    """The milliseconds that whole networks, at the size of their images, take in a runtime here, in turns."""
-    graphs = {str(number): network_graph(spec) for number, spec in enumerate(specs)}
+def network_times(
+    models: Sequence[Darknet], img_size: AnySize, runtime: str, threads: int = 1, device: str = "cpu"
+) -> list[float]:
+    """The milliseconds that whole networks take in a runtime here, in turns."""
+    graphs = {str(number): model_graph(model, img_size) for number, model in enumerate(models)}
     return [ms for _, ms in measure(graphs, runtime, threads, device)]
+
+
+def model_graph(model: Darknet, img_size: AnySize) -> Graph:
+    """A whole network with its weights as a graph; BatchNorm is folded into the convolutions."""
+    fused = fuse(model)
+    graph = network_graph(fused.spec.at(img_size))
+    convolutions = [layer for layer in graph["layers"] if layer["op"] == "conv"]
+    for layer, section in zip(convolutions, fused.spec.convolutions, strict=True):
+        conv = fused.conv(section.index)
+        layer["kernel"] = np.ascontiguousarray(conv.weight.detach().cpu().numpy())
+        layer["bias"] = cast(Tensor, conv.bias).detach().cpu().numpy()
+    return graph
 
 
 @dataclass(frozen=True)
@@ -245,17 +274,17 @@ class Latency:
     threads: int = 1
     device: str = "cpu"
 
-    def milliseconds(self, specs: Sequence[NetworkSpec]) -> list[float]:
-        """Of networks at the size of their images: measured, or where this is not possible predicted by the table."""
+    def milliseconds(self, models: Sequence[Darknet]) -> list[float]:
+        """Of networks for images of the table's size: measured, or where this is not possible predicted by it."""
         if not self.runtime:
-            return [self.table.predict(spec) for spec in specs]
-        return network_times(specs, self.runtime, self.threads, self.device)
+            return [self.table.predict(model.spec) for model in models]
+        return network_times(models, self.table.img_size, self.runtime, self.threads, self.device)
 
-    def compare(self, original: NetworkSpec, pruned: NetworkSpec) -> dict[str, Any]:
-        """The times before and after of networks at the size of their images, for the report."""
+    def compare(self, original: Darknet, pruned: Darknet) -> dict[str, Any]:
+        """The times before and after, for the report."""
         before, after = self.milliseconds([original, pruned])
         measured = {"before_ms": before, "after_ms": after, "is_measured": self.runtime is not None}
-        return {"table": self.table.title, "predicted_ms": self.table.predict(pruned), **measured}
+        return {"table": self.table.title, "predicted_ms": self.table.predict(pruned.spec), **measured}
 
     @staticmethod
     def describe(times: Mapping[str, Any]) -> str:

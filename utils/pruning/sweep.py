@@ -1,14 +1,17 @@
 """Pruned networks over a range of ratios: rows of measures, tables and curves."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
+from utils.data.datasets import DetectionDataset
 from utils.detection.complexity import count_parameters
-from utils.files import write_json
+from utils.kept_rows import KeptRows
 from utils.plots import latency_figure, save_figure, sweep_figure
 from utils.pruning.compare import Bench
 from utils.pruning.latency import Latency
@@ -17,86 +20,110 @@ from utils.pruning.pruner import Pruner
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # ratios
 
 
-def sweep(pruner: Pruner, bench: Bench, folder: Path, json: str | None) -> None:
-    """Measure the pruned network at a range of ratios; print the table, draw the curve.
+def sweep(pruners: Mapping[str, Pruner], bench: Bench, latency: Latency | None, kept: KeptRows) -> list[dict[str, Any]]:
+    """Measure pruned networks at each ratio of SWEEP.
 
     Args:
-        pruner: of the network.
-        bench: measures the networks.
-        folder: for sweep.png and sweep.json.
-        json: a further file for the numbers.
-    """
-    parameters, macs = count_parameters(pruner.model), bench.macs(pruner.model)
-    rows = measure_sweep(pruner, bench)
-    print(sweep_table(rows, parameters, macs))
-    plot = folder / "sweep.png"
-    whole = {"parameters": parameters, "macs": macs}
-    shares: dict[str, Sequence[float]] = {name: [row[name] / whole[name] for row in rows] for name in whole}
-    save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), plot)
-    print(f"{plot}: mAP against size")
-    content = {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows}
-    for path in (plot.with_suffix(".json"), json):  # the page of the pruned network shows the first
-        if path:
-            write_json(path, content)
-
-
-def sweep_orders(pruners: Mapping[str, Pruner], bench: Bench, latency: Latency, folder: Path, json: str | None) -> None:
-    """Measure a range of ratios of each order of pruning; print the tables, draw the curves.
-
-    Args:
-        pruners: of one network, by what the order is called.
-        bench: measures the networks.
-        latency: times in a runtime.
-        folder: for latency_sweep.png.
-        json: a file for the numbers.
-    """
-    model = next(iter(pruners.values())).model
-    parameters, macs = count_parameters(model), bench.macs(model)
-    report: dict[str, Any] = {"table": latency.table.title, "parameters": parameters, "macs": macs}
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
-    for order, pruner in pruners.items():
-        rows = measure_sweep(pruner, bench, latency)
-        print(f"{order}:\n{sweep_table(rows, parameters, macs)}")
-        report[order] = rows
-        curves[order] = [row["ms"] for row in rows], [row["mAP"] for row in rows]
-    plot = folder / "latency_sweep.png"
-    save_figure(latency_figure(curves, latency.table.title), plot)
-    print(f"{plot}: mAP against milliseconds")
-    if json:
-        write_json(json, report)
-
-
-def measure_sweep(pruner: Pruner, bench: Bench, latency: Latency | None = None) -> list[dict[str, Any]]:
-    """The pruned network at each ratio of SWEEP: a row of measures per ratio.
-
-    Args:
-        pruner: of the network.
+        pruners: of one network, by what their order of pruning is called.
         bench: measures the networks.
         latency: times in a runtime, which are then in the rows as ``ms``.
+        kept: the rows that an interrupted sweep has measured; each new one is added.
+
+    Returns:
+        A row for each order and ratio.
     """
-    rows, specs = [], []
-    for ratio in tqdm(SWEEP, "sweep", leave=False, unit="ratio"):
-        result = pruner.at(ratio)
-        compact = result.pruned.model
-        specs.append(compact.spec.at(bench.img_size))
-        rows.append(
-            {
-                "percent": ratio,
-                "mAP": bench.mean_ap(compact),
-                "threshold": result.selection.threshold,
-                "parameters": count_parameters(compact),
-                "macs": bench.macs(compact),
-                "forward_share": bench.forward_share(compact, pruner.model),
-            }
-        )
-    if latency:
-        for row, ms in zip(rows, latency.milliseconds(specs), strict=True):
-            row["ms"] = ms
+    rows = []
+    total = len(pruners) * len(SWEEP)
+    with tqdm(desc="sweep", total=total, initial=len(kept), leave=False, unit="ratio") as bar:
+        for order, pruner in pruners.items():
+            for ratio in SWEEP:
+                name = f"{order} {ratio:g}"
+                if (row := kept.get(name)) is None:
+                    row = {"order": order} | sweep_row(pruner, ratio, bench, latency)
+                    kept.keep(name, row)
+                    bar.update()
+                rows.append(row)
     return rows
 
 
+def sweep_row(pruner: Pruner, ratio: float, bench: Bench, latency: Latency | None) -> dict[str, Any]:
+    """What is measured of the network pruned at ``ratio``, see :func:`sweep`."""
+    result = pruner.at(ratio)
+    compact = result.pruned.model
+    row = {
+        "percent": ratio,
+        "mAP": bench.mean_ap(compact),
+        "threshold": result.selection.threshold,
+        "parameters": count_parameters(compact),
+        "macs": bench.macs(compact),
+        "forward_share": bench.forward_share(compact, pruner.model),
+    }
+    if latency:
+        (row["ms"],) = latency.milliseconds([compact])
+    return row
+
+
+def sweep_subject(
+    options: Mapping[str, Any], weights_path: str, bench: Bench, latency: Latency | None
+) -> dict[str, Any]:
+    """What a sweep measures, for :class:`KeptRows`.
+
+    Args:
+        options: of the program that prune the network and read the images.
+        weights_path: of the checkpoint.
+        bench: measures the networks.
+        latency: times in a runtime.
+    """
+    dataset = cast(DetectionDataset, bench.batches.dataset)
+    images = hashlib.sha256()
+    for path, boxes in zip(dataset.images, dataset.labels, strict=True):
+        status = path.stat()
+        images.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode() + boxes.tobytes())
+    return {
+        "options": dict(options),
+        "weights": hashlib.sha256(Path(weights_path).read_bytes()).hexdigest(),
+        "images": images.hexdigest(),
+        "img_size": list(bench.img_size),
+        "device": str(bench.image.device),
+        "torch": torch.__version__,
+        "table": [latency.table.title, latency.table.digest] if latency else None,
+    }
+
+
+def print_sweep(report: Mapping[str, Any]) -> None:
+    """Print a table for each order of pruning, see :func:`plot_sweep`."""
+    orders = list(dict.fromkeys(row["order"] for row in report["sweep"]))
+    for order in orders:
+        rows = [row for row in report["sweep"] if row["order"] == order]
+        title = f"{order}:\n" if len(orders) > 1 else ""
+        print(title + sweep_table(rows, report["parameters"], report["macs"]))
+
+
+def plot_sweep(report: Mapping[str, Any], folder: Path) -> Path:
+    """Draw mAP against milliseconds where they were measured, else against size; return the plot's path.
+
+    Args:
+        report: ``sweep``, the rows of :func:`sweep`; the ``parameters`` and ``macs`` of the whole network; and the
+            title of the ``table`` of latencies, or None.
+        folder: for the plot.
+    """
+    rows = report["sweep"]
+    if report["table"]:
+        curves: dict[str, tuple[list[float], list[float]]] = {}
+        for row in rows:
+            milliseconds, quality = curves.setdefault(row["order"], ([], []))
+            milliseconds.append(row["ms"])
+            quality.append(row["mAP"])
+        path, figure = folder / "latency_sweep.png", latency_figure(curves, report["table"])
+    else:
+        shares = {name: [row[name] / report[name] for row in rows] for name in ("parameters", "macs")}
+        path, figure = folder / "sweep.png", sweep_figure(shares, [row["mAP"] for row in rows])
+    save_figure(figure, path)
+    return path
+
+
 def sweep_table(rows: Sequence[dict[str, Any]], parameters: int, macs: int) -> str:
-    """The rows of :func:`measure_sweep` as a table for the terminal, beside the full network's counts."""
+    """The rows of :func:`sweep` as a table for the terminal, beside the full network's counts."""
     table = [["Ratio", "mAP@0.5", "Parameters left", "MACs left", "Forward time left", "|gamma| up to"]]
     in_runtime = "ms" in rows[0]
     table[0] += ["ms in the runtime"] if in_runtime else []
