@@ -113,6 +113,7 @@ def penalty_warnings(
         priced: whether prices differ.
     """
     warnings = []
+    over, unit = (", each over its price,", " of price 1") if priced else ("", "")
     stronger = f"train with --s {max(fitting, 2 * s):.2g}, or for more epochs"
     if near_zero < LEAST_NEAR_ZERO:
         if done == 1:
@@ -121,9 +122,8 @@ def penalty_warnings(
             )
         elif done >= 0.5 and lowest > reach_left:
             warnings.append(
-                f"the lowest fifth of the gammas{', each over its price,' if priced else ''} reaches up to {lowest:.3g}, "
-                f"but the rest of the run can lower a gamma{' of price 1' if priced else ''} by at most "
-                f"{reach_left:.3g}: {stronger}"
+                f"the lowest fifth of the gammas{over} reaches up to {lowest:.3g}, but the rest of the run can lower a "
+                f"gamma{unit} by at most {reach_left:.3g}: {stronger}"
             )
     best, latest = max(mean_aps, default=0.0), mean_aps[-2:]
     if best > LEAST_MAP and len(latest) == 2 and max(latest) < best / 2:
