@@ -4,14 +4,15 @@ Of each convolution, which is measured between two 1x1 convolutions (:mod:`utils
 these two cost without it, at its input and at its output, is subtracted. What is wrong with the halves cancels over a
 network, because the output of a convolution is the input of the next.
 
-Between the points of the grid of channels the time is interpolated. The table also holds the whole network at several
-widths. By them the sum over the convolutions is fitted to the time of the network: a factor, a rate per value that
-another layer writes, and a constant. A table is for one network and one image size.
+Between the points of the grid of channels the time is interpolated. In a network a convolution costs more than alone:
+the runtime goes from layer to layer, and has to fetch weights and feature maps that lie in the cache while one
+convolution is repeated. The table therefore holds whole networks of several widths and depths, too, by which four rates
+are fitted, see :class:`Fit`. A table is for one network and one image size.
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -46,11 +47,19 @@ TABLES = Path("runs/latency")  # where tables of this machine are kept
 
 @dataclass(frozen=True)
 class Fit:
-    """The time of a network: ``factor`` * the sum over its convolutions + ``rate`` * values + ``constant``, in ms."""
+    """What a network costs, in ms: the sum of four products.
+
+    Attributes:
+        factor: times the sum over its convolutions.
+        per_convolution: times how many they are.
+        per_value: times the values that all layers but the heads write.
+        per_weight: times the weights of the convolutions.
+    """
 
     factor: float
-    rate: float
-    constant: float
+    per_convolution: float
+    per_value: float
+    per_weight: float
 
 
 class LatencyTable:
@@ -91,11 +100,17 @@ class LatencyTable:
     @property
     def per_value(self) -> float:
         """The milliseconds of a value that a layer other than a convolution writes."""
-        return self.fit.rate
+        return self.fit.per_value
 
     def convolution_cost(self, index: int, inputs: float, outputs: float) -> float:
         """The milliseconds of the convolution of layer ``index`` with so many channels, see :class:`Costs`."""
-        return self.fit.factor * self.convolution(self._kinds[index], inputs, outputs)
+        return float(np.dot(self._rates, self._terms(self._kinds[index], inputs, outputs)))
+
+    def _terms(self, kind: Kind, inputs: float, outputs: float) -> tuple[float, float, float, float]:
+        """What the rates of the fit are for, of a convolution."""
+        height, width = kind.output_size
+        per_output = kind.size**2 * (inputs / kind.groups if kind.groups else 1)
+        return self.convolution(kind, inputs, outputs), 1, height * width * outputs, per_output * outputs
 
     def convolution(self, kind: Kind, inputs: float, outputs: float) -> float:
         """The milliseconds of a convolution of one of the network's kinds, interpolated between points of the grid.
@@ -122,22 +137,24 @@ class LatencyTable:
 
     @cached_property
     def fit(self) -> Fit:
-        """How sums become times of networks, by least squares of the relative error of the whole networks."""
+        """The rates, by least squares of the relative error of the whole networks; none is negative."""
         networks = whole_networks(self.spec)
-        rows = [[self.total(spec), written_values(spec), 1.0] for spec in networks.values()]
-        matrix = np.array(rows) / np.array([self._ms[name] for name in networks])[:, None]
+        matrix = np.array([self.terms(spec) / self._ms[name] for name, spec in networks.items()])
         scale = matrix.max(axis=0).clip(min=np.finfo(float).tiny)
-        solution = nnls(matrix / scale, np.ones(len(rows)))[0] / scale
-        return Fit(*solution.tolist())
+        return Fit(*(nnls(matrix / scale, np.ones(len(matrix)))[0] / scale).tolist())
 
-    def total(self, spec: NetworkSpec) -> float:
-        """The milliseconds of all convolutions of a pruned network, before the fit."""
-        return sum(self.convolution(kind_of(spec, c), c.inputs, c.channels) for c in spec.convolutions)
+    @cached_property
+    def _rates(self) -> np.ndarray:
+        return np.array(astuple(self.fit))
+
+    def terms(self, spec: NetworkSpec) -> np.ndarray:
+        """(4,) what the rates of the fit are for, of a pruned network."""
+        terms = np.sum([self._terms(kind_of(spec, c), c.inputs, c.channels) for c in spec.convolutions], axis=0)
+        return terms + (0, 0, written_values(spec), 0)
 
     def predict(self, spec: NetworkSpec) -> float:
         """The milliseconds of the network, pruned in any way."""
-        spec = spec.at(self.img_size)
-        return self.fit.factor * self.total(spec) + self.fit.rate * written_values(spec) + self.fit.constant
+        return float(self._rates @ self.terms(spec.at(self.img_size)))
 
 
 def bracket(points: Sequence[int], value: float) -> list[tuple[int, float]]:

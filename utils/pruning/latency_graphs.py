@@ -18,11 +18,12 @@ from utils.darknet.spec import NetworkSpec, parse_network
 from utils.errors import InputError
 from utils.pruning.coupling import Coupling, couple
 from utils.pruning.graph_timer import ACTIVATIONS, Graph
+from utils.pruning.residuals import cfg_without_blocks, residual_blocks
 from utils.pruning.surgery import compact_blocks
 from utils.sizes import AnySize
 
 WIDTHS = (1.0, 0.6, 0.3, 0.0)  # shares of the channels with which the whole network is measured
-UNEVEN = 8  # further networks that are measured whole, each group of channels with another share
+RANDOM = 20  # further networks that are measured whole, of random widths and depths
 STEP = 8  # channels: runtimes compute so many or twice as many at once
 BORDER = 8  # channels of the input of the convolution before the measured one, and of the output of the one after it
 
@@ -199,20 +200,25 @@ def network_graph(spec: NetworkSpec) -> Graph:
 
 
 def whole_networks(spec: NetworkSpec) -> dict[str, NetworkSpec]:
-    """The network at the widths that it is measured at, by their names in a table."""
+    """The networks that are measured whole, by their names in a table: of several widths and depths."""
     content = json.dumps(network_graph(spec)).encode()
     title = f"network {hashlib.sha256(content).hexdigest()[:10]} {spec.width}x{spec.height}"
     coupling, size = couple(spec), (spec.height, spec.width)
     networks = {f"{title}: width {share:g}": with_width(coupling, size, share) for share in WIDTHS}
-    for number in range(UNEVEN):
-        networks[f"{title}: uneven {number + 1}"] = with_width(coupling, size, uneven_shares(coupling, number))
+    for number in range(RANDOM):
+        networks[f"{title}: random {number + 1}"] = random_network(spec, number)
     return networks
 
 
-def uneven_shares(coupling: Coupling, seed: int) -> dict[tuple[int, ...], float]:
-    """Random shares of the channels of each group, of which most are small where ``seed`` is odd."""
-    random = np.random.default_rng(seed)
-    return {key: float(random.uniform() ** (1 + 2 * (seed % 2))) for key in set_groups(coupling)}
+def random_network(spec: NetworkSpec, seed: int) -> NetworkSpec:
+    """The network without some of its residual blocks, each group of channels with another share of them."""
+    random, blocks = np.random.default_rng(seed), residual_blocks(spec)
+    gone = random.permutation(len(blocks))[: int(random.integers(len(blocks) + 1))]
+    size = spec.height, spec.width
+    coupling = couple(parse_network(cfg_without_blocks(spec, [blocks[number] for number in gone])).at(size))
+    power = float(np.exp(random.normal(0, 0.8)))  # large: most shares are small
+    shares = {key: float(random.uniform() ** power) for key in set_groups(coupling)}
+    return with_width(coupling, size, shares)
 
 
 def with_width(coupling: Coupling, img_size: AnySize, shares: Mapping[tuple, float] | float) -> NetworkSpec:
