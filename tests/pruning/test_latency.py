@@ -52,7 +52,7 @@ def border(size, channels):
     return 1e-5 * size[0] * size[1] * channels + 0.01
 
 
-def made_up(spec, fit=Fit(1.0, 0.0, 0.0, 0.0)):  # noqa: B008
+def made_up(spec, fit=Fit(1.0, 0.0, 0.0, 0.0, 0.0)):  # noqa: B008
     """A table in which the borders cost something, and whole networks what a fit gives."""
     milliseconds = {}
     for kind, (inputs, outputs) in axes(spec).items():
@@ -72,7 +72,7 @@ def expected_ms(spec, fit):
     values = written_values(spec) + sum(c.channels * c.height * c.width for c in spec.convolutions)
     weights = sum(c.size**2 * c.inputs // c.groups * c.channels for c in spec.convolutions)
     of_convolutions = fit.factor * exact_sum(spec) + fit.per_convolution * len(spec.convolutions)
-    return of_convolutions + fit.per_value * values + fit.per_weight * weights
+    return of_convolutions + fit.per_value * values + fit.per_weight * weights + fit.constant
 
 
 def exact_sum(spec):
@@ -91,7 +91,7 @@ def write(path, milliseconds, **changed):
 def test_the_prediction_is_the_fitted_sum_over_the_layers():
     """Of a network with residual blocks, which may be gone."""
     spec = parse_network(create_cfg("v3", 1, SIZE, width=0.125)).at(SIZE)
-    fit = Fit(1.25, 0.02, 2e-6, 3e-7)
+    fit = Fit(1.25, 0.02, 2e-6, 3e-7, 0.5)
     table = LatencyTable(spec, made_up(spec, fit), "made up")
     assert astuple(table.fit) == pytest.approx(astuple(fit), rel=1e-6)
     pruned = random_network(spec, 77)
@@ -112,7 +112,7 @@ def test_times_between_points_are_interpolated_on_both_sides_and_held_beyond(spe
 
 
 def test_a_table_survives_its_file(spec, tmp_path):
-    milliseconds = made_up(spec, Fit(1.0, 0.1, 0.0, 0.0))
+    milliseconds = made_up(spec, Fit(1.0, 0.1, 0.0, 0.0, 0.0))
     table = read_table(write(tmp_path / "t.csv", milliseconds), spec, "onnx")
     assert table.predict(spec) == LatencyTable(spec, milliseconds, "made up").predict(spec)
     assert table.title == "onnx 1, 1 thread, a box"

@@ -35,7 +35,7 @@ PACKAGES = {"pytorch": "torch", "onnx": "onnxruntime", "openvino": "openvino", "
 ACTIVATIONS = ("linear", "leaky", "relie", "relu", "relu6", "logistic", "tanh", "elu", "mish", "swish", "h_swish")
 COLUMNS = ("graph", "ms", "runtime", "version", "threads", "device")
 IN_TURNS = 8  # graphs that are measured in turns
-LEAST_ROUNDS, MOST_ROUNDS = 8, 60  # measurements of a graph
+LEAST_ROUNDS, MOST_ROUNDS = 8, 200  # measurements of a graph
 SECONDS = 0.15  # that are spent on a graph, unless that is less than LEAST_ROUNDS
 
 

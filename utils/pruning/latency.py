@@ -6,8 +6,8 @@ network, because the output of a convolution is the input of the next.
 
 Between the points of the grid of channels the time is interpolated. In a network a convolution costs more than alone:
 the runtime goes from layer to layer, and has to fetch weights and feature maps that lie in the cache while one
-convolution is repeated. The table therefore holds whole networks of several widths and depths, too, by which four rates
-are fitted, see :class:`Fit`. A table is for one network and one image size.
+convolution is repeated. The table therefore holds whole networks of several widths and depths, too, by which five
+numbers are fitted, see :class:`Fit`. A table is for one network and one image size.
 """
 
 import hashlib
@@ -47,19 +47,21 @@ TABLES = Path("runs/latency")  # where tables of this machine are kept
 
 @dataclass(frozen=True)
 class Fit:
-    """What a network costs, in ms: the sum of four products.
+    """What a network costs, in ms: the sum of four products and a constant.
 
     Attributes:
         factor: times the sum over its convolutions.
         per_convolution: times how many they are.
         per_value: times the values that all layers but the heads write.
         per_weight: times the weights of the convolutions.
+        constant: of what no pruning changes: the call, and what the heads decode.
     """
 
     factor: float
     per_convolution: float
     per_value: float
     per_weight: float
+    constant: float
 
 
 class LatencyTable:
@@ -106,11 +108,11 @@ class LatencyTable:
         """The milliseconds of the convolution of layer ``index`` with so many channels, see :class:`Costs`."""
         return float(np.dot(self._rates, self._terms(self._kinds[index], inputs, outputs)))
 
-    def _terms(self, kind: Kind, inputs: float, outputs: float) -> tuple[float, float, float, float]:
-        """What the rates of the fit are for, of a convolution."""
+    def _terms(self, kind: Kind, inputs: float, outputs: float) -> tuple[float, float, float, float, float]:
+        """What the numbers of the fit are for, of a convolution."""
         height, width = kind.output_size
         per_output = kind.size**2 * (inputs / kind.groups if kind.groups else 1)
-        return self.convolution(kind, inputs, outputs), 1, height * width * outputs, per_output * outputs
+        return self.convolution(kind, inputs, outputs), 1, height * width * outputs, per_output * outputs, 0
 
     def convolution(self, kind: Kind, inputs: float, outputs: float) -> float:
         """The milliseconds of a convolution of one of the network's kinds, interpolated between points of the grid.
@@ -137,7 +139,7 @@ class LatencyTable:
 
     @cached_property
     def fit(self) -> Fit:
-        """The rates, by least squares of the relative error of the whole networks; none is negative."""
+        """The fit, by least squares of the relative error of the whole networks; no number is negative."""
         networks = whole_networks(self.spec)
         matrix = np.array([self.terms(spec) / self._ms[name] for name, spec in networks.items()])
         scale = matrix.max(axis=0).clip(min=np.finfo(float).tiny)
@@ -148,9 +150,9 @@ class LatencyTable:
         return np.array(astuple(self.fit))
 
     def terms(self, spec: NetworkSpec) -> np.ndarray:
-        """(4,) what the rates of the fit are for, of a pruned network."""
+        """(5,) what the numbers of the fit are for, of a pruned network."""
         terms = np.sum([self._terms(kind_of(spec, c), c.inputs, c.channels) for c in spec.convolutions], axis=0)
-        return terms + (0, 0, written_values(spec), 0)
+        return terms + (0, 0, written_values(spec), 0, 1)
 
     def predict(self, spec: NetworkSpec) -> float:
         """The milliseconds of the network, pruned in any way."""
