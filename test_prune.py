@@ -28,7 +28,7 @@ from utils.pruning.compare import Bench, Measures, comparison_table
 from utils.pruning.coupling import couple
 from utils.pruning.graph_timer import RUNNERS
 from utils.pruning.importance import IMPORTANCES
-from utils.pruning.latency import Latency, latency_of
+from utils.pruning.latency import Latency, latency_of, timing_device
 from utils.pruning.proof import head_difference, prove, write_pruned
 from utils.pruning.pruner import Pruner, PruningResult
 from utils.pruning.selection import STRATEGIES, describe_room
@@ -244,7 +244,7 @@ def latency_for(model: Darknet, bench: Bench, args: argparse.Namespace) -> Laten
         return None
     if args.prune_blocks:
         raise InputError("--prune_blocks: with --runtime or --latency_table the times say which residual blocks go")
-    device = "cuda" if bench.image.device.type == "cuda" and args.runtime in ("pytorch", "onnx") else "cpu"
+    device = timing_device(args.runtime, bench.image.device)
     return latency_of(model.spec.at(bench.img_size), args.runtime, args.latency_table, args.threads, device)
 
 

@@ -70,6 +70,8 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
         print(taken.line)
         if taken.is_all:
             args.cut_epoch = 0  # a trained network can be cut at once
+    if args.runtime and not checkpoint:
+        options.complete_latency_table(args, model)
     trial_cut = None
     if args.s_schedule == CUT and not checkpoint:
         trial_cut = options.complete_epochs(args, model, len(data.images("train")))

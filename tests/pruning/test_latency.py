@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import train
 from config.networks import create_cfg
 from export import MEASURE
 from models import Darknet
 from tests.networks import CFG_FOLDER, CFGS, narrow
+from tests.scene import make_project
 from utils.darknet.spec import parse_network
+from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.errors import InputError
 from utils.pruning import graph_timer
 from utils.pruning.costs import Counts
@@ -243,3 +246,24 @@ def test_the_graphs_of_a_table_cover_its_network(spec):
     assert len(whole) == len(WIDTHS) + RANDOM
     assert max(np.diff(whole)) < len(names) / 4  # all along, so that a slow minute does not hit them all
     Darknet(whole_networks(spec)[names[whole[0]]].blocks)  # a network that can be built
+
+
+def test_a_run_cuts_its_network_to_the_milliseconds_of_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(make_project(tmp_path))
+    monkeypatch.setattr(train, "report_training", lambda name: None)
+    model = Darknet("config/yolov3-hand.cfg")
+    save_checkpoint("start.pth", model, pruned=False)
+    write(tmp_path / "t.csv", made_up(model.spec.at(SIZE), Fit(1.0, 0.1, 0.0, 0.0, 1.0)))
+    table = read_table("t.csv", model.spec.at(SIZE))
+    budget = 0.7 * table.predict(model.spec)
+    words = ["-sr", "-pre", "start.pth", "--epochs", "1", "--n_cpu", "0", "--batch_size", "4", "--img_size", str(SIZE)]
+
+    def run(*more):
+        train.main(train.get_args_parser().parse_args([*words, *more]))
+
+    with pytest.raises(InputError, match="go with --runtime or with --latency_table"):
+        run("--target_ms", "1")
+    run("--latency_table", "t.csv", "--target_ms", f"{budget:.4f}")
+    left = table.predict(parse_network(read_checkpoint("checkpoints/yolov3_ckpt.pth")["cfg"]))
+    assert 0.8 * budget < left <= budget
+    assert f"the cut leaves {left:.2f} ms of {table.predict(model.spec):.2f} ms" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from scipy.optimize import nnls
 from torch import Tensor
 from tqdm import tqdm
@@ -230,15 +231,23 @@ def read_table(path: str | Path, spec: NetworkSpec, runtime: str | None = None) 
 
 
 def measured_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: str = "cpu") -> LatencyTable:
-    """A table for this network, at its size, of this machine: what is missing in its file under TABLES is measured.
+    """The table of :func:`measure_table`."""
+    return read_table(measure_table(spec, runtime, threads, device), spec, runtime)
 
-    An interrupted measurement goes on at the next call.
+
+def measure_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: str = "cpu") -> Path:
+    """Make a table for this network, at its size, of this machine.
+
+    What is missing in its file under TABLES is measured; an interrupted measurement goes on at the next call.
 
     Args:
         spec: the network at the size of its images.
         runtime: one of :data:`utils.pruning.graph_timer.RUNNERS`.
         threads: of the runtime.
         device: "cpu" or "cuda".
+
+    Returns:
+        The file.
 
     Raises:
         InputError: the runtime is not installed, or the network has a layer that no table can be made for.
@@ -255,7 +264,12 @@ def measured_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: st
             measure_to_file(table_graphs(spec), path, runtime, threads, device, progress)
         except ValueError as error:
             raise InputError(f"{path}: {error}; remove it") from None
-    return read_table(path, spec, runtime)
+    return path
+
+
+def timing_device(runtime: str | None, device: torch.device) -> str:
+    """Where a runtime is timed: on the GPU where ``device`` is one and the runtime can use it, else "cpu"."""
+    return "cuda" if device.type == "cuda" and runtime in ("pytorch", "onnx") else "cpu"
 
 
 def network_times(

@@ -10,11 +10,12 @@ from utils import distributed
 from utils.cli import add_size_option, number
 from utils.data.image_cache import KINDS
 from utils.detection.options import add_check_options, add_device_option, add_precision_option, add_workers_option
-from utils.devices import computes_bf16, default_precision, describe_device
+from utils.devices import computes_bf16, default_precision, describe_device, pick_device
 from utils.errors import InputError
 from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, cut_least_important
 from utils.pruning.costs import COSTS
-from utils.pruning.latency import latency_of
+from utils.pruning.graph_timer import RUNNERS
+from utils.pruning.latency import latency_of, measure_table, timing_device
 from utils.pruning.penalty import METHODS
 from utils.pruning.pruner import PruningResult
 from utils.pruning.schedules import SCHEDULES, check_schedule
@@ -144,21 +145,27 @@ def add_sparsity_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--target_ms",
         type=number(float, above=0),
-        help="milliseconds of a forward pass to leave, by --latency_table, in place of --target_percent, where the run "
-        "cuts channels itself; default: none",
+        help="milliseconds of a forward pass to leave, by --latency_table or in the --runtime, in place of "
+        "--target_percent, where the run cuts channels itself; default: none",
     )
     group.add_argument(
         "--penalty_cost",
         choices=COSTS,
         default="uniform",
-        help="what prices the penalty on a channel: nothing; or the MACs, or the milliseconds by --latency_table, that "
-        "its removal saves; the mean price is 1",
+        help="what prices the penalty on a channel: nothing; or the MACs, or the milliseconds by --latency_table or in "
+        "the --runtime, that its removal saves; the mean price is 1",
     )
     group.add_argument(
         "--latency_table",
         metavar="FILE",
         help="CSV file of latencies, see export.py --latency_table; default: none",
     )
+    group.add_argument(
+        "--runtime",
+        choices=RUNNERS,
+        help="in place of --latency_table: measure a table in this runtime on this machine, in minutes; default: none",
+    )
+    group.add_argument("--threads", type=number(int, 1), default=1, help="threads of the --runtime")
     group.add_argument(
         "--sr_method",
         choices=METHODS,
@@ -249,6 +256,7 @@ def complete_sparsity(args: argparse.Namespace) -> None:
         InputError: the options of the penalty contradict each other.
     """
     sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "target_ms", "sr_method", "penalty_cost"}
+    sparse_only |= {"runtime", "latency_table"}
     if not args.sr and (given := sorted(sparse_only & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for sparse training: add -sr")
     args.total_epochs = args.epochs
@@ -266,8 +274,12 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     if sum(value is not None for value in (args.target_percent, args.target_macs, args.target_ms)) > 1:
         raise InputError("--target_macs, --target_ms and --target_percent: give one of them")
     by_latency = args.target_ms is not None or args.penalty_cost == "latency"
-    if by_latency != (args.latency_table is not None):
-        raise InputError("--latency_table goes with --target_ms or --penalty_cost latency, and these with it")
+    if by_latency != bool(args.latency_table or args.runtime) or (args.latency_table and args.runtime):
+        raise InputError(
+            "--target_ms and --penalty_cost latency go with --runtime or with --latency_table, and these with them"
+        )
+    if "threads" in args.given and not args.runtime:
+        raise InputError("--threads: only with --runtime")
     if args.target_percent and args.s_schedule == "constant":
         raise InputError("--target_percent has no effect under --s_schedule constant: leave one of them out")
     if "s" in args.given and args.s_schedule == "target":
@@ -276,6 +288,14 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     args.target_percent = args.target_percent or DEFAULT_RATIO
     args.strategy = args.strategy or ("slim" if cuts else "normal")
     args.cut_epoch = round(BEFORE_CUT * args.epochs) if cuts else 0
+
+
+def complete_latency_table(args: argparse.Namespace, model: Darknet) -> None:
+    """Measure the table of the --runtime for ``model``, in the main process; set --latency_table to its file."""
+    device = timing_device(args.runtime, pick_device(args.device))
+    spec = model.spec.at(args.img_size)
+    path = distributed.from_main(lambda: measure_table(spec, args.runtime, args.threads, device))
+    args.latency_table = str(path)
 
 
 def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> PruningResult:
@@ -303,6 +323,11 @@ def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> Pr
     has_teacher = bool(args.distill or args.teacher_weights)
     classes = max(head.classes for head in model.spec.heads)
     args.total_epochs = before + epochs_after_cut(after, small / whole, has_teacher, images, classes)
+    if latency:
+        print(
+            f"the cut leaves {latency.table.predict(left.pruned.model.spec):.2f} ms of "
+            f"{latency.table.predict(model.spec):.2f} ms, by the table of {latency.table.title}"
+        )
     print(
         f"{args.total_epochs - before} epochs after the cut, {small / whole:.1%} of the MACs each, in place of {after}"
     )
