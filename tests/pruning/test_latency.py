@@ -16,7 +16,7 @@ from models import Darknet
 from tests.networks import CFG_FOLDER, CFGS, narrow
 from tests.scene import make_project
 from utils.darknet.spec import parse_network
-from utils.detection.checkpoints import read_checkpoint, save_checkpoint
+from utils.detection.checkpoints import load_darknet, save_checkpoint
 from utils.errors import InputError
 from utils.pruning import graph_timer
 from utils.pruning.costs import Counts
@@ -264,6 +264,6 @@ def test_a_run_cuts_its_network_to_the_milliseconds_of_a_table(tmp_path, monkeyp
     with pytest.raises(InputError, match="go with --runtime or with --latency_table"):
         run("--target_ms", "1")
     run("--latency_table", "t.csv", "--target_ms", f"{budget:.4f}")
-    left = table.predict(parse_network(read_checkpoint("checkpoints/yolov3_ckpt.pth")["cfg"]))
+    left = table.predict(load_darknet("checkpoints/yolov3_ckpt.pth", None)[0].spec)
     assert 0.8 * budget < left <= budget
     assert f"the cut leaves {left:.2f} ms of {table.predict(model.spec):.2f} ms" in capsys.readouterr().out

@@ -130,21 +130,21 @@ def check_images(entries: list[ListEntry], classes: int, list_path: Path, rules:
     """Check each image of a list and its labels; images that have not changed since the last check are not decoded."""
     cache_path = list_path.with_name(f".{list_path.name}.checked.json")
     cache = read_cache(cache_path)
-    with ThreadPoolExecutor() as pool:  # decoding releases the GIL
-        results = pool.map(partial(check_image, classes=classes, rules=rules, cache=cache), entries)
-        checked = list(
-            tqdm(
-                results,
-                f"checking {list_path.name}",
-                len(entries),
-                unit=" images",
-                leave=False,
-                disable=not is_main(),
-            )
-        )
-    decoded = {os.path.abspath(image.entry.path): image.decoded for image in checked if image.decoded}
-    if decoded != cache:
-        write_cache(cache_path, decoded)
+    checked: list[CheckedImage] = []
+    bar = tqdm(
+        desc=f"checking {list_path.name}", total=len(entries), unit=" images", leave=False, disable=not is_main()
+    )
+    try:
+        with bar, ThreadPoolExecutor() as pool:  # decoding releases the GIL
+            for image in pool.map(partial(check_image, classes=classes, rules=rules, cache=cache), entries):
+                checked.append(image)
+                bar.update()
+    finally:
+        decoded = {os.path.abspath(image.entry.path): image.decoded for image in checked if image.decoded}
+        if len(checked) < len(entries):  # an interrupted check goes on where it stopped
+            decoded = cache | decoded
+        if decoded != cache:
+            write_cache(cache_path, decoded)
     return checked
 
 
