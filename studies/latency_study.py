@@ -38,7 +38,7 @@ from utils.pruning.latency import measured_table, network_times
 from utils.pruning.pruner import Pruner
 
 THRESHOLD = "threshold"
-SHARES_OF_MACS, SHARES_OF_MS = (0.5, 0.3, 0.2, 0.1), (0.5, 0.33, 0.25, 0.18)
+SHARES_OF_MACS, SHARES_OF_MS = (0.5, 0.3, 0.2, 0.1), (0.5, 0.33, 0.25, 0.2)
 PREDICTIONS = 20  # random prunings that a table must predict
 TOLERANCE = 0.1  # of a prediction
 STAGES = {"baseline": "baseline", "oneshot": "before fine-tuning", "control_oneshot": "after fine-tuning"}

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINES, COLUMNS = 130, 120
 PROGRAMS = ("train.py", "test.py", "test_prune.py", "detect.py", "export.py", "report.py", "benchmark.py")
 # What commands read or write, and a clone does not have: generated files, and those beside the repository.
-GENERATED = ("checkpoints/*", "runs/*", "output/*", "config/prune_*.cfg", "../shared/*")
+GENERATED = ("checkpoints/*", "runs/*", "output/*", "config/prune_*.cfg", "studies/*.csv", "../shared/*")
 # Names in the pages that stand for files of the reader.
 PLACEHOLDERS = ("my.data", "config/my.cfg", "config/prune_my.cfg", "my.names", "mine.csv", "clip.mp4", "labels/a.txt")
 PLACEHOLDERS += ("images/a.jpg", "train.txt", "valid.txt", "train.json", "val.json", "x.weights")

@@ -8,7 +8,7 @@ from models import Darknet
 from utils.detection.complexity import count_parameters
 from utils.errors import InputError
 from utils.pruning.compare import Bench
-from utils.pruning.latency import Latency, LatencyTable
+from utils.pruning.latency import Latency
 from utils.pruning.pruner import Pruner, PruningResult
 from utils.sizes import AnySize
 
@@ -130,30 +130,22 @@ def ratio_within(target_ms: float, pruned: Callable[[float], Darknet], latency: 
     Raises:
         InputError: the budget cannot be reached; the message says what can be.
     """
-    budget = target_ms
-    for _ in range(1 + CORRECTIONS):
-        ratio = ratio_by_table(budget, pruned, latency.table)
-        (measured,) = latency.milliseconds([pruned(ratio)])
-        if measured <= target_ms:
-            return ratio
-        budget *= 0.99 * target_ms / measured
-    print(f"warning: {measured:.2f} ms were measured, more than {target_ms:g}: is the machine busy?")
-    return ratio
-
-
-def ratio_by_table(target_ms: float, pruned: Callable[[float], Darknet], table: LatencyTable) -> float:
-    """The smallest ratio with which a network takes ``target_ms`` by a table of latencies, see :func:`ratio_within`.
-
-    Raises:
-        InputError: the budget cannot be reached; the message says what can be.
-    """
+    table = latency.table
     least = table.predict(pruned(LARGEST_RATIO).spec)
     if least > target_ms:
         raise InputError(
             f"{target_ms:g} ms cannot be reached: the layers' floors (--layer_keep) and fixed channels leave "
             f"{least:.2f} ms ({table.title})"
         )
-    return smallest_ratio(lambda ratio: table.predict(pruned(ratio).spec) <= target_ms, f"{target_ms:g} ms")
+    budget = target_ms
+    for _ in range(1 + CORRECTIONS):
+        ratio = smallest_ratio(lambda r, most=budget: table.predict(pruned(r).spec) <= most, f"{budget:g} ms")
+        (measured,) = latency.milliseconds([pruned(ratio)])
+        if measured <= target_ms:
+            return ratio
+        budget = max(0.99 * budget * target_ms / measured, least)
+    print(f"warning: {measured:.2f} ms were measured, more than {target_ms:g}: is the machine busy?")
+    return ratio
 
 
 def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
