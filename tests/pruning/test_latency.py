@@ -13,16 +13,17 @@ import train
 from config.networks import create_cfg
 from export import MEASURE
 from models import Darknet
-from tests.networks import CFG_FOLDER, CFGS, narrow
+from tests.networks import CFG_FOLDER, CFGS, narrow, randomize
 from tests.scene import make_project
 from utils.darknet.spec import parse_network
 from utils.detection.checkpoints import load_darknet, save_checkpoint
 from utils.errors import InputError
 from utils.pruning import graph_timer
+from utils.pruning.budget import LARGEST_RATIO, ratio_within
 from utils.pruning.costs import Counts
 from utils.pruning.coupling import couple
 from utils.pruning.graph_timer import COLUMNS, RUNNERS, OnnxWriter, measure_to_file, read_rows
-from utils.pruning.latency import Fit, LatencyTable, bracket, read_table, written_values
+from utils.pruning.latency import Fit, Latency, LatencyTable, bracket, read_table, written_values
 from utils.pruning.latency_graphs import (
     RANDOM,
     WIDTHS,
@@ -35,6 +36,7 @@ from utils.pruning.latency_graphs import (
     table_graphs,
     whole_networks,
 )
+from utils.pruning.pruner import Pruner
 from utils.pruning.residuals import cfg_without_blocks, residual_blocks
 
 SIZE = 64
@@ -267,3 +269,28 @@ def test_a_run_cuts_its_network_to_the_milliseconds_of_a_table(tmp_path, monkeyp
     left = table.predict(load_darknet("checkpoints/yolov3_ckpt.pth", None)[0].spec)
     assert 0.8 * budget < left <= budget
     assert f"the cut leaves {left:.2f} ms of {table.predict(model.spec):.2f} ms" in capsys.readouterr().out
+
+
+class Slower(Latency):
+    """A runtime in which networks take 5 % longer than the table says."""
+
+    def milliseconds(self, models):
+        return [1.05 * self.table.predict(model.spec) for model in models]
+
+
+def test_a_network_that_is_slower_than_its_table_says_is_cut_further(spec, capsys):
+    table = LatencyTable(spec, made_up(spec, Fit(1.0, 0.01, 0.0, 0.0, 0.0)), "made up")
+    pruner = Pruner(randomize(Darknet(spec.blocks)), "slim", kind="magnitude", costs=table)
+
+    def pruned(ratio):
+        return pruner.at(ratio).pruned.model
+
+    whole, least = (table.predict(pruned(ratio).spec) for ratio in (0.0, LARGEST_RATIO))
+    target = (whole + 1.05 * least) / 2
+    assert 1.05 * least < target < whole
+    assert 1.05 * table.predict(pruned(ratio_within(target, pruned, Slower(table))).spec) <= target
+    assert capsys.readouterr().out == ""
+    ratio_within(1.02 * least, pruned, Slower(table))
+    assert "ms were measured, more than" in capsys.readouterr().out
+    with pytest.raises(InputError, match="cannot be reached: the layers' floors"):
+        ratio_within(0.9 * least, pruned, Slower(table))

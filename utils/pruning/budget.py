@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from models import Darknet
@@ -131,7 +132,11 @@ def ratio_within(target_ms: float, pruned: Callable[[float], Darknet], latency: 
         InputError: the budget cannot be reached; the message says what can be.
     """
     table = latency.table
-    least = table.predict(pruned(LARGEST_RATIO).spec)
+
+    def predicted(ratio: float) -> float:
+        return table.predict(pruned(ratio).spec)
+
+    least = predicted(LARGEST_RATIO)
     if least > target_ms:
         raise InputError(
             f"{target_ms:g} ms cannot be reached: the layers' floors (--layer_keep) and fixed channels leave "
@@ -139,13 +144,17 @@ def ratio_within(target_ms: float, pruned: Callable[[float], Darknet], latency: 
         )
     budget = target_ms
     for _ in range(1 + CORRECTIONS):
-        ratio = smallest_ratio(lambda r, most=budget: table.predict(pruned(r).spec) <= most, f"{budget:g} ms")
+        ratio = smallest_ratio(partial(_is_within, predicted, budget), f"{budget:g} ms")
         (measured,) = latency.milliseconds([pruned(ratio)])
         if measured <= target_ms:
             return ratio
         budget = max(0.99 * budget * target_ms / measured, least)
     print(f"warning: {measured:.2f} ms were measured, more than {target_ms:g}: is the machine busy?")
     return ratio
+
+
+def _is_within(measure: Callable[[float], float], most: float, ratio: float) -> bool:
+    return measure(ratio) <= most
 
 
 def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
