@@ -10,8 +10,8 @@ Rows that the CSV file has already are not measured again: an interrupted run go
 
 A graph is a dict: the input's ``channels``, ``height`` and ``width``, and ``layers``, each a dict with ``op``, ``from``
 (the numbers of the layers that it reads, -1 is the input) and what the op needs. A convolution may have its ``kernel``
-(outputs, inputs / groups, size, size) and ``bias`` (outputs,) as arrays; else they are random. Weights can matter for the
-time: where channels are no multiple of 4, NCNN's leaky ReLU branches on the sign of each value.
+(outputs, inputs / groups, size, size) and ``bias`` (outputs,) as arrays; else they are random. Weights can matter for
+the time: where channels are no multiple of 4, NCNN's leaky ReLU branches on the sign of each value.
 """
 
 import argparse
