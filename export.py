@@ -241,7 +241,7 @@ def engine_contents(model: Darknet, names: list[str], img_size: Size, args: argp
     """The contents of a TensorRT engine and its description by suffix, from the proven graph in float16 or 8 bits."""
     int8, shapes = bool(args.int8), input_shapes(img_size, args.batch_size)
     require_tensorrt(str(output_path(args).with_suffix(".onnx")), shapes, int8)
-    proto = proven_graph(model, names, img_size, dynamic_size=True, half=True)
+    proto = proven_graph(model, names, img_size, dynamic_size=False, half=True)
     engine = build_engine(to_int8(proto, "tensorrt", model, img_size, args) if int8 else proto, shapes)
     contents = {".engine": engine, ".json": describe(model, names, img_size, {".engine": engine})}
     if not int8:

@@ -87,7 +87,7 @@ def deployments(
     def tensorrt(int8: bool) -> tuple[nn.Module, int]:
         optional("tensorrt")
         pick_device("cuda")
-        graph = export_onnx(model, names, img_size, half=True)
+        graph = export_onnx(model, names, img_size, dynamic_size=False, half=True)
         if int8:
             graph = quantize(graph, model.spec, calibration_images(), outputs=FORMS["tensorrt"].outputs)
         engine = build_engine(graph, input_shapes(Size.of(img_size), largest_batch))

@@ -29,7 +29,9 @@ def require_tensorrt(onnx_name: str, shapes: dict[str, tuple[int, ...]], int8: b
     try:
         optional("tensorrt")
     except InputError as error:
-        export = f"--to onnx {'--int8 tensorrt --data_config DATA' if int8 else '--fp16'} --output {onnx_name}"
+        export = (
+            f"--to onnx --static_size {'--int8 tensorrt --data_config DATA' if int8 else '--fp16'} --output {onnx_name}"
+        )
         raise InputError(
             f"{error}, on the machine with the GPU that is to run the engine; or export with {export} and run there: "
             f"{trtexec(onnx_name, shapes)}"
