@@ -30,7 +30,7 @@ from studies.drawn_scenes import drawn_precision
 from studies.step_benchmark import time_steps
 from utils.boxes import non_max_suppression
 from utils.cli import ArgumentParser, number, run
-from utils.darknet.cfg import read_cfg
+from utils.darknet.cfg import Block, read_cfg
 from utils.data.augmentations import Augmentation
 from utils.data.datasets import DetectionDataset
 from utils.data.images import to_device
@@ -579,17 +579,33 @@ def plain_augmentation(paths: list[Path], mosaic: float) -> None:
 
 
 def speed_up_row(
-    args: argparse.Namespace, name: str, ready: Callable[[Darknet], nn.Module], bar: float = 0.8
+    args: argparse.Namespace,
+    name: str,
+    ready: Callable[[Darknet], nn.Module],
+    bar: float = 0.8,
+    round_to: int = 1,
 ) -> list[Row]:
-    """The speed-up of the forward pass from the full to the published pruned network, as a share of the MACs' ratio."""
+    """The speed-up of the forward pass from the full to the published pruned network, as a share of the MACs' ratio.
+
+    The pruned network's channels are rounded up to a multiple of ``round_to``, as ``test_prune.py --round_to`` does.
+    """
     device = pick_device(args.device)
-    models = [Darknet(cfg).to(device).eval() for cfg in (PRUNED, FULL)]
+    models = [Darknet(sections).to(device).eval() for sections in (with_round_channels(round_to), read_cfg(FULL))]
     fewer = models[1].spec.at(SIZE).macs / models[0].spec.at(SIZE).macs
     images = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
     pruned, full = forward_times([ready(model) for model in models], images, args.rounds)
     speed_up = full.median / pruned.median
     meaning = f"of the MACs' {fewer:.2f}x: {speed_up:.2f}x"
     return [Row(f"pruned, {name}", pruned, full, speed_up / fewer, meaning, bar, at_least=True)]
+
+
+def with_round_channels(multiple: int) -> list[Block]:
+    """The sections of the published pruned network, its channels rounded up; those before the heads stay."""
+    sections = read_cfg(PRUNED)
+    for section, after in zip(sections, [*sections[1:], {"type": ""}], strict=True):
+        if section["type"] == "convolutional" and after["type"] != "yolo":
+            section["filters"] = str(-(-int(section["filters"]) // multiple) * multiple)
+    return sections
 
 
 def exported(model: Darknet, runtime: Callable[[bytes], nn.Module], package: str) -> nn.Module:
@@ -626,7 +642,14 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
         speed_up_row, name="ONNX Runtime", ready=partial(exported, runtime=OnnxModel, package="onnxruntime")
     ),
     "openvino": partial(
-        speed_up_row, name="OpenVINO", ready=partial(exported, runtime=OpenVinoModel, package="openvino"), bar=0.85
+        speed_up_row, name="OpenVINO", ready=partial(exported, runtime=OpenVinoModel, package="openvino")
+    ),
+    "openvino_round": partial(
+        speed_up_row,
+        name="channels in 16s, OpenVINO",
+        ready=partial(exported, runtime=OpenVinoModel, package="openvino"),
+        bar=0.85,
+        round_to=16,
     ),
     "openvino_int8": int8_row,
 }

@@ -348,7 +348,7 @@ def check_engine(folder: Path, int8: bool) -> float:
     path = folder / "a.engine"
     path.write_bytes(engine)
     path.with_suffix(".json").write_bytes(describe(model, ["hand"], SIZE, {".engine": engine}))
-    network, _ = load_model(str(path))
+    network, _ = load_model(str(path), None, (0.25, 0.5))
     with torch.inference_mode():
         expected, whole = model(images), network(images)  # in two batches, of 4 and of 3
         alone = torch.cat([network(image) for image in images.split(1)])
@@ -361,5 +361,5 @@ def check_engine(folder: Path, int8: bool) -> float:
         network(torch.zeros(1, 3, SIZE, 2 * SIZE))
     path.write_bytes(engine[:-1])
     with pytest.raises(InputError, match="damaged"):
-        load_model(str(path))
+        load_model(str(path), None, (0.25, 0.5))
     return gap
