@@ -6,6 +6,7 @@ python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 import argparse
 import json
 import tempfile
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,7 @@ Built = TypeVar("Built")
 
 # The check compares boxes that score at least this; low-scoring ones can be of any size.
 MIN_SCORE = 0.25
+PROBLEM_WIDTH = 60  # letters in a line of the check's table, of why a runtime has no row
 MEASURE = "import sys\n\nfrom graph_timer import main\n\nsys.exit(main())\n"  # the script for another device
 # Of the file in each format of --to. An ncnn model has two more files, an engine one, see utils/detection.
 SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param", "engine": ".engine"}
@@ -387,7 +389,8 @@ def check_table(rows: list[dict[str, Any]]) -> str:
     }
     lines = [["Runtime", "Format", *columns]]
     for row in rows:
-        cells = [row["problem"], "", "", ""] if row["problem"] else [cell(row) for cell in columns.values()]
+        problem = textwrap.fill(row["problem"] or "", PROBLEM_WIDTH, break_long_words=False, break_on_hyphens=False)
+        cells = [problem, "", "", ""] if problem else [cell(row) for cell in columns.values()]
         lines.append([row["runtime"], row["format"], *cells])
     table = AsciiTable(lines)
     table.justify_columns = dict.fromkeys(range(2, 6), "right")

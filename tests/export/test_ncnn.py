@@ -67,6 +67,32 @@ def test_raw_outputs_are_pytorchs(tmp_path, cfg, ratio):
     torch.testing.assert_close(exported(channels_last), model(images), rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("cfg", ["v3-tiny", "v4-tiny", "v7-tiny"])
+def test_the_description_is_enough_to_decode_the_outputs(tmp_path, cfg):
+    model = lively(randomize(Darknet(CFG_FOLDER / f"{cfg}.cfg")))
+    path = write(tmp_path, model, 64)
+    images = torch.rand(1, 3, 64, 64)
+    predictions = []
+    heads = json.loads(path.with_suffix(".json").read_text())["heads"]
+    for head, raw in zip(heads, NcnnModel(path).raw_outputs(images), strict=True):
+        maps = raw[0].unflatten(0, (len(head["anchors"]), 5 + head["classes"]))
+        for (width, height), (x, y, w, h, *scores) in zip(head["anchors"], maps, strict=True):
+            row, column = torch.meshgrid(*map(torch.arange, x.shape), indexing="ij")
+            place = (lambda value: value) if head["new_coords"] else torch.sigmoid
+            scale = head["scale_x_y"]
+            centre = [
+                (cell + scale * place(value) - (scale - 1) / 2) * head["stride"]
+                for cell, value in ((column, x), (row, y))
+            ]
+            sides = [
+                anchor * ((2 * value) ** 2 if head["new_coords"] else value.exp())
+                for anchor, value in ((width, w), (height, h))
+            ]
+            predictions.append(torch.stack([*centre, *sides, *map(place, scores)], dim=-1).flatten(0, 1))
+    torch.testing.assert_close(torch.cat(predictions)[None], model(images), rtol=1e-3, atol=1e-3)
+
+
 def test_grey_networks_take_images_in_color(tmp_path):
     blocks = shrink(Darknet(CFG_FOLDER / "v3-tiny.cfg").blocks, 1)
     model = lively(randomize(Darknet([blocks[0] | {"channels": "1"}, *blocks[1:]])))

@@ -202,8 +202,9 @@ def test_an_engine_without_tensorrt_is_one_line(project, monkeypatch):
 
 
 def test_the_check_has_a_row_for_every_runtime(project, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for package in ("openvino", "tensorrt"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("shutil.which", lambda tool: None)
     run(export, "--check", "--image_folder", "data/images", *DATA, "--json", "check.json")
     rows = json.loads(Path("check.json").read_text())
     assert [(row["runtime"], row["format"]) for row in rows] == [
@@ -216,11 +217,14 @@ def test_the_check_has_a_row_for_every_runtime(project, monkeypatch, capsys):
         ("OpenCV", "the same, fused"),
         ("ONNX Runtime", "ONNX, INT8"),
         ("OpenVINO", "ONNX, INT8"),
+        ("ncnn", "param and bin, INT8"),
         ("TensorRT", "engine, float16"),
         ("TensorRT", "engine, INT8"),
     ]
     for row in rows:
-        if row["runtime"] in MISSING:
+        if row["format"] == "param and bin, INT8":
+            assert row["problem"].startswith("ncnn2table and ncnn2int8 not on the PATH")
+        elif row["runtime"] in MISSING:
             assert row["problem"] == MISSING[row["runtime"]]
             assert row["forward_ms"] is row["mAP"] is None
         else:

@@ -1,7 +1,8 @@
 """What the file of another runtime cannot say about itself: a JSON file beside it, of the same name.
 
 It holds ``cfg`` (the text), ``names`` (a list), ``img_size`` (the side of a square, or height and width with a space
-between them) and ``sha256`` (of the described files, by suffix).
+between them) and ``sha256`` (of the described files, by suffix); and for other programs ``heads``: of each head what
+it takes to decode its raw outputs. Our programs take that from the cfg.
 """
 
 import hashlib
@@ -20,11 +21,22 @@ from utils.sizes import AnySize, Size
 
 def describe(model: Darknet, names: list[str], img_size: AnySize, contents: dict[str, bytes]) -> bytes:
     """The content of the description of a network whose files have these ``contents``, by suffix."""
+    size = Size.of(img_size)
     description = {
         "cfg": format_cfg(model.blocks),
         "names": names,
-        "img_size": str(Size.of(img_size)),
+        "img_size": str(size),
         "sha256": {suffix: hashlib.sha256(content).hexdigest() for suffix, content in contents.items()},
+        "heads": [
+            {
+                "stride": size.height // head.height,
+                "anchors": head.anchors,
+                "classes": head.classes,
+                "scale_x_y": head.scale_x_y,
+                "new_coords": head.new_coords,
+            }
+            for head in model.spec.at(size).heads
+        ],
     }
     return (json.dumps(description, indent=2) + "\n").encode()
 

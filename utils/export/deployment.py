@@ -12,10 +12,11 @@ from utils.detection.complexity import state_dict_size
 from utils.detection.description import describe
 from utils.detection.fusing import fuse
 from utils.detection.inference import for_inference
+from utils.detection.ncnn import FILES
 from utils.detection.runtimes import OnnxModel, OpenCvModel, OpenVinoModel
 from utils.devices import pick_device
 from utils.errors import InputError
-from utils.export.ncnn import export_ncnn, load_contents
+from utils.export.ncnn import NcnnQuantizer, export_ncnn, load_contents, require_tools
 from utils.export.onnx import export_onnx
 from utils.export.quantization import FORMS, quantize
 from utils.export.tensorrt import build_engine, input_shapes, load_engine
@@ -79,10 +80,18 @@ def deployments(
         content = graph.SerializeToString()
         return runtime(content), len(content)
 
-    def ncnn() -> tuple[nn.Module, int]:
+    @cache
+    def ncnn_contents() -> dict[str, bytes]:
         optional("ncnn")
-        contents = export_ncnn(model, names, img_size)
-        return load_contents(contents), len(contents[".param"]) + len(contents[".bin"])
+        return export_ncnn(model, names, img_size)
+
+    def ncnn(int8: bool) -> tuple[nn.Module, int]:
+        if int8:
+            require_tools()
+        contents = ncnn_contents()
+        if int8:
+            contents = NcnnQuantizer(contents, model, names, img_size, calibration_images()).contents()
+        return load_contents(contents), sum(len(contents[suffix]) for suffix in FILES)
 
     def tensorrt(int8: bool) -> tuple[nn.Module, int]:
         optional("tensorrt")
@@ -102,11 +111,12 @@ def deployments(
         _deploy("PyTorch, fused", "checkpoint", torch_fused),
         _deploy("ONNX Runtime", "ONNX", lambda: onnx_in(OnnxModel, "onnxruntime")),
         _deploy("OpenVINO", "ONNX", lambda: onnx_in(OpenVinoModel, "openvino")),
-        _deploy("ncnn", "param and bin", ncnn),
+        _deploy("ncnn", "param and bin", lambda: ncnn(int8=False)),
         _deploy("OpenCV", "cfg and .weights", lambda: opencv(model)),
         _deploy("OpenCV", "the same, fused", lambda: opencv(fuse(model))),
         _deploy("ONNX Runtime", "ONNX, INT8", lambda: int8_in(OnnxModel, "onnxruntime", outputs=True)),
         _deploy("OpenVINO", "ONNX, INT8", lambda: int8_in(OpenVinoModel, "openvino", outputs=False)),
+        _deploy("ncnn", "param and bin, INT8", lambda: ncnn(int8=True)),
         _deploy("TensorRT", "engine, float16", lambda: tensorrt(int8=False)),
         _deploy("TensorRT", "engine, INT8", lambda: tensorrt(int8=True)),
     ]
