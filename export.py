@@ -165,6 +165,8 @@ def refuse_options(args: argparse.Namespace) -> None:
     for option, formats in ALLOWED.items():
         if option in args.given and args.to not in formats:
             raise InputError(f"--{option}: only for --to {' or '.join(formats)}")
+    if args.int8 in {"ncnn": ("openvino", "tensorrt"), "engine": ("openvino",)}.get(args.to, ()):
+        raise InputError(f"--int8 {args.int8}: a form of ONNX files; with --to {args.to} give --int8 alone")
     if args.fp16 and args.int8 and args.to != "engine":
         raise InputError("--fp16 and --int8 exclude each other; in the form of --int8 tensorrt the rest is in float16")
     if args.max_map_drop is not None and not args.int8:
@@ -217,7 +219,7 @@ def output_path(args: argparse.Namespace) -> Path:
     """The file to write: --output, or beside the weights, with the options in its name and the suffix of the format."""
     if args.output:
         given, suffix = Path(args.output).suffix, SUFFIXES[args.to]
-        if given in {*SUFFIXES.values()} - {suffix} or (args.to == "ncnn" and given != suffix):
+        if given in {*SUFFIXES.values()} - {suffix} or (args.to in ("ncnn", "engine") and given != suffix):
             raise InputError(f"--output {args.output}: --to {args.to} writes a {suffix} file")
         return Path(args.output)
     variants = {"fuse": "_fused", "fp16": "_fp16", "int8": "_int8", "nms": "_nms"}

@@ -136,6 +136,8 @@ def test_a_proof_that_fails_writes_nothing(project, monkeypatch):
         (["--to", "onnx", "--int8"], "--int8 needs --data_config"),
         (["--to", "pth", "--int8"], "--int8: only for --to onnx or ncnn or engine"),
         (["--to", "onnx", "--int8", "--fp16"], "--fp16 and --int8 exclude each other"),
+        (["--to", "engine", "--output", "a.plan"], "--to engine writes a .engine file"),
+        (["--to", "ncnn", "--int8", "openvino"], "--int8 openvino: a form of ONNX files"),
         (["--check", "--fp16"], "--fp16: only for --to onnx or ncnn or engine"),
         (["--to", "engine", "--nms"], "--nms: only for --to onnx$"),
         (["--to", "onnx", "--max_map_drop", "0.01"], "--max_map_drop: only with --int8"),
