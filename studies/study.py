@@ -140,7 +140,7 @@ def row_of(job: Job) -> dict[str, Any]:
     log = Path("output/study") / f"{run_name(job.id)}.log"
     with tempfile.TemporaryDirectory() as folder:
         if job.epochs:
-            if job.stage == "control_narrow":
+            if job.stage.startswith("control_narrow"):
                 write_narrow_cfg(job)
             train(job, log)
         else:
