@@ -94,6 +94,14 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
         name="OpenVINO",
         ready=partial(detection.exported, runtime=OpenVinoModel, package="openvino"),
     ),
+    "openvino_round": partial(
+        detection.speed_up_row,
+        name="channels in 16s, OpenVINO",
+        ready=partial(detection.exported, runtime=OpenVinoModel, package="openvino"),
+        bar=0.85,
+        round_to=16,
+    ),
+    "openvino_int8": detection.int8_row,
 }
 
 

@@ -459,6 +459,8 @@ def sweep_orders(pruners: dict[str, Pruner], bench: Bench, latency: Latency, out
     plot = Path("runs") / out_cfg.stem / "latency_sweep.png"
     save_figure(latency_figure(curves, latency.table.title), plot)
     print(f"{plot}: mAP against milliseconds")
+    rows = [{"order": order, **row} for order in pruners for row in report[order]]
+    write_json(plot.with_suffix(".json"), report | {"sweep": rows})  # the page of the pruned network shows it
     if json:
         write_json(json, report)
 

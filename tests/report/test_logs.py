@@ -63,6 +63,16 @@ def test_a_sweep_of_latency_has_a_curve_for_each_method(tmp_path):
     assert times.table.rows == [["ratio 0%", "10", "1", "1"], ["ratio 50%", "5", "0.5", "0.5"]]
 
 
+def test_a_sweep_of_both_orders_has_a_curve_for_each(tmp_path):
+    row = {"percent": 0.5, "mAP": 0.9, "macs": 30, "parameters": 20}
+    rows = [row | {"order": order, "ms": ms} for order, ms in (("threshold", 4), ("latency", 3))]
+    content = {"table": "onnx, 1 thread", "parameters": 100, "macs": 60, "sweep": rows}
+    write_json(tmp_path / "latency_sweep.json", content)
+    (section,) = sweep_sections([tmp_path])
+    assert section.title == "Sweep of ratios, onnx, 1 thread (latency_sweep.json)"
+    assert titles(section.plots[1]) == ["ratio 50%: threshold 0.9 (ms 4)", "ratio 50%: latency 0.9 (ms 3)"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"sweep": [1]}', json.dumps({"rows": []})])
 def test_a_damaged_sweep_is_named(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)

@@ -105,8 +105,9 @@ def sweep_section(path: Path, position: int) -> Section:
         if curves:
             labels = (x_label, "mAP@0.5")
             plots.append(curves_plot(f"sweep{position}-{kind}", title, labels, curves, unit=True, falling=True))
-    strategy = f", strategy {whole['strategy']}" if "strategy" in whole else ""
-    return Section(f"Sweep of ratios{strategy} ({path.name})", plots)
+    settings = [f"strategy {whole['strategy']}"] if "strategy" in whole else []
+    settings += [str(whole["table"])] if "table" in whole else []
+    return Section(f"{', '.join(['Sweep of ratios', *settings])} ({path.name})", plots)
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -147,7 +148,7 @@ def _curves(rows: Sequence[Mapping], name: str, x: Callable[[Mapping], Any]) -> 
             groups.setdefault(tuple(cell for cell in row.values() if isinstance(cell, str) and cell), []).append(row)
     return [
         Curve(
-            ", ".join([*texts, name]),
+            ", ".join([*texts, name]) if name != "ms" else ", ".join(texts) or name,
             [x(row) for row in group],
             [row["mAP"] for row in group],
             [f"ratio {row['percent']:.0%}" if _is_number(row.get("percent")) else "" for row in group],
