@@ -23,7 +23,7 @@ from utils.data.augmentations import Augmentation
 from utils.data.image_cache import budget
 from utils.data.loader import EpochSampler, loader
 from utils.devices import default_precision, pick_device
-from utils.pruning.pruner import Pruner, smallest_ratio
+from utils.pruning.budget import Budget, cut_least_important
 from utils.timing import Timing, time_in_turns
 from utils.training.config import TrainConfig
 from utils.training.trainer import Trainer
@@ -45,15 +45,14 @@ def fine_tuning_row(args: argparse.Namespace, images: int = 320) -> list[Row]:
     """
     device, batch_size = pick_device(args.device), 16
     model = Darknet(SMALL).eval()
-    pruner, most = Pruner(model, "slim", kind="magnitude"), SHARE * model.spec.macs
-    ratio = smallest_ratio(lambda ratio: pruner.at(ratio).pruned.model.spec.macs <= most, f"{SHARE:.0%} of the MACs")
+    small = cut_least_important(model, "slim", SMALL_SIZE, Budget(target_macs=SHARE)).pruned.model
     with tempfile.TemporaryDirectory() as folder:
         dataset = labelled(write_images(Path(folder), images), SMALL_SIZE, Augmentation())
         dataset.fill_cache("ram", Path(folder) / "cache", budget())
         sampler = EpochSampler(len(dataset), 0, batch_size)
         batches = loader(dataset, batch_size, None, sampler)
         config = TrainConfig(batch_size=batch_size, img_size=SMALL_SIZE, precision=default_precision(device))
-        trainer = Trainer(config, pruner.at(ratio).pruned.model.to(device).train(), len(batches))
+        trainer = Trainer(config, small.to(device).train(), len(batches))
         resident = list(batches)
 
         def epoch() -> None:
