@@ -151,10 +151,11 @@ def read_network(path: Path) -> str:
     return "built"
 
 
-def read_data(path: Path) -> str:
-    """``.data`` reader, with the names and lists that the file leads to."""
+def read_description(path: Path) -> str:
+    """Reader of ``.data`` and ``data.yaml`` files, with the names, lists and folders that they lead to."""
     data = read_data_config(path)
-    assert len(data.names) == data.classes
+    assert len(data.names) == data.classes > 0
+    assert all(data.names)
     for split in ("train", "valid"):
         data.images(split)
     return "read"
@@ -199,16 +200,6 @@ def read_image_file(path: Path) -> str:
     return "read"
 
 
-def read_yaml(path: Path) -> str:
-    """``data.yaml`` reader, with the folders and lists that the file leads to."""
-    data = read_data_config(path)
-    assert len(data.names) == data.classes > 0
-    assert all(data.names)
-    for split in ("train", "valid"):
-        data.images(split)
-    return "read"
-
-
 def read_annotation_file(path: Path) -> str:
     """Reader of Pascal VOC's XML."""
     sample = read_annotation(parse_xml(path), path, path.parent / "images/a.png")
@@ -241,14 +232,8 @@ def tiny() -> Darknet:
     return Darknet(create_cfg("v3-tiny", 1, 64, width=0.02))
 
 
-def read_weights(path: Path) -> str:
-    """``.weights`` reader, of whole files, of backbones and of other numbers of classes."""
-    load_pretrained(tiny(), str(path))
-    return "read"
-
-
-def read_pth(path: Path) -> str:
-    """Checkpoint reader, of any number of classes."""
+def read_pretrained(path: Path) -> str:
+    """Reader of whole ``.weights`` files, backbones and checkpoints, of any number of classes."""
     load_pretrained(tiny(), str(path))
     return "read"
 
@@ -421,14 +406,14 @@ def coco_seeds() -> list[bytes]:
 
 READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]] = {
     "cfg": (read_network, cfg_seeds, "a.cfg"),
-    "data": (read_data, data_seeds, "a.data"),
+    "data": (read_description, data_seeds, "a.data"),
     "list": (read_list, list_seeds, "a.txt"),
     "text": (read_any_text, text_seeds, "a.xml"),
     "labels": (read_boxes, label_seeds, "a.txt"),
-    "weights": (read_weights, weights_seeds, "a.conv.1"),
-    "pth": (read_pth, pth_seeds, "a.pth"),
+    "weights": (read_pretrained, weights_seeds, "a.conv.1"),
+    "pth": (read_pretrained, pth_seeds, "a.pth"),
     "images": (read_image_file, image_seeds, "a.png"),
-    "yaml": (read_yaml, yaml_seeds, "data.yaml"),
+    "yaml": (read_description, yaml_seeds, "data.yaml"),
     "xml": (read_annotation_file, xml_seeds, "a.xml"),
     "coco": (read_instances, coco_seeds, "a.json"),
     "check": (read_check, check_seeds, "a.json"),

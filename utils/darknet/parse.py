@@ -35,6 +35,7 @@ from utils.notices import notice
 
 LARGEST_FILTERS = 65_536
 LARGEST_SIDE = 16_384
+MISSING_SIDE = 0.5  # of an anchor; Darknet's value before it reads the anchors
 LARGEST_OUTPUT = 2**31  # values in the output of a layer, 8 GiB; a cfg that asks for more is a mistake
 
 # What the layer types that are not supported are for.
@@ -393,8 +394,15 @@ def _anchors(options: Options) -> tuple[tuple[int, ...], list[tuple[float, float
     total = options.integer("num", 1, low=1)
     mask = options.numbers("mask", default=tuple(range(total)))
     flat = options.numbers("anchors", float)
-    if len(flat) % 2 or min(flat) <= 0 or not all(map(math.isfinite, flat)):
-        options.fail(f"anchors= has {len(flat)} numbers: it needs pairs of positive ones")
+    if min(flat) <= 0 or not all(map(math.isfinite, flat)):
+        options.fail("anchors= needs pairs of positive numbers")
+    if len(flat) % 2:
+        notice(
+            f"warning: {options.where}: anchors= has {len(flat)} numbers, and the last anchor no height: it gets "
+            f"{MISSING_SIDE}, as in Darknet; is a comma missing?",
+            key=f"[yolo] anchors={flat}",
+        )
+        flat += (MISSING_SIDE,)
     anchors = list(zip(flat[::2], flat[1::2], strict=True))
     if missing := [number for number in mask if not 0 <= number < len(anchors)]:
         options.fail(f"mask= names anchor {missing[0]}, but anchors= has only those from 0 to {len(anchors) - 1}")
