@@ -336,7 +336,7 @@ def read_cache(path: Path) -> dict[str, Decoded]:
         if content["reader"] != READER:
             return {}
         return {str(name): _to_decoded(*values) for name, values in content["images"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {}
 
 

@@ -57,7 +57,7 @@ class DataConfig:
         if path is None:
             raise InputError(
                 f"{self.path}: {split}= is missing: add a line {split}=LIST, where LIST is a text file with the path "
-                "of an image per line"
+                "of an image per line; python data/converter.py yolo --source FOLDER --split 0.9 makes both lists"
             )
         if split in self.values and not os.path.exists(path):
             where = looked_at(places(self.values[split], self.path))
