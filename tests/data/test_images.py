@@ -322,8 +322,7 @@ def test_values_that_are_not_finite_are_the_smallest(tmp_path):
     assert pixels.max() == 255
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 3), ("png", 4), ("tiff", 3), ("tiff", 4), ("ppm", 3)])
 def test_deep_colours_are_scaled_together(tmp_path, suffix, channels):
     colours = np.stack([ramp(0, high, np.uint16) for high in (4095, 2048, 100, 4095)[:channels]], axis=-1)
     bgr = colours[:, :, [2, 1, 0, 3][:channels]]

@@ -197,6 +197,13 @@ def test_an_image_whose_xml_is_broken_is_left_out_once(tmp_path, capsys):
     assert lines == ["left out 1 image(s): has no XML file", "left out 1 image(s): no image, or no XML"]
 
 
+def test_cvats_own_xml_is_named(tmp_path):
+    draw(tmp_path / "source/images/a.jpg")
+    (tmp_path / "source/annotations.xml").write_text("<annotations><image name='a.jpg'/></annotations>")
+    with pytest.raises(InputError, match=r"annotations\.xml: is XML of CVAT itself: export"):
+        convert("voc", "--source", tmp_path / "source", "--output", tmp_path / "out", "--split", "0.5")
+
+
 def test_entities_are_refused(tmp_path):
     source = make(tmp_path / "source", *names(("", "")))
     annotate(source / "a.xml", head='<!DOCTYPE a [<!ENTITY b "cat"><!ENTITY c "&b;&b;">]>')

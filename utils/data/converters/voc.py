@@ -52,6 +52,8 @@ class VocFolder:
         """The sample of an XML file; None where it cannot be read or has no image, which is then in ``left_out``."""
         try:
             root = parse_xml(annotation)
+            if root.tag == "annotations":
+                raise InputError(f"{annotation}: is XML of CVAT itself: export the data as Pascal VOC, COCO or YOLO")
             image = self.images.of(annotation, root.findtext("filename") or "")
         except InputError as error:
             self.left_out.append(LeftOut("image", "no image, or no XML", str(error)))
