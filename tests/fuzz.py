@@ -13,6 +13,7 @@ import json
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
@@ -45,6 +46,7 @@ from utils.data.converters.coco import read_coco
 from utils.data.converters.samples import DataSet
 from utils.data.converters.voc import parse_xml, read_annotation
 from utils.data.converters.writer import format_labels
+from utils.data.converters.yolo import names_of_notes
 from utils.data.data_config import read_data_config
 from utils.data.image_lists import read_image_list
 from utils.data.images import open_image, read_image
@@ -200,6 +202,12 @@ def read_image_file(path: Path) -> str:
     return "read"
 
 
+def read_notes(path: Path) -> str:
+    """Reader of Label Studio's class names."""
+    assert all(isinstance(name, str) for name in names_of_notes(path))
+    return "read"
+
+
 def read_annotation_file(path: Path) -> str:
     """Reader of Pascal VOC's XML."""
     sample = read_annotation(parse_xml(path), path, path.parent / "images/a.png")
@@ -352,6 +360,24 @@ def pth_seeds() -> list[bytes]:
     return seeds
 
 
+def safetensors_seeds() -> list[bytes]:
+    """A state dict in that format: the length of a JSON header, the header, and the values."""
+    header, values = {}, b""
+    for name, tensor in tiny().state_dict().items():
+        array = tensor.numpy()
+        kind, start = "F32" if array.dtype == np.float32 else "I64", len(values)
+        values += array.tobytes()
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [start, len(values)]}
+    text = json.dumps(header).encode()
+    return [struct.pack("<Q", len(text)) + text + values]
+
+
+def notes_seeds() -> list[bytes]:
+    """The file of an export, and one with other ids."""
+    good = {"categories": [{"id": 1, "name": "dog"}, {"id": 0, "name": "cat"}], "info": {"year": 2024}}
+    return [json.dumps(good).encode(), b'{"categories": [{"id": "7", "name": 1.5}, {"id": 1e3, "name": null}]}']
+
+
 def check_seeds() -> list[bytes]:
     """A memory as it is written, and JSON of other shapes."""
     good = {
@@ -412,10 +438,12 @@ READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]]
     "labels": (read_boxes, label_seeds, "a.txt"),
     "weights": (read_pretrained, weights_seeds, "a.conv.1"),
     "pth": (read_pretrained, pth_seeds, "a.pth"),
+    "safetensors": (read_pretrained, safetensors_seeds, "a.safetensors"),
     "images": (read_image_file, image_seeds, "a.png"),
     "yaml": (read_description, yaml_seeds, "data.yaml"),
     "xml": (read_annotation_file, xml_seeds, "a.xml"),
     "coco": (read_instances, coco_seeds, "a.json"),
+    "notes": (read_notes, notes_seeds, "notes.json"),
     "check": (read_check, check_seeds, "a.json"),
 }
 
