@@ -285,6 +285,7 @@ def test_a_network_lists_its_convolutions_and_heads():
             "5: layer 0 [region]",
             "this layer type is for YOLOv2 and not supported; supported are convolutional, ",
         ),
+        ("[Convolution]\n", "5: layer 0 [Convolution]", "empty, yolo: did you mean convolutional?"),
         ("[Gaussian_yolo]\n", "5: layer 0 [Gaussian_yolo]", "not supported"),
         # a layer type that is not supported is named before anything that is wrong with other layers
         ("[convolutional]\n[avgpool]\n[soft]\n", "7: layer 2 [softmax]", "is for classifiers and not supported"),

@@ -81,6 +81,8 @@ def test_a_link_without_target_is_an_image_that_cannot_be_read(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
     assert find_images(str(tmp_path)) == [tmp_path / "a.jpg"]
+    with pytest.raises(InputError, match=r"folder\.jpg: no image there; folders in it are not searched"):
+        find_images(str(tmp_path / "folder.jpg"))
 
 
 def test_images_read_by_many_threads_leave_the_warning_filters_alone(tmp_path):

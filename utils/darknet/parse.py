@@ -70,7 +70,7 @@ class Options:
         self._known.add(key)
         if key not in self._block:
             if default is None:
-                self.fail(f"{key}= is missing{self._nearest(key, set(self._block) - self._known)}")
+                self.fail(f"{key}= is missing{self.nearest(key, set(self._block) - self._known)}")
             return default
         try:
             return parse(self._block[key])
@@ -120,14 +120,15 @@ class Options:
         self._known |= training_only(self.section)
         for key in self._block:
             if key not in self._known:
-                hint = self._nearest(key, self._known - {"type"})
+                hint = self.nearest(key, self._known - {"type"})
                 notice(
                     f"warning: {self.where}: option {key}={self._block[key]} is not known and has no effect{hint}",
                     key=f"[{self.section}] {key}",
                 )
 
     @staticmethod
-    def _nearest(key: str, names: set[str]) -> str:
+    def nearest(key: str, names: set[str]) -> str:
+        """The part of a message that asks whether one of ``names`` was meant; empty where none is like ``key``."""
         nearest = difflib.get_close_matches(key, sorted(names), n=1, cutoff=0.7)
         return f": did you mean {nearest[0]}?" if nearest else ""
 
@@ -144,7 +145,8 @@ def check_type(options: Options) -> None:
     if options.section not in BUILDERS:
         purpose = OTHER_NETWORKS.get(options.section)
         reason = f"for {purpose} and not" if purpose else "not"
-        options.fail(f"this layer type is {reason} supported; supported are {', '.join(BUILDERS)}")
+        hint = options.nearest(options.section.lower(), set(BUILDERS))
+        options.fail(f"this layer type is {reason} supported; supported are {', '.join(BUILDERS)}{hint}")
 
 
 def parse_layer(options: Options, context: "Context") -> Layer:

@@ -64,7 +64,8 @@ def find_images(where: str) -> list[Path]:
     # Hidden files are no images: macOS puts ._a.jpg beside a.jpg on other systems' disks.
     images = sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and not _is_other(p))
     if not images:
-        raise InputError(f"--image_folder {where}: no image there")
+        hint = f"; folders in it are not searched, but '{path / '**/*.jpg'}' is possible" if path.is_dir() else ""
+        raise InputError(f"--image_folder {where}: no image there{hint}")
     return images
 
 
