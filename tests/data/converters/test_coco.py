@@ -249,6 +249,16 @@ def test_an_unused_class_that_groups_nothing_stays(tmp_path):
     assert (output / "out.names").read_text() == "cat\ndog\ncow\n"
 
 
+@pytest.mark.parametrize("numbers", [(3, 7), ("b", "a"), (8, 3)])
+def test_categories_of_one_name_are_one_class_whatever_their_ids_in_the_splits(coco, numbers):
+    dog, cat = numbers  # 7 and 3 in the other file
+    coco["valid"]["categories"] = [{"id": dog, "name": "dog"}, {"id": cat, "name": "cat"}]
+    coco["valid"]["annotations"][0]["category_id"] = dog
+    output = convert_coco(coco)
+    assert (output / "out.names").read_text() == "cat\ndog\n"
+    assert (output / "labels/x_2.txt").read_text().startswith("1 ")
+
+
 def test_two_categories_of_one_name_are_told_apart(tmp_path):
     content = coco_of([{"image_id": 1, "category_id": 5, "bbox": [1, 1, 9, 9]}], categories=[{"id": 5, "name": "cat"}])
     output = convert_one(tmp_path, content)
