@@ -46,7 +46,7 @@ from utils.export.quantization import FORMS, SENSITIVITY_IMAGES, quantize, quant
 from utils.export.tensorrt import build_engine, input_shapes, load_engine, require_tensorrt
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json, write_text
 from utils.pruning import graph_timer
-from utils.pruning.latency import table_graphs
+from utils.pruning.latency_graphs import table_graphs
 from utils.pruning.proof import proof_images
 from utils.sizes import Size
 from utils.timing import Timing, forward_times

@@ -1,14 +1,12 @@
 """Cuts the dead channels out of a sparse model: a smaller cfg and checkpoint that compute the same, and the proof."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from models import Darknet
 from utils.cli import ArgumentParser, add_size_option, number, run
-from utils.darknet.spec import NetworkSpec
 from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
@@ -23,28 +21,22 @@ from utils.detection.options import (
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
-from utils.plots import channels_figure, latency_figure, save_figure, sweep_figure
-from utils.pruning.compare import Bench, Measures, comparison_table, measure_sweep, sweep_table
+from utils.kept_rows import KeptRows
+from utils.plots import channels_figure, save_figure
+from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, Budget, choose_ratio, trained_ratio
+from utils.pruning.compare import Bench, Measures, comparison_table
 from utils.pruning.coupling import couple
 from utils.pruning.graph_timer import RUNNERS
 from utils.pruning.importance import IMPORTANCES
-from utils.pruning.latency import LatencyTable, measured_table, network_times, read_table
+from utils.pruning.latency import Latency, latency_of
 from utils.pruning.proof import head_difference, prove, write_pruned
-from utils.pruning.pruner import (
-    DEFAULT_RATIO,
-    LARGEST_RATIO,
-    Pruner,
-    PruningResult,
-    largest_ratio,
-    ratio_by_table,
-    smallest_ratio,
-)
+from utils.pruning.pruner import Pruner, PruningResult
 from utils.pruning.selection import STRATEGIES, describe_room
+from utils.pruning.sweep import plot_sweep, print_sweep, sweep, sweep_subject
 from utils.report.detections import Collected
 from utils.report.runs import Network, report_pruning
 from utils.sizes import Size
 
-CORRECTIONS = 3  # of a table's budget by what is measured
 MODEL_DEF = "config/yolov3-hand.cfg"  # what the pruned cfg is called after where a checkpoint names no cfg
 
 
@@ -151,8 +143,9 @@ def main(args: argparse.Namespace) -> None:
     model, metadata = load_darknet(args.weights_path, args.model_def)
     out_cfg, out_weights = output_paths(args, metadata)
     strategy = args.strategy or metadata.get("strategy", "normal")
+    plots = Path("runs") / out_cfg.stem
     bench = bench_for(model, metadata, args)
-    latency = latency_of(model.spec.at(bench.img_size), bench, args)
+    latency = latency_for(model, bench, args)
     costs = latency.table if latency else None
 
     options = (args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias", args.importance)
@@ -162,14 +155,16 @@ def main(args: argparse.Namespace) -> None:
         print(f"residual blocks removed, by the layer numbers of their shortcuts: {removed}")
     print(f"strategy {strategy}: {describe_room(pruner.coupling, strategy, pruner.gammas)}")
     if args.sweep:
+        pruners = {"threshold": pruner}
         if latency:
             pruners = {"threshold": Pruner(model, strategy, *options), "latency": pruner}
-            sweep_orders(pruners, bench, latency, out_cfg, args.json)
-        else:
-            sweep(pruner, bench, out_cfg, args.json)
+        measure_sweep(pruners, bench, latency, plots, args)
         return
 
-    result = pruner.at(choose_ratio(pruner, bench, latency, args, metadata))
+    budget = budget_of(args, metadata)
+    result = pruner.at(choose_ratio(pruner, budget, bench.img_size, latency, bench))
+    if budget.goal:
+        print(f"{result.ratio:.2%} of the prunable channels are cut, for {budget.goal}")
     if not args.force and args.importance == "gamma":
         refuse_dense(pruner, result, args.weights_path)
     max_diff = proof(result, bench.img_size, args.fold)
@@ -179,8 +174,9 @@ def main(args: argparse.Namespace) -> None:
     collected = Collected(), Collected()
     before, after = bench.compare(original, result.pruned.model, each=collected)
     print(comparison_table(before, after))
-    in_runtime = latency.compare(original, result.pruned.model, bench.img_size) if latency else None
-    if latency and in_runtime:
+    in_runtime = None
+    if latency:
+        in_runtime = latency.compare(original, result.pruned.model)
         print(latency.describe(in_runtime))
 
     pruned_metadata = {
@@ -194,13 +190,13 @@ def main(args: argparse.Namespace) -> None:
         "pruned": {"from": args.weights_path, "ratio": result.ratio, "strategy": strategy},
     }
     write_pruned(result.pruned.model, out_cfg, out_weights, pruned_metadata)
-    plot = Path("runs") / out_cfg.stem / "channels.png"
+    plot = plots / "channels.png"
     plot_channels(original, result, plot)
     print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
     if args.json:
         write_report(args.json, original, result, strategy, max_diff, before, after, in_runtime)
     networks = before_cut, Network("after", out_weights, result.pruned.model, pruned_metadata)
-    report_pruning(plot.parent, bench, networks, (before, after), collected, result, max_diff)
+    report_pruning(plots, bench, networks, (before, after), collected, result, max_diff)
 
 
 def show_coupling(args: argparse.Namespace) -> None:
@@ -240,43 +236,8 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     return Bench(batches, data.names, img_size, device_of(model))
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Times in a runtime.
-
-    Attributes:
-        table: of its latencies.
-        runtime, threads, device: what networks are timed in here; no runtime where the table is another machine's.
-    """
-
-    table: LatencyTable
-    runtime: str | None
-    threads: int
-    device: str
-
-    def milliseconds(self, specs: Sequence[NetworkSpec]) -> list[float]:
-        """Of networks at the size of their images: measured, or where this is not possible predicted by the table."""
-        if not self.runtime:
-            return [self.table.predict(spec) for spec in specs]
-        return network_times(specs, self.runtime, self.threads, self.device)
-
-    def compare(self, original: Darknet, pruned: Darknet, img_size: Size) -> dict[str, Any]:
-        """The times before and after, for the report."""
-        specs = [model.spec.at(img_size) for model in (original, pruned)]
-        before, after = self.milliseconds(specs)
-        measured = {"before_ms": before, "after_ms": after, "is_measured": self.runtime is not None}
-        return {"table": self.table.title, "predicted_ms": self.table.predict(specs[1]), **measured}
-
-    def describe(self, times: dict[str, Any]) -> str:
-        """What :meth:`compare` gives as one line."""
-        before, after, predicted = (times[name] for name in ("before_ms", "after_ms", "predicted_ms"))
-        measured = "measured" if times["is_measured"] else "predicted"
-        speed_up = f"{before:.2f} ms before, {after:.2f} ms after ({before / after:.2f}x), {measured}"
-        return f"{times['table']}: {speed_up}; by the table {predicted:.2f} ms"
-
-
-def latency_of(spec: NetworkSpec, bench: Bench, args: argparse.Namespace) -> Latency | None:
-    """Times in the --runtime or by the --latency_table, for a network at the size of its images; None without both."""
+def latency_for(model: Darknet, bench: Bench, args: argparse.Namespace) -> Latency | None:
+    """Times in the --runtime or by the --latency_table; None without both."""
     if not args.runtime and not args.latency_table:
         if "threads" in args.given:
             raise InputError("--threads: only with --runtime")
@@ -284,71 +245,13 @@ def latency_of(spec: NetworkSpec, bench: Bench, args: argparse.Namespace) -> Lat
     if args.prune_blocks:
         raise InputError("--prune_blocks: with --runtime or --latency_table the times say which residual blocks go")
     device = "cuda" if bench.image.device.type == "cuda" and args.runtime in ("pytorch", "onnx") else "cpu"
-    if args.latency_table:
-        return Latency(read_table(args.latency_table, spec, args.runtime), None, args.threads, device)
-    table = measured_table(spec, args.runtime, args.threads, device)
-    return Latency(table, args.runtime, args.threads, device)
+    return latency_of(model.spec.at(bench.img_size), args.runtime, args.latency_table, args.threads, device)
 
 
-def trained_ratio(metadata: dict[str, Any]) -> float:
-    """The ratio that sparse training was to reach, by what its checkpoint says; else DEFAULT_RATIO."""
-    options = metadata.get("options", {})
-    if options.get("s_schedule") == "cut":  # within the run
-        return 0.0
-    return options["target_percent"] if options.get("s_schedule") in ("local", "target") else DEFAULT_RATIO
-
-
-def choose_ratio(
-    pruner: Pruner, bench: Bench, latency: Latency | None, args: argparse.Namespace, metadata: dict[str, Any]
-) -> float:
-    """The ratio of --percent, or the one that meets the budget, by bisection."""
-    model = pruner.model
-
-    def pruned(ratio: float) -> Darknet:
-        return pruner.at(ratio).pruned.model
-
-    if args.max_map_drop is not None:
-        least = bench.mean_ap(model) - args.max_map_drop
-        budget = f"mAP@0.5 of at least {least:.4f}"
-        ratio = largest_ratio(lambda r: bench.mean_ap(pruned(r)) >= least, budget)
-    elif args.target_macs is not None:
-        most = args.target_macs * bench.macs(model)
-        budget = f"at most {args.target_macs:.1%} of the MACs"
-        ratio = smallest_ratio(lambda r: bench.macs(pruned(r)) <= most, budget)
-    elif args.target_params is not None:
-        most = args.target_params * count_parameters(model)
-        budget = f"at most {args.target_params:.1%} of the parameters"
-        ratio = smallest_ratio(lambda r: count_parameters(pruned(r)) <= most, budget)
-    elif args.target_ms is not None:
-        budget = f"a forward pass of at most {args.target_ms:g} ms"
-        if latency:
-            ratio = ratio_within(args.target_ms, lambda r: pruned(r).spec.at(bench.img_size), latency)
-        else:
-            ratio = smallest_ratio(lambda r: bench.forward(pruned(r))[0].median <= args.target_ms, budget)
-    else:
-        return trained_ratio(metadata) if args.percent is None else args.percent
-    print(f"{ratio:.2%} of the prunable channels are cut, for {budget}")
-    return ratio
-
-
-def ratio_within(target_ms: float, pruned: Callable[[float], NetworkSpec], latency: Latency) -> float:
-    """The smallest ratio with which a network takes ``target_ms`` in a runtime.
-
-    The table chooses; where the network that it chooses is measured to be slower, the table's budget is lowered by as
-    much, at most CORRECTIONS times.
-
-    Raises:
-        InputError: the budget cannot be reached; the message says what can be.
-    """
-    budget = target_ms
-    for _ in range(1 + CORRECTIONS):
-        ratio = ratio_by_table(budget, pruned, latency.table)
-        (measured,) = latency.milliseconds([pruned(ratio)])
-        if measured <= target_ms:
-            return ratio
-        budget *= 0.99 * target_ms / measured
-    print(f"warning: {measured:.2f} ms were measured, more than {target_ms:g}: is the machine busy?")
-    return ratio
+def budget_of(args: argparse.Namespace, metadata: dict[str, Any]) -> Budget:
+    """How much to prune by the options, or else by what the model was trained for."""
+    ratio = trained_ratio(metadata) if args.percent is None else args.percent
+    return Budget(ratio, args.target_macs, args.target_params, args.target_ms, args.max_map_drop)
 
 
 def original_network(metadata: dict[str, Any], model: Darknet, weights_path: str) -> Network:
@@ -400,6 +303,31 @@ def plot_channels(model: Darknet, result: PruningResult, path: Path) -> None:
     save_figure(channels_figure([c.index for c in layers], [c.channels for c in layers], counts), path)
 
 
+def measure_sweep(
+    pruners: dict[str, Pruner], bench: Bench, latency: Latency | None, plots: Path, args: argparse.Namespace
+) -> None:
+    """Measure a range of ratios of each order of pruning; write plot and numbers. An interrupted sweep is continued."""
+    options = {name: value for name, value in vars(args).items() if name not in ("json", "debug", "n_cpu")}
+    kept = KeptRows(plots / "unfinished.json", sweep_subject(options, args.weights_path, bench, latency))
+    if len(kept):
+        print(f"{len(kept)} rows of this sweep were measured before it was interrupted")
+    model = next(iter(pruners.values())).model
+    report = {
+        "strategy": next(iter(pruners.values())).strategy,
+        "parameters": count_parameters(model),
+        "macs": bench.macs(model),
+        "table": latency.table.title if latency else None,
+        "sweep": sweep(pruners, bench, latency, kept),
+    }
+    print_sweep(report)
+    plot = plot_sweep(report, plots)
+    print(f"{plot}: mAP against {'milliseconds' if latency else 'size'}")
+    for path in (plot.with_suffix(".json"), args.json):  # the page of the pruned network shows the first
+        if path:
+            write_json(path, report)
+    kept.remove()
+
+
 def write_report(
     path: str,
     model: Darknet,
@@ -427,42 +355,6 @@ def write_report(
     if in_runtime:
         report["latency"] = in_runtime
     write_json(path, report)
-
-
-def sweep(pruner: Pruner, bench: Bench, out_cfg: Path, json: str | None) -> None:
-    """Measure the pruned network at a range of ratios; print the table, draw the curve."""
-    parameters, macs = count_parameters(pruner.model), bench.macs(pruner.model)
-    rows = measure_sweep(pruner, bench)
-    print(sweep_table(rows, parameters, macs))
-    plot = Path("runs") / out_cfg.stem / "sweep.png"
-    whole = {"parameters": parameters, "macs": macs}
-    shares: dict[str, Sequence[float]] = {name: [row[name] / whole[name] for row in rows] for name in whole}
-    save_figure(sweep_figure(shares, [row["mAP"] for row in rows]), plot)
-    print(f"{plot}: mAP against size")
-    content = {"strategy": pruner.strategy, "parameters": parameters, "macs": macs, "sweep": rows}
-    for path in (plot.with_suffix(".json"), json):  # the page of the pruned network shows the first
-        if path:
-            write_json(path, content)
-
-
-def sweep_orders(pruners: dict[str, Pruner], bench: Bench, latency: Latency, out_cfg: Path, json: str | None) -> None:
-    """Measure a range of ratios of each order; print the tables, draw the curves."""
-    model = pruners["latency"].model
-    parameters, macs = count_parameters(model), bench.macs(model)
-    report: dict[str, Any] = {"table": latency.table.title, "parameters": parameters, "macs": macs}
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
-    for order, pruner in pruners.items():
-        rows = measure_sweep(pruner, bench, latency.milliseconds)
-        print(f"{order}:\n{sweep_table(rows, parameters, macs)}")
-        report[order] = rows
-        curves[order] = [row["ms"] for row in rows], [row["mAP"] for row in rows]
-    plot = Path("runs") / out_cfg.stem / "latency_sweep.png"
-    save_figure(latency_figure(curves, latency.table.title), plot)
-    print(f"{plot}: mAP against milliseconds")
-    rows = [{"order": order, **row} for order in pruners for row in report[order]]
-    write_json(plot.with_suffix(".json"), report | {"sweep": rows})  # the page of the pruned network shows it
-    if json:
-        write_json(json, report)
 
 
 if __name__ == "__main__":

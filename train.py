@@ -70,8 +70,9 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
         print(taken.line)
         if taken.is_all:
             args.cut_epoch = 0  # a trained network can be cut at once
+    trial_cut = None
     if args.s_schedule == CUT and not checkpoint:
-        options.complete_epochs(args, model, len(data.images("train")))
+        trial_cut = options.complete_epochs(args, model, len(data.images("train")))
     batches, valid_batches = make_loaders(args, data)
     device = pick_device(args.device)
     options.complete_precision(args, device)
@@ -86,6 +87,8 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
     trainer.pruned = pruned
+    if args.cut_epoch == 0:
+        trainer.trial_cut = trial_cut  # the cut comes before the first step
     if trainer.penalty and not checkpoint:
         PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.distances(), args.force)
     if args.pretrained_weights and not checkpoint:

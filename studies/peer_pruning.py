@@ -24,7 +24,7 @@ from utils.detection.checkpoints import load_darknet, save_checkpoint
 from utils.errors import InputError
 from utils.files import write_text
 from utils.optional import optional
-from utils.pruning.pruner import STEP
+from utils.pruning.budget import STEP
 
 LARGEST_RATIO = 0.95  # Torch-Pruning fails where a layer would lose all of its channels
 

@@ -1,6 +1,6 @@
 """The plots of pruning. Figures are made without pyplot, which keeps global state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ def channels_figure(layers: Sequence[int], before: Sequence[int], after: Sequenc
     return figure
 
 
-def sweep_figure(shares: dict[str, Sequence[float]], quality: Sequence[float]) -> Figure:
+def sweep_figure(shares: Mapping[str, Sequence[float]], quality: Sequence[float]) -> Figure:
     """mAP@0.5 against the share of parameters and of MACs that is left, one point per ratio."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
@@ -49,7 +49,7 @@ def sweep_figure(shares: dict[str, Sequence[float]], quality: Sequence[float]) -
     return figure
 
 
-def latency_figure(curves: dict[str, tuple[Sequence[float], Sequence[float]]], runtime: str) -> Figure:
+def latency_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], runtime: str) -> Figure:
     """mAP@0.5 against milliseconds, a curve (milliseconds, mAP) for each order of pruning."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()

@@ -16,6 +16,9 @@ from tests.scene import make_project
 from utils.darknet.cfg import format_cfg
 from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.errors import InputError
+from utils.pruning import sweep
+from utils.pruning.budget import DEFAULT_RATIO, trained_ratio
+from utils.pruning.compare import Bench
 
 
 @pytest.fixture
@@ -175,7 +178,12 @@ def test_a_budget_of_map_costs_at_most_that(project):
     assert result["after"]["mAP"] >= result["before"]["mAP"] - 0.5
 
 
-def test_a_sweep_writes_only_the_table_and_the_curve(project, capsys):
+@pytest.fixture
+def few_ratios(monkeypatch):
+    monkeypatch.setattr(sweep, "SWEEP", (0.0, 0.4, 0.8))
+
+
+def test_a_sweep_writes_only_the_table_and_the_curve(project, few_ratios, capsys):
     run("--sweep")  # which also remembers the check of the images
     (project / "runs/prune_yolov3-hand/sweep.png").unlink()
     before = {path for path in project.rglob("*") if path.is_file()}
@@ -183,7 +191,7 @@ def test_a_sweep_writes_only_the_table_and_the_curve(project, capsys):
     new = {path.relative_to(project) for path in project.rglob("*") if path.is_file()} - {
         path.relative_to(project) for path in before
     }
-    assert new == {Path("runs/prune_yolov3-hand/sweep.png")}
+    assert new == {Path("runs/prune_yolov3-hand/sweep.png")}  # sweep.json was there
     printed = capsys.readouterr().out
     assert "Parameters left" in printed
     assert "of the channels can be pruned" in printed
@@ -214,12 +222,12 @@ def test_the_coupling_can_be_printed_without_weights(project, capsys):
     [
         ({"s_schedule": "target", "target_percent": 0.6}, 0.6),
         ({"s_schedule": "local", "target_percent": 0.7}, 0.7),
-        ({"s_schedule": "constant", "target_percent": 0.85}, test_prune.DEFAULT_RATIO),
-        ({}, test_prune.DEFAULT_RATIO),
+        ({"s_schedule": "constant", "target_percent": 0.85}, DEFAULT_RATIO),
+        ({}, DEFAULT_RATIO),
     ],
 )
 def test_the_default_ratio_is_the_one_that_the_model_was_trained_for(options, ratio):
-    assert test_prune.trained_ratio({"options": options}) == ratio
+    assert trained_ratio({"options": options}) == ratio
 
 
 def test_a_run_that_cut_its_network_is_compared_with_the_one_that_it_started_from(project, capsys):
@@ -232,3 +240,41 @@ def test_a_run_that_cut_its_network_is_compared_with_the_one_that_it_started_fro
     assert result["before"]["parameters"] > 10 * result["after"]["parameters"]
     assert result["percent"] == 0
     assert sum(layer["before"] for layer in result["layers"]) > 2 * sum(layer["after"] for layer in result["layers"])
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped_and_uses_no_rows_of_another_file(
+    project, few_ratios, monkeypatch
+):
+    measured = []
+
+    def measure(*words, stop=None):
+        measured.clear()
+        mean_ap = Bench.mean_ap
+
+        def interrupted(bench, model):
+            if len(measured) == stop:
+                raise KeyboardInterrupt
+            measured.append(model.spec.parameters)
+            return mean_ap(bench, model)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Bench, "mean_ap", interrupted)
+            return report("--sweep", *words)["sweep"]
+
+    unfinished = Path("runs/prune_yolov3-hand/unfinished.json")
+    with pytest.raises(KeyboardInterrupt):
+        measure(stop=2)
+    first = list(json.loads(unfinished.read_text())["rows"].values())
+    rows = measure()
+    assert rows[:2] == first
+    assert len(measured) == len(rows) - 2
+    assert [row["percent"] for row in rows] == list(sweep.SWEEP)
+    assert not unfinished.exists()
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(stop=2)
+    with pytest.raises(KeyboardInterrupt):
+        measure("--round_to", "4", stop=1)  # other options
+    assert len(measured) == 1
+    save_checkpoint("checkpoints/yolov3_ckpt.pth", randomize(Darknet("config/yolov3-hand.cfg")), img_size=64)
+    assert len(measure("--round_to", "4")) == len(measured)  # another model under the same name

@@ -3,7 +3,7 @@ import csv
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,24 @@ from models import Darknet
 from tests.networks import CFG_FOLDER, CFGS, narrow
 from utils.darknet.spec import parse_network
 from utils.errors import InputError
-from utils.pruning import graph_timer, latency
+from utils.pruning import graph_timer
+from utils.pruning.costs import Counts
 from utils.pruning.coupling import couple
 from utils.pruning.graph_timer import COLUMNS, RUNNERS, OnnxWriter, measure_to_file, read_rows
-from utils.pruning.latency import LatencyTable, axes, network_graph, read_table, table_graphs, whole_networks
+from utils.pruning.latency import Fit, LatencyTable, bracket, read_table, written_values
+from utils.pruning.latency_graphs import (
+    RANDOM,
+    WIDTHS,
+    axes,
+    border_name,
+    kind_of,
+    network_graph,
+    pointwise,
+    random_network,
+    table_graphs,
+    whole_networks,
+)
+from utils.pruning.residuals import cfg_without_blocks, residual_blocks
 
 SIZE = 64
 
@@ -38,25 +52,31 @@ def border(size, channels):
     return 1e-5 * size[0] * size[1] * channels + 0.01
 
 
-def made_up(spec, factor=1.0, rate=0.0, constant=0.0):
+def made_up(spec, fit=Fit(1.0, 0.0, 0.0, 0.0, 0.0)):  # noqa: B008
     """A table in which the borders cost something, and whole networks what a fit gives."""
     milliseconds = {}
     for kind, (inputs, outputs) in axes(spec).items():
         for i in inputs:
-            milliseconds[latency.border_name((kind.height, kind.width), i)] = border((kind.height, kind.width), i)
+            milliseconds[border_name((kind.height, kind.width), i)] = border((kind.height, kind.width), i)
             for o in outputs:
-                milliseconds[latency.border_name(kind.output_size, o)] = border(kind.output_size, o)
+                milliseconds[border_name(kind.output_size, o)] = border(kind.output_size, o)
                 before = 0 if kind.from_image else border((kind.height, kind.width), i)
                 halves = (before + border(kind.output_size, o)) / 2
                 milliseconds[kind.name(i, o)] = cost_of(kind, i, o) + halves
     for name, network in whole_networks(spec).items():
-        values = latency.written_values(network)
-        milliseconds[name] = factor * exact_sum(network) + rate * values + constant
+        milliseconds[name] = expected_ms(network, fit)
     return milliseconds
 
 
+def expected_ms(spec, fit):
+    values = written_values(spec) + sum(c.channels * c.height * c.width for c in spec.convolutions)
+    weights = sum(c.size**2 * c.inputs // c.groups * c.channels for c in spec.convolutions)
+    of_convolutions = fit.factor * exact_sum(spec) + fit.per_convolution * len(spec.convolutions)
+    return of_convolutions + fit.per_value * values + fit.per_weight * weights + fit.constant
+
+
 def exact_sum(spec):
-    return sum(cost_of(latency.kind_of(spec, c), c.inputs, c.channels) for c in spec.convolutions)
+    return sum(cost_of(kind_of(spec, c), c.inputs, c.channels) for c in spec.convolutions)
 
 
 def write(path, milliseconds, **changed):
@@ -68,13 +88,18 @@ def write(path, milliseconds, **changed):
     return path
 
 
-def test_the_prediction_is_the_fitted_sum_over_the_convolutions(spec):
-    table = LatencyTable(spec, made_up(spec, factor=1.25, rate=2e-6, constant=0.5), "made up")
-    assert (table.fit.factor, table.fit.rate, table.fit.constant) == pytest.approx((1.25, 2e-6, 0.5), rel=1e-6)
-    pruned = latency.with_width(couple(spec), SIZE, latency.uneven_shares(couple(spec), 77))
-    expected = 1.25 * exact_sum(pruned) + 2e-6 * latency.written_values(pruned) + 0.5
-    assert table.predict(pruned) == pytest.approx(expected, rel=1e-9)
-    assert table.predict(pruned) < table.predict(spec)
+def test_the_prediction_is_the_fitted_sum_over_the_layers():
+    """Of a network with residual blocks, which may be gone."""
+    spec = parse_network(create_cfg("v3", 1, SIZE, width=0.125)).at(SIZE)
+    fit = Fit(1.25, 0.02, 2e-6, 3e-7, 0.5)
+    table = LatencyTable(spec, made_up(spec, fit), "made up")
+    assert astuple(table.fit) == pytest.approx(astuple(fit), rel=1e-6)
+    pruned = random_network(spec, 77)
+    assert len(pruned.convolutions) < len(spec.convolutions)
+    assert table.predict(pruned) == pytest.approx(expected_ms(pruned, fit), rel=1e-6)
+    saved = Counts(couple(spec), table).saved_by_layers(residual_blocks(spec)[0].layers)
+    shallow = parse_network(cfg_without_blocks(spec, residual_blocks(spec)[:1]))
+    assert table.predict(spec) - table.predict(shallow) == pytest.approx(saved, rel=1e-6)
 
 
 def test_times_between_points_are_interpolated_on_both_sides_and_held_beyond(spec):
@@ -83,11 +108,11 @@ def test_times_between_points_are_interpolated_on_both_sides_and_held_beyond(spe
     for channels in ((11, 19), (8, 21), (16, 24)):
         assert table.convolution(kind, *channels) == pytest.approx(cost_of(kind, *channels))
     assert table.convolution(kind, 1, 8) == table.convolution(kind, 8, 8)
-    assert latency.bracket([8, 16, 32], 20) == [(16, 0.75), (32, 0.25)]
+    assert bracket([8, 16, 32], 20) == [(16, 0.75), (32, 0.25)]
 
 
 def test_a_table_survives_its_file(spec, tmp_path):
-    milliseconds = made_up(spec, constant=0.3)
+    milliseconds = made_up(spec, Fit(1.0, 0.1, 0.0, 0.0, 0.0))
     table = read_table(write(tmp_path / "t.csv", milliseconds), spec, "onnx")
     assert table.predict(spec) == LatencyTable(spec, milliseconds, "made up").predict(spec)
     assert table.title == "onnx 1, 1 thread, a box"
@@ -124,7 +149,7 @@ def test_an_activation_that_no_runtime_here_knows_is_refused(spec):
 
 
 def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    conv = latency.pointwise(3, 8, -1)
+    conv = pointwise(3, 8, -1)
     graphs = {f"g{n}": {"channels": 3, "height": 8, "width": 8, "layers": [conv]} for n in range(12)}
     path = tmp_path / "t.csv"
 
@@ -185,11 +210,11 @@ def installed(runtime):
 def test_ncnn_computes_what_onnx_runtime_does():
     pytest.importorskip("ncnn")
     pytest.importorskip("onnxruntime")
-    layers = [latency.pointwise(3, 8, -1), latency.pointwise(8, 8, 0) | {"size": 3, "padding": 1, "activation": "mish"}]
+    layers = [pointwise(3, 8, -1), pointwise(8, 8, 0) | {"size": 3, "padding": 1, "activation": "mish"}]
     layers += [{"op": "add", "from": [0, 1]}, {"op": "upsample", "from": [2], "stride": 2}]
     layers += [{"op": "maxpool", "from": [3], "size": 2, "stride": (2, 2), "before": 0, "after": 0}]
     layers += [{"op": "slice", "from": [0], "begin": 2, "end": 6}, {"op": "concat", "from": [4, 5]}]
-    graph = {"channels": 3, "height": 16, "width": 24, "layers": [*layers, latency.pointwise(12, 18, 6)]}
+    graph = {"channels": 3, "height": 16, "width": 24, "layers": [*layers, pointwise(12, 18, 6)]}
     ours, theirs = (np.array(RUNNERS[name](graph, 1, "cpu")()[0]) for name in ("ncnn", "onnx"))
     np.testing.assert_allclose(ours, theirs[0], rtol=1e-4, atol=1e-4)
 
@@ -215,6 +240,6 @@ def test_the_script_for_another_device_needs_nothing_of_this_project(spec, tmp_p
 def test_the_graphs_of_a_table_cover_its_network(spec):
     names = list(table_graphs(spec))
     whole = [position for position, name in enumerate(names) if name.startswith("network")]
-    assert len(whole) == len(latency.WIDTHS) + latency.UNEVEN
+    assert len(whole) == len(WIDTHS) + RANDOM
     assert max(np.diff(whole)) < len(names) / 4  # all along, so that a slow minute does not hit them all
     Darknet(whole_networks(spec)[names[whole[0]]].blocks)  # a network that can be built

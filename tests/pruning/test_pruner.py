@@ -8,10 +8,11 @@ from models import Darknet
 from tests.networks import randomize
 from utils.detection.complexity import count_parameters
 from utils.errors import InputError
+from utils.pruning.budget import LARGEST_RATIO, STEP, largest_ratio, smallest_ratio
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.proof import head_difference, prove
-from utils.pruning.pruner import LARGEST_RATIO, STEP, Pruner, largest_ratio, smallest_ratio
+from utils.pruning.pruner import Pruner
 from utils.pruning.selection import allowed_ratio, describe_room, is_separated, sparse_ratio
 
 

@@ -1,28 +1,20 @@
-"""Networks before and after pruning: their mAP, size and speed, side by side and over a range of ratios."""
+"""Networks before and after pruning: their mAP, size and speed, side by side."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from terminaltables import AsciiTable
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from models import Darknet
-from utils.darknet.spec import NetworkSpec
 from utils.detection.complexity import count_parameters, state_dict_size
 from utils.detection.evaluate import evaluate
 from utils.detection.inference import for_inference
-from utils.pruning.pruner import Pruner
 from utils.sizes import AnySize, Size
 from utils.timing import Timing, forward_times
-
-SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # ratios
-
-Milliseconds = Callable[[Sequence[NetworkSpec]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -124,52 +116,3 @@ def comparison_table(before: Measures, after: Measures) -> str:
     table = AsciiTable(rows)
     table.justify_columns = dict.fromkeys((1, 2, 3), "right")
     return table.table
-
-
-def measure_sweep(pruner: Pruner, bench: Bench, milliseconds: Milliseconds | None = None) -> list[dict[str, Any]]:
-    """The pruned network at each ratio of SWEEP: a row of measures per ratio.
-
-    Args:
-        pruner: of the network.
-        bench: measures the networks.
-        milliseconds: gives the times of networks in a runtime, which are then in the rows as ``ms``.
-    """
-    rows, specs = [], []
-    for ratio in tqdm(SWEEP, "sweep", leave=False, unit="ratio"):
-        result = pruner.at(ratio)
-        compact = result.pruned.model
-        specs.append(compact.spec.at(bench.img_size))
-        rows.append(
-            {
-                "percent": ratio,
-                "mAP": bench.mean_ap(compact),
-                "threshold": result.selection.threshold,
-                "parameters": count_parameters(compact),
-                "macs": bench.macs(compact),
-                "forward_share": bench.forward_share(compact, pruner.model),
-            }
-        )
-    if milliseconds:
-        for row, ms in zip(rows, milliseconds(specs), strict=True):
-            row["ms"] = ms
-    return rows
-
-
-def sweep_table(rows: Sequence[dict[str, Any]], parameters: int, macs: int) -> str:
-    """The rows of :func:`measure_sweep` as a table for the terminal, beside the full network's counts."""
-    table = [["Ratio", "mAP@0.5", "Parameters left", "MACs left", "Forward time left", "|gamma| up to"]]
-    in_runtime = "ms" in rows[0]
-    table[0] += ["ms in the runtime"] if in_runtime else []
-    table += [
-        [
-            f"{row['percent']:.0%}",
-            f"{row['mAP']:.4f}",
-            f"{row['parameters'] / parameters:.1%}",
-            f"{row['macs'] / macs:.1%}",
-            f"{row['forward_share']:.1%}",
-            f"{row['threshold']:.3g}",
-            *([f"{row['ms']:.2f}"] if in_runtime else []),
-        ]
-        for row in rows
-    ]
-    return AsciiTable(table).table

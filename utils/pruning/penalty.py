@@ -85,8 +85,12 @@ class GammaPenalty:
 
     def distances(self) -> np.ndarray:
         """|gamma| over its price, of all channels under the penalty: how far each is from 0 where all prices are 1."""
+        return self.gammas() / self.channel_prices()
+
+    def channel_prices(self) -> np.ndarray:
+        """The prices of all channels under the penalty, in the order of :meth:`gammas`."""
         prices = [self.prices[index][mask] for index, mask in self._masks.items()]
-        return self.gammas() / torch.cat(prices).cpu().numpy() if prices else self.gammas()
+        return torch.cat(prices).cpu().numpy() if prices else np.zeros(0, np.float32)
 
     @torch.no_grad()
     def before_step(self) -> None:

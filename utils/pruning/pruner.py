@@ -1,19 +1,16 @@
-"""Pruning at a ratio, and the search for the ratio that meets a budget."""
+"""Pruning at any ratio."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from models import Darknet
 from utils.darknet.layers import IMAGE
-from utils.darknet.spec import NetworkSpec
-from utils.errors import InputError
 from utils.pruning.costs import Costs
 from utils.pruning.coupling import Coupling, couple
 from utils.pruning.importance import importance
-from utils.pruning.latency import LatencyTable
 from utils.pruning.latency_order import RemovalOrder
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.residuals import (
@@ -26,11 +23,6 @@ from utils.pruning.residuals import (
 )
 from utils.pruning.selection import Selection, is_separated, select_least
 from utils.pruning.surgery import Pruned, prune
-from utils.sizes import AnySize
-
-DEFAULT_RATIO = 0.85  # of the channels, as the older tools have it
-LARGEST_RATIO = 0.9999
-STEP = 0.0025  # the search for a ratio ends when it is known to this
 
 
 @dataclass(frozen=True)
@@ -167,92 +159,3 @@ def corresponding_sets(coupling: Coupling, full: Coupling, kept: Sequence[int]) 
     for index, sets in coupling.outputs.items():
         numbers[sets] = full.outputs[index if index == IMAGE else kept[index]]
     return numbers
-
-
-def cut_least_important(
-    model: Darknet,
-    strategy: str,
-    img_size: AnySize,
-    ratio: float,
-    target_macs: float | None = None,
-    target_ms: float | None = None,
-    table: LatencyTable | None = None,
-) -> PruningResult:
-    """Prune a network that was not trained sparse, by the magnitude of its kernels.
-
-    Args:
-        model: the network, in eval mode; it stays as it is.
-        strategy: see :mod:`utils.pruning.selection`.
-        img_size: the input size that MACs are counted at.
-        ratio: the share of the prunable channels to cut.
-        target_macs: the share of the MACs to leave; then the smallest ratio that does so is cut.
-        target_ms: the milliseconds of a forward pass to leave by ``table``, in whose order channels then go; residual
-            blocks stay.
-
-    Raises:
-        InputError: the budget cannot be reached.
-    """
-    pruner = Pruner(model, strategy, kind="magnitude", costs=table, whole_blocks=False)
-    if target_ms is not None and table:
-        ratio = ratio_by_table(target_ms, lambda r: pruner.at(r).pruned.model.spec.at(img_size), table)
-    if target_macs is not None:
-        most = target_macs * model.spec.at(img_size).macs
-        budget = f"at most {target_macs:.1%} of the MACs"
-        ratio = smallest_ratio(lambda r: pruner.at(r).pruned.model.spec.at(img_size).macs <= most, budget)
-    return pruner.at(ratio)
-
-
-def ratio_by_table(target_ms: float, pruned: Callable[[float], NetworkSpec], table: LatencyTable) -> float:
-    """The smallest ratio with which a network takes ``target_ms`` by a table of latencies.
-
-    Args:
-        target_ms: the budget in milliseconds.
-        pruned: the network at a ratio.
-        table: of this network.
-
-    Raises:
-        InputError: the budget cannot be reached; the message says what can be.
-    """
-    least = table.predict(pruned(LARGEST_RATIO))
-    if least > target_ms:
-        raise InputError(
-            f"{target_ms:g} ms cannot be reached: the layers' floors (--layer_keep) and fixed channels leave "
-            f"{least:.2f} ms ({table.title})"
-        )
-    return smallest_ratio(lambda ratio: table.predict(pruned(ratio)) <= target_ms, f"{target_ms:g} ms")
-
-
-def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
-    """The largest ratio that is acceptable, to STEP below, by bisection.
-
-    ``acceptable`` should turn from true to false once; where it turns more often, one of the turns is returned.
-
-    Raises:
-        InputError: not even 0 reaches the ``goal``.
-    """
-    low, high = 0.0, LARGEST_RATIO
-    if acceptable(high):
-        return high
-    while high - low > STEP:
-        middle = (low + high) / 2
-        low, high = (middle, high) if acceptable(middle) else (low, middle)
-    if low == 0 and not acceptable(low):
-        raise InputError(f"{goal} cannot be reached: it is missed before a single channel is cut")
-    return low
-
-
-def smallest_ratio(reached: Callable[[float], bool], goal: str) -> float:
-    """The smallest ratio at which ``reached`` is true, to STEP above, by bisection.
-
-    Raises:
-        InputError: not even LARGEST_RATIO reaches the ``goal``.
-    """
-    if reached(0.0):
-        return 0.0
-    if not reached(LARGEST_RATIO):
-        raise InputError(f"{goal} cannot be reached: the layers' floors (--layer_keep) and fixed channels leave more")
-    low, high = 0.0, LARGEST_RATIO
-    while high - low > STEP:
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high

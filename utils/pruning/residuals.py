@@ -5,7 +5,7 @@ chain. If its last BatchNorm's gamma and beta are 0, and its activations map 0 t
 without it computes the same.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -89,20 +89,21 @@ def kept_layers(spec: NetworkSpec, blocks: Collection[ResidualBlock]) -> list[in
 def remove_residual_blocks(model: Darknet, blocks: Collection[ResidualBlock]) -> Darknet:
     """The network without ``blocks``, with the weights of the layers that stay, in eval mode."""
     kept = kept_layers(model.spec, blocks)
-    smaller = Darknet(_renumbered(model, blocks, kept)).to(device_of(model)).eval()
+    smaller = Darknet(cfg_without_blocks(model.spec, blocks)).to(device_of(model)).eval()
     for new, old in enumerate(kept):
         for target, source in zip(smaller.module_list[new].children(), model.module_list[old].children(), strict=True):
             target.load_state_dict(source.state_dict())
     return smaller
 
 
-def _renumbered(model: Darknet, blocks: Collection[ResidualBlock], kept: Sequence[int]) -> list[Block]:
-    """The cfg without ``blocks``, its absolute and relative layer numbers adapted."""
+def cfg_without_blocks(spec: NetworkSpec, blocks: Collection[ResidualBlock]) -> list[Block]:
+    """The cfg of the network without ``blocks``, its absolute and relative layer numbers adapted."""
+    kept = kept_layers(spec, blocks)
     entry = {block.shortcut: block.entry for block in blocks}
     number = {old: new for new, old in enumerate(kept)}
-    cfg = [model.blocks[0].copy()]
+    cfg = [spec.blocks[0].copy()]
     for new, old in enumerate(kept):
-        section = model.spec.section(old).copy()
+        section = spec.section(old).copy()
         for key in ("layers", "from"):
             if key in section:
                 numbers = [int(text) for text in section[key].rstrip(",").split(",")]

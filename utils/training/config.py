@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass, fields
 
-from utils.pruning.pruner import DEFAULT_RATIO
+from utils.pruning.budget import DEFAULT_RATIO, Budget
 from utils.sizes import AnySize
 
 # The run cuts the least important channels once, and trains what is left as an ordinary network.
@@ -42,6 +42,26 @@ class SparsityConfig:
     def is_cut(self) -> bool:
         """Whether the run cuts its network once, and has no penalty."""
         return self.schedule == CUT
+
+    @property
+    def budget(self) -> Budget:
+        """How much the one cut of the schedule CUT prunes."""
+        return Budget(self.ratio, self.target_macs, target_ms=self.target_ms)
+
+    @classmethod
+    def from_options(cls, args: argparse.Namespace) -> "SparsityConfig":
+        """The settings that the completed options of train.py ask for."""
+        return cls(
+            s=args.s,
+            schedule=args.s_schedule,
+            ratio=args.target_percent,
+            method=args.sr_method,
+            cut_epoch=args.cut_epoch,
+            target_macs=args.target_macs,
+            penalty_cost=args.penalty_cost,
+            target_ms=args.target_ms,
+            latency_table=args.latency_table,
+        )
 
 
 @dataclass(frozen=True)
@@ -87,18 +107,6 @@ class TrainConfig:
     @classmethod
     def from_options(cls, args: argparse.Namespace) -> "TrainConfig":
         """The settings that the completed options of train.py ask for."""
-        sparsity = None
-        if args.sr:
-            sparsity = SparsityConfig(
-                args.s,
-                args.s_schedule,
-                args.target_percent,
-                args.sr_method,
-                args.cut_epoch,
-                args.target_macs,
-                args.penalty_cost,
-                args.target_ms,
-                args.latency_table,
-            )
+        sparsity = SparsityConfig.from_options(args) if args.sr else None
         names = {field.name for field in fields(cls)} - {"epochs", "sparsity"}
         return cls(epochs=args.total_epochs, **{name: getattr(args, name) for name in names}, sparsity=sparsity)

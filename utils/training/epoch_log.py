@@ -52,8 +52,8 @@ class EpochLog:
         print_epoch(report, self.gammas, sparse_ratio(self._coupling, strategy, sizes))
         self._log.add(report.row(self.gammas))
         self.gammas.save(self._gamma_file)
-        if self._advice:
-            self._advice.after_epoch(trainer.epoch, trainer.step, self.rows, self.gammas)
+        if self._advice and trainer.penalty:
+            self._advice.after_epoch(trainer.epoch, trainer.step, self.rows, self.gammas, trainer.penalty)
 
     def close(self) -> None:
         """Close the log's files."""

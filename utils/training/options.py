@@ -12,13 +12,14 @@ from utils.data.image_cache import KINDS
 from utils.detection.options import add_check_options, add_device_option, add_precision_option, add_workers_option
 from utils.devices import computes_bf16, default_precision, describe_device
 from utils.errors import InputError
+from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, cut_least_important
 from utils.pruning.costs import COSTS
-from utils.pruning.latency import read_table
+from utils.pruning.latency import latency_of
 from utils.pruning.penalty import METHODS
-from utils.pruning.pruner import DEFAULT_RATIO, LARGEST_RATIO, cut_least_important
+from utils.pruning.pruner import PruningResult
 from utils.pruning.schedules import SCHEDULES, check_schedule
 from utils.pruning.selection import STRATEGIES
-from utils.training.config import BEFORE_CUT, CUT
+from utils.training.config import BEFORE_CUT, CUT, SparsityConfig
 from utils.training.recipes import LEARNING_RATE, MOSAIC, epochs_after_cut
 from utils.training.runs import Run
 
@@ -277,7 +278,7 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     args.cut_epoch = round(BEFORE_CUT * args.epochs) if cuts else 0
 
 
-def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> None:
+def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> PruningResult:
     """Set how many epochs a run that cuts its network has, by how much of ``model`` the cut leaves; print it.
 
     From random weights the cut comes later and leaves about as much.
@@ -287,14 +288,16 @@ def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> No
         model: the network before the cut.
         images: how many images there are to train on.
 
+    Returns:
+        What a cut of ``model`` leaves.
+
     Raises:
         InputError: no channel may be cut, or the budget cannot be reached.
     """
     size = args.img_size
-    table = read_table(args.latency_table, model.spec.at(size)) if args.target_ms is not None else None
-    left = cut_least_important(
-        model.eval(), args.strategy, size, args.target_percent, args.target_macs, args.target_ms, table
-    )
+    latency = latency_of(model.spec.at(size), None, args.latency_table)
+    budget = SparsityConfig.from_options(args).budget
+    left = cut_least_important(model.eval(), args.strategy, size, budget, latency)
     small, whole = (spec.at(size).macs for spec in (left.pruned.model.spec, model.spec))
     before, after = args.cut_epoch, args.epochs - args.cut_epoch
     has_teacher = bool(args.distill or args.teacher_weights)
@@ -303,6 +306,7 @@ def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> No
     print(
         f"{args.total_epochs - before} epochs after the cut, {small / whole:.1%} of the MACs each, in place of {after}"
     )
+    return left
 
 
 def _default_schedule(args: argparse.Namespace) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.pruning.gamma_history import LEAST_NEAR_ZERO, GammaHistory
-from utils.pruning.penalty import reach
+from utils.pruning.penalty import GammaPenalty, reach
 from utils.pruning.schedules import DEADLINE, RESISTANCE
 from utils.training.config import TrainConfig
 from utils.training.optim import MOMENTUM
@@ -56,7 +56,9 @@ class PenaltyAdvice:
                 raise InputError(f"--s {s:g}: {problem}; --force trains all the same")
             print(f"warning: {problem}")
 
-    def after_epoch(self, epochs: int, steps: int, rows: Sequence[dict[str, Any]], gammas: GammaHistory) -> None:
+    def after_epoch(
+        self, epochs: int, steps: int, rows: Sequence[dict[str, Any]], gammas: GammaHistory, penalty: GammaPenalty
+    ) -> None:
         """Print warnings where sparse training does not sparsify, or costs detections.
 
         Args:
@@ -64,6 +66,7 @@ class PenaltyAdvice:
             steps: how many optimizer steps are done.
             rows: of the log.
             gammas: up to now.
+            penalty: on the gammas, which says at what price each is lowered.
         """
         if self._silent:
             return
@@ -72,9 +75,10 @@ class PenaltyAdvice:
         if self._sparsity.schedule == "local" and done < DEADLINE:  # the kept channels have only begun to recover
             mean_aps = []
         at_first = float(gammas.quintiles[0][1:3].mean())  # about their median
-        for warning in penalty_warnings(
-            s, self._fitting(at_first), done, gammas, s * self._reach_per_s(steps), mean_aps
-        ):
+        fitting = self._fitting(at_first * float(np.median(1 / penalty.channel_prices())))
+        lowest, reach_left = float(np.quantile(penalty.distances(), 0.2)), s * self._reach_per_s(steps)
+        priced = self._sparsity.penalty_cost != "uniform"
+        for warning in penalty_warnings(s, fitting, done, gammas.near_zero[-1], lowest, reach_left, mean_aps, priced):
             print(f"warning: {warning}")
 
     def _reach_per_s(self, begin: int = 0) -> float:
@@ -87,7 +91,14 @@ class PenaltyAdvice:
 
 
 def penalty_warnings(
-    s: float, fitting: float, done: float, gammas: GammaHistory, reach_left: float, mean_aps: Sequence[float]
+    s: float,
+    fitting: float,
+    done: float,
+    near_zero: float,
+    lowest: float,
+    reach_left: float,
+    mean_aps: Sequence[float],
+    priced: bool = False,
 ) -> list[str]:
     """Warnings about sparse training that does not sparsify, or that costs detections.
 
@@ -95,13 +106,15 @@ def penalty_warnings(
         s: strength of the penalty.
         fitting: the strength that suits the gammas and the length of the run.
         done: the share of the run that is done.
-        gammas: up to now.
-        reach_left: by how much the penalty can still lower a gamma.
+        near_zero: the share of gammas near zero.
+        lowest: the lowest quintile of |gamma| over its price.
+        reach_left: by how much the penalty can still lower a gamma of price 1.
         mean_aps: mAP@0.5 of the evaluations up to now.
+        priced: whether prices differ.
     """
     warnings = []
+    over, unit = (", each over its price,", " of price 1") if priced else ("", "")
     stronger = f"train with --s {max(fitting, 2 * s):.2g}, or for more epochs"
-    near_zero, lowest = gammas.near_zero[-1], float(gammas.quintiles[-1][0])
     if near_zero < LEAST_NEAR_ZERO:
         if done == 1:
             warnings.append(
@@ -109,8 +122,8 @@ def penalty_warnings(
             )
         elif done >= 0.5 and lowest > reach_left:
             warnings.append(
-                f"the lowest fifth of the gammas reaches up to {lowest:.3g}, but the rest of the run can lower a gamma "
-                f"by at most {reach_left:.3g}: {stronger}"
+                f"the lowest fifth of the gammas{over} reaches up to {lowest:.3g}, but the rest of the run can lower a "
+                f"gamma{unit} by at most {reach_left:.3g}: {stronger}"
             )
     best, latest = max(mean_aps, default=0.0), mean_aps[-2:]
     if best > LEAST_MAP and len(latest) == 2 and max(latest) < best / 2:

@@ -19,12 +19,13 @@ from utils.data.images import to_device
 from utils.data.loader import EpochSampler, Waiting
 from utils.detection.loss import HeadReport, YoloLoss
 from utils.devices import amp_dtype, autocast, device_of, memory_advice, smaller_batch
+from utils.pruning.budget import cut_least_important
 from utils.pruning.costs import Costs, MacCosts
-from utils.pruning.latency import LatencyTable, read_table
+from utils.pruning.latency import Latency, latency_of
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.proof import prove
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
-from utils.pruning.pruner import PruningResult, cut_least_important
+from utils.pruning.pruner import PruningResult
 from utils.pruning.schedules import READING_STEPS, SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
 from utils.sizes import Size
@@ -63,6 +64,7 @@ class Trainer:
         epoch, step: how many epochs and optimizer steps are done.
         best_map: the best mAP@0.5 so far.
         pruned: whether the network is one whose channels were cut, now or before the run.
+        trial_cut: of the network as it is before the first step, for :meth:`cut_once`.
         ema: the average of the weights.
         penalty: on the gammas; None without ``config.sparsity``.
         distillation: the loss against the teacher; None without one.
@@ -86,6 +88,7 @@ class Trainer:
         self.epoch = self.step = 0
         self.best_map = 0.0
         self.pruned = False
+        self.trial_cut: PruningResult | None = None
         self.penalty: GammaPenalty | None = None
         scaled = config.precision == "mixed" and amp_dtype(self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
@@ -129,10 +132,13 @@ class Trainer:
 
     def _costs(self, sparsity: SparsityConfig) -> Costs | None:
         """What prices the penalty."""
-        return MacCosts(self._first_spec) if sparsity.penalty_cost == "macs" else self._table(sparsity)
+        if sparsity.penalty_cost == "macs":
+            return MacCosts(self._first_spec)
+        latency = self._latency(sparsity)
+        return latency.table if latency else None
 
-    def _table(self, sparsity: SparsityConfig) -> LatencyTable | None:
-        return read_table(sparsity.latency_table, self._first_spec) if sparsity.latency_table else None
+    def _latency(self, sparsity: SparsityConfig) -> Latency | None:
+        return latency_of(self._first_spec, None, sparsity.latency_table)
 
     def train_epoch(self, batches: DataLoader, after_step: Callable[[], None]) -> EpochReport:
         """Take the steps of the epoch that are still to do.
@@ -287,17 +293,12 @@ class Trainer:
         config, sparsity, kept_channels = self.config, self.config.sparsity, self.kept_channels
         assert sparsity  # see cut_is_due
         assert kept_channels
-        result = cut_least_important(
-            self.ema.model,
-            config.strategy,
-            config.img_size,
-            sparsity.ratio,
-            sparsity.target_macs,
-            sparsity.target_ms,
-            self._table(sparsity),
-        )
-        compact = result.pruned.model
-        prove(result.reference, compact, config.img_size)
+        result, self.trial_cut = self.trial_cut, None
+        if not result:
+            latency = self._latency(sparsity)
+            result = cut_least_important(self.ema.model, config.strategy, config.img_size, sparsity.budget, latency)
+        compact = result.pruned.model.to(self.device)
+        prove(result.reference.to(self.device), compact, config.img_size)
         if config.distill and not self.teacher:
             self.teacher = self.ema.model
         self._attach(self._laid_out(compact))

@@ -1,0 +1,192 @@
+"""How much to prune: a ratio, or a budget, for which a ratio is searched."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from models import Darknet
+from utils.detection.complexity import count_parameters
+from utils.errors import InputError
+from utils.pruning.compare import Bench
+from utils.pruning.latency import Latency, LatencyTable
+from utils.pruning.pruner import Pruner, PruningResult
+from utils.sizes import AnySize
+
+DEFAULT_RATIO = 0.85  # of the channels, as the older tools have it
+LARGEST_RATIO = 0.9999
+STEP = 0.0025  # the search for a ratio ends when it is known to this
+CORRECTIONS = 3  # of a table's budget by what is measured
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to prune: ``ratio``, or what one of the others allows, which is then not None.
+
+    Attributes:
+        ratio: the share of the prunable channels to cut.
+        target_macs, target_params: the share of the MACs or the parameters to leave at most.
+        target_ms: the milliseconds of a forward pass of one image to leave at most.
+        max_map_drop: the mAP@0.5 to lose at most.
+    """
+
+    ratio: float = DEFAULT_RATIO
+    target_macs: float | None = None
+    target_params: float | None = None
+    target_ms: float | None = None
+    max_map_drop: float | None = None
+
+    @property
+    def goal(self) -> str | None:
+        """What the ratio is searched for, in words; None where it is given."""
+        if self.target_macs is not None:
+            return f"at most {self.target_macs:.1%} of the MACs"
+        if self.target_params is not None:
+            return f"at most {self.target_params:.1%} of the parameters"
+        if self.target_ms is not None:
+            return f"a forward pass of at most {self.target_ms:g} ms"
+        if self.max_map_drop is not None:
+            return f"a loss of at most {self.max_map_drop:g} mAP@0.5"
+        return None
+
+
+def trained_ratio(metadata: dict[str, Any]) -> float:
+    """The ratio that sparse training was to reach, by what its checkpoint says; else DEFAULT_RATIO."""
+    options = metadata.get("options", {})
+    if options.get("s_schedule") == "cut":  # within the run
+        return 0.0
+    return options["target_percent"] if options.get("s_schedule") in ("local", "target") else DEFAULT_RATIO
+
+
+def choose_ratio(
+    pruner: Pruner, budget: Budget, img_size: AnySize, latency: Latency | None = None, bench: Bench | None = None
+) -> float:
+    """The ratio of a budget, by bisection where it is not given.
+
+    Args:
+        pruner: of the network.
+        budget: how much to prune.
+        img_size: of the images that MACs and times are for.
+        latency: what times of a ``target_ms`` are of; None for PyTorch's as ``bench`` measures them.
+        bench: measures mAP, and times without ``latency``; not needed for other budgets.
+
+    Raises:
+        InputError: the budget cannot be reached.
+    """
+    model, goal = pruner.model, budget.goal
+    if not goal:
+        return budget.ratio
+
+    def pruned(ratio: float) -> Darknet:
+        return pruner.at(ratio).pruned.model
+
+    if budget.target_macs is not None:
+        most_macs = budget.target_macs * model.spec.at(img_size).macs
+        return smallest_ratio(lambda r: pruned(r).spec.at(img_size).macs <= most_macs, goal)
+    if budget.target_params is not None:
+        most = budget.target_params * count_parameters(model)
+        return smallest_ratio(lambda r: count_parameters(pruned(r)) <= most, goal)
+    if budget.target_ms is not None and latency:
+        return ratio_within(budget.target_ms, pruned, latency)
+    assert bench
+    if budget.target_ms is not None:
+        most_ms = budget.target_ms
+        return smallest_ratio(lambda r: bench.forward(pruned(r))[0].median <= most_ms, goal)
+    assert budget.max_map_drop is not None
+    least = bench.mean_ap(model) - budget.max_map_drop
+    return largest_ratio(lambda r: bench.mean_ap(pruned(r)) >= least, f"{goal}, to {least:.4f},")
+
+
+def cut_least_important(
+    model: Darknet, strategy: str, img_size: AnySize, budget: Budget, latency: Latency | None = None
+) -> PruningResult:
+    """Prune a network that was not trained sparse, by the magnitude of its kernels.
+
+    Args:
+        model: the network, in eval mode; it stays as it is.
+        strategy: see :mod:`utils.pruning.selection`.
+        img_size: the input size that MACs and times are for.
+        budget: how much to prune.
+        latency: for a ``target_ms``; channels then go in the order of its table, and residual blocks stay.
+
+    Raises:
+        InputError: the budget cannot be reached.
+    """
+    costs = latency.table if latency else None
+    pruner = Pruner(model, strategy, kind="magnitude", costs=costs, whole_blocks=False)
+    return pruner.at(choose_ratio(pruner, budget, img_size, latency))
+
+
+def ratio_within(target_ms: float, pruned: Callable[[float], Darknet], latency: Latency) -> float:
+    """The smallest ratio with which a network takes ``target_ms`` in a runtime.
+
+    The table chooses; where the network that it chooses is measured to be slower, the table's budget is lowered by as
+    much, at most CORRECTIONS times.
+
+    Args:
+        target_ms: the budget in milliseconds.
+        pruned: the network at a ratio.
+        latency: times in the runtime.
+
+    Raises:
+        InputError: the budget cannot be reached; the message says what can be.
+    """
+    budget = target_ms
+    for _ in range(1 + CORRECTIONS):
+        ratio = ratio_by_table(budget, pruned, latency.table)
+        (measured,) = latency.milliseconds([pruned(ratio)])
+        if measured <= target_ms:
+            return ratio
+        budget *= 0.99 * target_ms / measured
+    print(f"warning: {measured:.2f} ms were measured, more than {target_ms:g}: is the machine busy?")
+    return ratio
+
+
+def ratio_by_table(target_ms: float, pruned: Callable[[float], Darknet], table: LatencyTable) -> float:
+    """The smallest ratio with which a network takes ``target_ms`` by a table of latencies, see :func:`ratio_within`.
+
+    Raises:
+        InputError: the budget cannot be reached; the message says what can be.
+    """
+    least = table.predict(pruned(LARGEST_RATIO).spec)
+    if least > target_ms:
+        raise InputError(
+            f"{target_ms:g} ms cannot be reached: the layers' floors (--layer_keep) and fixed channels leave "
+            f"{least:.2f} ms ({table.title})"
+        )
+    return smallest_ratio(lambda ratio: table.predict(pruned(ratio).spec) <= target_ms, f"{target_ms:g} ms")
+
+
+def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
+    """The largest ratio that is acceptable, to STEP below, by bisection.
+
+    ``acceptable`` should turn from true to false once; where it turns more often, one of the turns is returned.
+
+    Raises:
+        InputError: not even 0 reaches the ``goal``.
+    """
+    low, high = 0.0, LARGEST_RATIO
+    if acceptable(high):
+        return high
+    while high - low > STEP:
+        middle = (low + high) / 2
+        low, high = (middle, high) if acceptable(middle) else (low, middle)
+    if low == 0 and not acceptable(low):
+        raise InputError(f"{goal} cannot be reached: it is missed before a single channel is cut")
+    return low
+
+
+def smallest_ratio(reached: Callable[[float], bool], goal: str) -> float:
+    """The smallest ratio at which ``reached`` is true, to STEP above, by bisection.
+
+    Raises:
+        InputError: not even LARGEST_RATIO reaches the ``goal``.
+    """
+    if reached(0.0):
+        return 0.0
+    if not reached(LARGEST_RATIO):
+        raise InputError(f"{goal} cannot be reached: the layers' floors (--layer_keep) and fixed channels leave more")
+    low, high = 0.0, LARGEST_RATIO
+    while high - low > STEP:
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
