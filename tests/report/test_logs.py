@@ -35,7 +35,14 @@ def test_a_run_without_a_log_has_no_section_and_a_damaged_one_is_named(tmp_path)
 
 def test_a_sweep_is_drawn_against_what_is_left_and_against_the_time(tmp_path):
     row = {"percent": 0.5, "mAP": 0.9, "macs": 30, "parameters": 20, "threshold": 0.1, "forward_share": 0.75}
-    content = {"strategy": "slim", "parameters": 100, "macs": 60, "sweep": [row, row | {"mAP": 0.8, "macs": 15}]}
+    row |= {"order": "slim"}
+    content = {
+        "strategy": "slim",
+        "table": None,
+        "parameters": 100,
+        "macs": 60,
+        "sweep": [row, row | {"mAP": 0.8, "macs": 15}],
+    }
     write_json(tmp_path / "sweep.json", content)
     (section,) = sweep_sections([tmp_path, tmp_path])
     assert section.title == "Sweep of ratios, strategy slim (sweep.json)"

@@ -105,8 +105,8 @@ def sweep_section(path: Path, position: int) -> Section:
         if curves:
             labels = (x_label, "mAP@0.5")
             plots.append(curves_plot(f"sweep{position}-{kind}", title, labels, curves, unit=True, falling=True))
-    settings = [f"strategy {whole['strategy']}"] if "strategy" in whole else []
-    settings += [str(whole["table"])] if "table" in whole else []
+    settings = [f"strategy {whole['strategy']}"] if whole.get("strategy") else []
+    settings += [str(whole["table"])] if whole.get("table") else []
     return Section(f"{', '.join(['Sweep of ratios', *settings])} ({path.name})", plots)
 
 
@@ -141,14 +141,18 @@ def _ratio(name: str, whole: float) -> Callable[[Mapping], Any]:
 
 
 def _curves(rows: Sequence[Mapping], name: str, x: Callable[[Mapping], Any]) -> list[Curve]:
-    """A curve per group of rows with the same texts."""
+    """A curve per group of rows with the same texts, which tell several curves apart."""
     groups: dict[tuple[str, ...], list[Mapping]] = {}
     for row in rows:
         if _is_number(x(row)) and _is_number(row.get("mAP")):
             groups.setdefault(tuple(cell for cell in row.values() if isinstance(cell, str) and cell), []).append(row)
+    several = len(groups) > 1
+    labels = {
+        texts: ", ".join(texts if several and name == "ms" else [*(texts if several else ()), name]) for texts in groups
+    }
     return [
         Curve(
-            ", ".join([*texts, name]) if name != "ms" else ", ".join(texts) or name,
+            labels[texts],
             [x(row) for row in group],
             [row["mAP"] for row in group],
             [f"ratio {row['percent']:.0%}" if _is_number(row.get("percent")) else "" for row in group],
