@@ -215,9 +215,8 @@ def read_annotation_file(path: Path) -> str:
 
 
 def read_instances(path: Path) -> str:
-    """Reader of COCO instances, as one file."""
-    data = read_coco({"train": (path, path.parent)})
-    return _checked(data)
+    """Reader of COCO instances, as the second of two files."""
+    return _checked(read_coco({"train": (path.with_name("train.json"), path.parent), "valid": (path, path.parent)}))
 
 
 def _checked(data: DataSet) -> str:
@@ -485,6 +484,7 @@ def prepare(folder: Path) -> None:
     Image.new("RGB", (4, 4)).save(folder / "images/b.jpg")
     (folder / "list.txt").write_text("images/a.png\n")
     (folder / "two.names").write_text("cat\ndog\n")
+    (folder / "train.json").write_bytes(coco_seeds()[0])
 
 
 def fuzz(reader: str, folder: Path, first: int, cases: int) -> tuple[Counter, float]:

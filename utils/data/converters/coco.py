@@ -153,8 +153,7 @@ def unify_ids(file: CocoFile, categories: dict[str, str], notes: list[str]) -> N
     file.categories = {renumbered.get(number, number): name for number, name in file.categories.items()}
     for key, entries in (("id", file.content["categories"]), ("category_id", file.content["annotations"])):
         for entry in entries:
-            if (number := identity(entry.get(key))) in renumbered:
-                entry[key] = renumbered[number]
+            entry[key] = renumbered.get(str(identity(entry.get(key))), entry.get(key))
     notes += [f"{file.path}: category {old}, {categories[new]}, is {new} elsewhere" for old, new in renumbered.items()]
 
 
