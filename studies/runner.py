@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -175,7 +176,7 @@ def training_figures(job: Job) -> dict[str, Any]:
     evaluated = [float(row["mAP"]) for row in after_warmup if row["mAP"]]
     figures = {f"{name}_last": rows[-1][name] for name in ("mAP", "mAP_50_95")}
     figures |= {"mAP_least": f"{min(evaluated):.4f}", "epochs": len(rows)}
-    return figures | {"seconds_per_epoch": f"{sum(float(row['seconds']) for row in rows) / len(rows):.2f}"}
+    return figures | {"seconds_per_epoch": f"{statistics.median(float(row['seconds']) for row in rows):.2f}"}
 
 
 def cost(job: Job, measured: dict[str, Any]) -> float:
