@@ -5,14 +5,17 @@ python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import torch
 from terminaltables import AsciiTable
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from models import Darknet
 from utils.cli import ArgumentParser, number, run
@@ -22,6 +25,7 @@ from utils.data.check import check_data
 from utils.data.data_config import read_data_config
 from utils.data.images import batches_of_one, find_images
 from utils.detection.checkpoints import load_darknet, write_checkpoint
+from utils.detection.description import describe
 from utils.detection.evaluate import evaluate, validation_batches
 from utils.detection.fusing import fuse
 from utils.detection.options import (
@@ -36,10 +40,10 @@ from utils.detection.options import (
 from utils.detection.runtimes import OnnxModel, OpenVinoModel, prediction_difference
 from utils.errors import InputError
 from utils.export.deployment import Deployment, deployments
-from utils.export.ncnn import export_ncnn
-from utils.export.onnx import add_suppression, export_onnx, prove
-from utils.export.quantization import quantize, quantize_within
-from utils.export.tensorrt import build_engine, input_shapes, require_tensorrt
+from utils.export.ncnn import NcnnQuantizer, export_ncnn, load_contents, require_tools
+from utils.export.onnx import HALF_TOLERANCE, TOLERANCE, add_suppression, export_onnx, prove, prove_predictions
+from utils.export.quantization import FORMS, SENSITIVITY_IMAGES, quantize, quantize_within, sensitivities
+from utils.export.tensorrt import build_engine, input_shapes, load_engine, require_tensorrt
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json, write_text
 from utils.pruning import graph_timer
 from utils.pruning.latency_graphs import table_graphs
@@ -50,11 +54,22 @@ from utils.timing import Timing, forward_times
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+Built = TypeVar("Built")
+
 # The check compares boxes that score at least this; low-scoring ones can be of any size.
 MIN_SCORE = 0.25
+PROBLEM_WIDTH = 60  # letters in a line of the check's table, of why a runtime has no row
 MEASURE = "import sys\n\nfrom graph_timer import main\n\nsys.exit(main())\n"  # the script for another device
-# Of the file in each format of --to. An ncnn model has two more files, see utils/detection/ncnn.py.
+# Of the file in each format of --to. An ncnn model has two more files, an engine one, see utils/detection.
 SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param", "engine": ".engine"}
+# Options that only some formats have.
+ALLOWED = {
+    "static_size": ("onnx",),
+    "nms": ("onnx",),
+    "fp16": ("onnx", "ncnn", "engine"),
+    "int8": ("onnx", "ncnn", "engine"),
+    "max_map_drop": ("onnx", "ncnn", "engine"),
+}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -78,18 +93,24 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", help="the file to write; default: the weights' name with the suffix of the format")
 
-    onnx = parser.add_argument_group("ONNX and TensorRT")
+    onnx = parser.add_argument_group("ONNX, ncnn and TensorRT")
     onnx.add_argument(
         "--static_size", action="store_true", help="accept only images of --img_size; the batch size stays free"
     )
     onnx.add_argument("--nms", action="store_true", help="put non-maximum suppression into the graph")
+    onnx.add_argument(
+        "--fp16",
+        action="store_true",
+        help="16-bit floats; with --to ncnn those of the file, with --to engine always",
+    )
     add_threshold_options(onnx, conf_thres=0.5, nms_thres=0.4)
     onnx.add_argument(
         "--int8",
         nargs="?",
         const="onnxruntime",
-        choices=("onnxruntime", "openvino"),
-        help="8-bit integers for this runtime, by default onnxruntime, calibrated on training images of --data_config",
+        choices=tuple(FORMS),
+        help="8-bit integers, calibrated on training images of --data_config; with --to onnx in the form for this "
+        "runtime, by default onnxruntime",
     )
     onnx.add_argument(
         "--max_map_drop",
@@ -141,11 +162,13 @@ def write_latency_script(model: Darknet, img_size: Size, folder: Path) -> None:
 
 def refuse_options(args: argparse.Namespace) -> None:
     """Raise an InputError for options that do nothing with the others."""
-    quantizing, of_graph = {"int8", "max_map_drop"}, {"nms", "static_size"}
-    refused = {"onnx": set(), "engine": of_graph}.get(args.to, quantizing | of_graph)
-    if given := sorted(refused & args.given):
-        also = " or engine" if quantizing.issuperset(given) else ""
-        raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for --to onnx{also}")
+    for option, formats in ALLOWED.items():
+        if option in args.given and args.to not in formats:
+            raise InputError(f"--{option}: only for --to {' or '.join(formats)}")
+    if args.int8 in {"ncnn": ("openvino", "tensorrt"), "engine": ("openvino",)}.get(args.to, ()):
+        raise InputError(f"--int8 {args.int8}: a form of ONNX files; with --to {args.to} give --int8 alone")
+    if args.fp16 and args.int8 and args.to != "engine":
+        raise InputError("--fp16 and --int8 exclude each other; in the form of --int8 tensorrt the rest is in float16")
     if args.max_map_drop is not None and not args.int8:
         raise InputError("--max_map_drop: only with --int8")
 
@@ -161,16 +184,17 @@ def convert(
     if args.fuse:
         model = fuse(model)
     kept = {name: metadata[name] for name in ("epoch", "step", "best_map", "options", "strategy") if name in metadata}
-    if args.to == "ncnn":
-        # The .param file, by which the model is named, comes last.
-        for suffix, content in reversed(export_ncnn(model, names, img_size).items()):
-            save(target.with_suffix(suffix), partial(write_content, content=content))
+    if args.to in ("ncnn", "engine"):
+        make = ncnn_contents if args.to == "ncnn" else engine_contents
+        contents = make(model, names, img_size, args)
+        # The file by which the model is named comes last.
+        for suffix in sorted(contents, key=lambda suffix: suffix == SUFFIXES[args.to]):
+            save(target.with_suffix(suffix), partial(write_content, content=contents[suffix]))
         return
     write = {
         "weights": lambda file: write_darknet_weights(model, file),
         "pth": lambda file: write_checkpoint(file, model, **kept, names=names, img_size=img_size.plain),
         "onnx": lambda file: write_onnx(file, model, names, img_size, args),
-        "engine": lambda file: write_engine(file, model, names, img_size, args),
     }
     save(target, write[args.to])
     if args.fuse:
@@ -195,55 +219,108 @@ def output_path(args: argparse.Namespace) -> Path:
     """The file to write: --output, or beside the weights, with the options in its name and the suffix of the format."""
     if args.output:
         given, suffix = Path(args.output).suffix, SUFFIXES[args.to]
-        if given in {*SUFFIXES.values()} - {suffix} or (args.to == "ncnn" and given != suffix):
+        if given in {*SUFFIXES.values()} - {suffix} or (args.to in ("ncnn", "engine") and given != suffix):
             raise InputError(f"--output {args.output}: --to {args.to} writes a {suffix} file")
         return Path(args.output)
-    variants = {"fuse": "_fused", "int8": "_int8", "nms": "_nms"}
+    variants = {"fuse": "_fused", "fp16": "_fp16", "int8": "_int8", "nms": "_nms"}
     marks = "".join(mark for option, mark in variants.items() if getattr(args, option))
     marks += ".ncnn" if args.to == "ncnn" else ""
     weights = Path(args.weights_path)
     return weights.with_name(f"{weights.stem}{marks}{SUFFIXES[args.to]}")
 
 
-def write_engine(file: BinaryIO, model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
-    """Export and prove the graph in float, and build a TensorRT engine from it or from its form in 8 bits."""
+def ncnn_contents(model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> dict[str, bytes]:
+    """The contents of the ncnn files by suffix, in float, or in 8 bits after the files in float were proven."""
+    if args.int8:
+        require_tools()
+    contents = export_ncnn(model, names, img_size, args.fp16)
+    if not args.int8:
+        return contents
+    images = list(calibration_images(img_size, args))
+    quantizer = NcnnQuantizer(contents, model, names, img_size, images)
+    return within_drop(quantizer.contents, load_contents, contents, images, model, img_size, args)
+
+
+def engine_contents(model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> dict[str, bytes]:
+    """The contents of a TensorRT engine and its description by suffix, from the proven graph in float16 or 8 bits."""
     int8, shapes = bool(args.int8), input_shapes(img_size, args.batch_size)
     require_tensorrt(str(output_path(args).with_suffix(".onnx")), shapes, int8)
-    proto = proven_graph(model, names, img_size, dynamic_size=True)
-    file.write(build_engine(to_int8(proto, model, img_size, args) if int8 else proto, shapes, int8))
+    proto = proven_graph(model, names, img_size, dynamic_size=False, half=True)
+    engine = build_engine(to_int8(proto, "tensorrt", model, img_size, args) if int8 else proto, shapes)
+    contents = {".engine": engine, ".json": describe(model, names, img_size, {".engine": engine})}
+    if not int8:
+        images = list(proof_images(img_size, model.spec.stride))[:1]
+        gap = prove_predictions(model, load_engine(engine, contents[".json"]), images, HALF_TOLERANCE)
+        print(f"TensorRT agrees with PyTorch to {gap:.1e}")
+    return contents
 
 
 def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
     """Export, prove the float graph, and only then quantize it and add non-maximum suppression."""
-    proto = proven_graph(model, names, img_size, dynamic_size=not args.static_size)
+    half = args.fp16 or bool(args.int8 and FORMS[args.int8].half)
+    proto = proven_graph(model, names, img_size, not args.static_size, half)
     if args.int8:
-        proto = to_int8(proto, model, img_size, args)
+        proto = to_int8(proto, args.int8, model, img_size, args)
     if args.nms:
         proto = add_suppression(proto, args.conf_thres, args.nms_thres)
     file.write(proto.SerializeToString())
 
 
-def proven_graph(model: Darknet, names: list[str], img_size: Size, dynamic_size: bool) -> "ModelProto":
-    """The graph in float, after ONNX Runtime gave PyTorch's predictions."""
-    proto = export_onnx(model, names, img_size, dynamic_size)
+def proven_graph(model: Darknet, names: list[str], img_size: Size, dynamic_size: bool, half: bool) -> "ModelProto":
+    """The graph in float32 or float16, after ONNX Runtime gave PyTorch's predictions."""
+    proto = export_onnx(model, names, img_size, dynamic_size, half)
     images = list(proof_images(img_size, model.spec.stride))
-    gap = prove(model, proto, images if dynamic_size else images[:1])
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    gap = prove(model, proto, images if dynamic_size else images[:1], tolerance)
     print(f"ONNX Runtime agrees with PyTorch to {gap:.1e}")
     return proto
 
 
-def to_int8(proto: "ModelProto", model: Darknet, img_size: Size, args: argparse.Namespace) -> "ModelProto":
-    """The graph in 8 bits; with --max_map_drop some layers stay in float."""
-    images = calibration_images(img_size, args)
-    outputs = args.int8 == "onnxruntime" and args.to == "onnx"
+def to_int8(
+    proto: "ModelProto", runtime: str, model: Darknet, img_size: Size, args: argparse.Namespace
+) -> "ModelProto":
+    """The graph in 8 bits in the form for a runtime; with --max_map_drop some layers stay in float."""
+    images = list(calibration_images(img_size, args))
+    reader = OpenVinoModel if runtime == "openvino" else OnnxModel
+    with tempfile.TemporaryDirectory() as folder:
+        ranges = Path(folder) / "ranges.json"
+
+        def build(float_layers: Collection[int] = ()) -> "ModelProto":
+            bar = tqdm(images, "calibration", unit="image", leave=False, disable=ranges.exists())
+            return quantize(proto, model.spec, bar, float_layers, ranges, FORMS[runtime].outputs)
+
+        def load(graph: "ModelProto") -> nn.Module:
+            return reader(graph.SerializeToString())
+
+        return within_drop(build, load, proto, images, model, img_size, args)
+
+
+def within_drop(
+    build: Callable[..., Built],
+    load: Callable[[Built], nn.Module],
+    in_float: Built,
+    images: list[Tensor],
+    model: Darknet,
+    img_size: Size,
+    args: argparse.Namespace,
+) -> Built:
+    """What ``build`` makes in 8 bits; with --max_map_drop as few layers stay in float as that takes.
+
+    Args:
+        build: makes the network in 8 bits; it takes the numbers of layers that stay in float.
+        load: gives the network of what ``build`` makes.
+        in_float: the same in float.
+        images: calibration images (1, 3, H, W) in [0, 1].
+        model, img_size, args: the network, the size of its input, and the options.
+    """
     if args.max_map_drop is None:
-        return quantize(proto, model.spec, images, outputs=outputs)
-    runtime = OpenVinoModel if args.int8 == "openvino" else OnnxModel
+        return build()
 
-    def score(graph: "ModelProto") -> float:
-        return mean_aps([runtime(graph.SerializeToString())], model, img_size, args)[0]
+    def score(built: Built) -> float:
+        return mean_aps([load(built)], model, img_size, args)[0]
 
-    return quantize_within(proto, model, list(images), score, args.max_map_drop, outputs)
+    errors = sensitivities(model, torch.cat(images[:SENSITIVITY_IMAGES]))
+    return quantize_within(errors, build, score, score(in_float), args.max_map_drop)
 
 
 def calibration_images(img_size: Size, args: argparse.Namespace) -> Iterator[Tensor]:
@@ -259,7 +336,7 @@ def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Names
     paths = find_images(args.image_folder)
     trained_on = args.data_config and read_data_config(args.data_config).train
     calibration = calibration_images(img_size, args) if trained_on else batches_of_one(paths, img_size)
-    deployed = deployments(model, names, img_size, calibration)
+    deployed = deployments(model, names, img_size, calibration, args.batch_size)
     running = [deployment.model for deployment in deployed if deployment.model]
     times = forward_times(running, next(batches_of_one(paths, img_size)))
     gaps = differences(running, batches_of_one(paths, img_size))
@@ -314,7 +391,8 @@ def check_table(rows: list[dict[str, Any]]) -> str:
     }
     lines = [["Runtime", "Format", *columns]]
     for row in rows:
-        cells = [row["problem"], "", "", ""] if row["problem"] else [cell(row) for cell in columns.values()]
+        problem = textwrap.fill(row["problem"] or "", PROBLEM_WIDTH, break_long_words=False, break_on_hyphens=False)
+        cells = [problem, "", "", ""] if problem else [cell(row) for cell in columns.values()]
         lines.append([row["runtime"], row["format"], *cells])
     table = AsciiTable(lines)
     table.justify_columns = dict.fromkeys(range(2, 6), "right")

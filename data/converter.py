@@ -68,7 +68,8 @@ def parse_classes(text: str | None) -> list[str] | None:
     """The class names that ``--classes`` gives, if any: the lines of a file, or names separated by commas."""
     if text is None:
         return None
-    names = read_names(text) if Path(text).is_file() else [name.strip() for name in text.split(",")]
+    is_file = Path(text).is_file() or text.endswith((".txt", ".names"))
+    names = read_names(text) if is_file else [name.strip() for name in text.split(",")]
     if not names or "" in names or len(set(names)) < len(names):
         raise InputError(f"--classes {text}: should be different names, one per line or separated by commas")
     return names

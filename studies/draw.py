@@ -8,7 +8,7 @@
 import argparse
 import csv
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python studies/draw.py`: the repository root is not on the path yet
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from studies.plan import STAGES, DataSet, add_data_option, data_sets, weights_of
+from studies.tables import METRICS, Row, last_epoch, markdown, size_of, spread
 from utils.cli import ArgumentParser, number, run
 from utils.data.data_config import read_data_config
 from utils.data.images import letterboxed, read_image
@@ -37,18 +38,19 @@ LABELS = {
     "final_distilled": "train.py -sr --distill, for as many epochs",
     "oneshot": "one cut by magnitude, no training",
     "control_oneshot": "one cut by magnitude, trained plainly",
-    "control_oneshot_equal_macs": "the same, for as many MACs",
+    "control_oneshot_equal_macs": "one cut by magnitude, trained plainly, at equal cost",
     "torch_pruning": "cut by Torch-Pruning, no training",
     "control_torch_pruning": "cut by Torch-Pruning, trained plainly",
     "control_scratch": "final architecture, from random weights",
+    "control_scratch_equal_macs": "final architecture, from random weights, at equal cost",
     "control_narrow": "narrow network, from random weights",
+    "control_narrow_equal_macs": "narrow network, from random weights, at equal cost",
     "sparse": "sparse training",
     "pruned": "sparse training, pruned",
     "control_slimming": "sparse training, pruned, fine-tuned",
 }
 # What the plot leaves out: networks that are not small, or not trained after they were cut.
 NOT_IN_THE_PLOT = ("plain", "sparse", "oneshot", "torch_pruning", "pruned")
-METRICS = {"mAP": "mAP@0.5", "mAP_50_95": "mAP@0.5:0.95"}
 TITLE = """# Tables of the study
 
 Written by studies/draw.py out of studies/results.csv. docs/results.md says what they show. Metrics are those of the
@@ -56,8 +58,6 @@ last epoch; the cost of training beside the baseline's is in epochs of the whole
 """
 CONFIDENCE = 0.25  # of the boxes that are drawn
 SIDE = 320  # pixels of a drawn image's longer side
-
-Row = dict[str, str]
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -90,21 +90,6 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.output}: plots and results.md")
 
 
-def spread(values: Iterable[float], digits: int = 4) -> str:
-    """Mean, and where values differ their standard deviation; nothing where nothing was measured."""
-    values = [value for value in values if not np.isnan(value)]
-    if not values:
-        return ""
-    text = f"{np.mean(values):.{digits}f}"
-    return text if min(values) == max(values) else f"{text} ± {np.std(values, ddof=1):.{digits}f}"
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def stage_table(rows: Sequence[Row], budget: str) -> str:
     """The recipe and its controls at one budget, mean and spread over the seeds.
 
@@ -125,16 +110,6 @@ def stage_table(rows: Sequence[Row], budget: str) -> str:
             epochs = "/".join(dict.fromkeys(row["epochs"] for row in group))
             lines.append([LABELS[stage], str(len(group)), epochs, cost, *sizes, *quality, lowest])
     return markdown(head, lines)
-
-
-def size_of(row: Row, rows: Sequence[Row], name: str) -> float:
-    """The parameters or MACs of a network, in per cent of the largest of its data set."""
-    return 100 * float(row[name]) / max(float(row[name]) for row in rows)
-
-
-def last_epoch(row: Row, metric: str) -> float:
-    """A metric after the last epoch of a run; of what no epoch changed, the only one."""
-    return float(row.get(f"{metric}_last") or row[metric])
 
 
 def quality_figure(data: str, rows: Sequence[Row]) -> Figure:

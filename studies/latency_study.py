@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ import torch
 from matplotlib.figure import Figure
 
 from models import Darknet
-from studies.draw import METRICS, Row, last_epoch, markdown
 from studies.plan import DATA_SETS, DataSet, Job, Ways, add_data_option, data_sets, weights_of
-from studies.study import Results, listing, row_of, selected, to_do
+from studies.runner import Results, listing, row_of, run_all, selected, to_do
+from studies.tables import METRICS, Row, last_epoch, markdown
 from utils.cli import ArgumentParser, number, run
 from utils.detection.checkpoints import git_revision, load_darknet
 from utils.files import write_text
@@ -122,11 +123,16 @@ def main(args: argparse.Namespace) -> None:
     if args.list:
         print(listing(chosen, todo, results.done()))
         return
-    for position, job in enumerate(todo, start=1):
-        print(f"{time.strftime('%H:%M')} {position}/{len(todo)} {job.id}", flush=True)
-        results.add(predictions(job) if job.stage == "predict" else measured(job, args.runtimes, args.threads))
-    draw(results.rows(), args.output)
-    print(f"{args.results}: all {len(chosen)} runs are done\n{args.output}: plots and latency.md")
+    try:
+        run_all(chosen, todo, results, partial(measure, runtimes=args.runtimes, threads=args.threads))
+    finally:
+        draw(results.rows(), args.output)
+    print(f"{args.output}: plots and latency.md")
+
+
+def measure(job: Job, runtimes: Sequence[str], threads: Sequence[int]) -> dict[str, Any]:
+    """Run a job; its row."""
+    return predictions(job) if job.stage == "predict" else measured(job, runtimes, threads)
 
 
 def measured(job: Job, runtimes: Sequence[str], threads: Sequence[int]) -> dict[str, Any]:

@@ -82,12 +82,15 @@ STAGES = (
     "torch_pruning",  # one-shot magnitude pruning by Torch-Pruning
     "control_torch_pruning",  # and then plain training for as many epochs
     "control_scratch",  # the final architecture from random weights, for all epochs, the baseline's too
+    "control_scratch_equal_macs",  # or for as many as cost the same
     "control_narrow",  # all layers narrower by one factor, from random weights, for all epochs
+    "control_narrow_equal_macs",  # or for as many as cost the same
     "sparse",  # Network Slimming: sparse training,
     "pruned",  # pruning,
     "control_slimming",  # and fine-tuning
 )
-CONTROLS = tuple(stage for stage in STAGES if stage not in ("plain", "control_oneshot_equal_macs"))
+EQUAL_MACS = tuple(stage for stage in STAGES if stage.endswith("_equal_macs"))
+CONTROLS = tuple(stage for stage in STAGES if stage not in ("plain", *EQUAL_MACS))
 NOT_SPARSE = tuple(stage for stage in CONTROLS if stage not in ("sparse", "pruned", "control_slimming"))
 
 TENTH, THIRD = 0.101, 0.346
@@ -97,8 +100,8 @@ PLAN: dict[str, tuple[Experiment, ...]] = {
     "bccd": (Experiment("bccd", TENTH, stages=NOT_SPARSE),),
     "bccd_third": (Experiment("bccd", THIRD, stages=NOT_SPARSE),),
     "equal_macs": (
-        Experiment("hands", TENTH, (0,), ("baseline", "oneshot", "control_oneshot_equal_macs")),
-        Experiment("hands", THIRD, (0,), ("baseline", "oneshot", "control_oneshot_equal_macs")),
+        Experiment("hands", TENTH, (0,), ("baseline", "oneshot", "final", *EQUAL_MACS)),
+        Experiment("hands", THIRD, (0,), ("baseline", "oneshot", "final", *EQUAL_MACS)),
     ),
     # A few images: the first 160 of the hands.
     "few": (Experiment("few", TENTH, stages=("baseline", "continued", "final", "oneshot", "control_oneshot")),),
@@ -217,8 +220,10 @@ class Ways:
         yield self._train("control_torch_pruning", more, start="torch_pruning", share=macs)
         final = str(Run(run_name(self._id("final"))).cfg(data.model_def))
         both = data.baseline + more
-        yield self._train("control_scratch", both, model_def=final, needs="final", share=macs)
-        yield self._train("control_narrow", both, model_def=cfg_of(self._id("control_narrow")), share=macs)
+        narrow = cfg_of(self._id("control_narrow"))
+        for suffix, epochs in (("", both), ("_equal_macs", round(both / macs))):
+            yield self._train(f"control_scratch{suffix}", epochs, model_def=final, needs="final", share=macs)
+            yield self._train(f"control_narrow{suffix}", epochs, model_def=narrow, share=macs)
         tune = more // 5
         sparse = ("-sr", "--s", f"{data.s:g}", "--strategy", "slim")
         yield self._train("sparse", more - tune, *sparse, start="baseline")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models import Darknet
+from models import Darknet, convolution
 from utils.darknet import layers
 from utils.darknet.cfg import Block
 from utils.darknet.spec import NetworkSpec
@@ -31,7 +31,7 @@ class BareStack(nn.Module):
         shapes = {layers.IMAGE: (3, spec.height, spec.width)}
         shapes |= {layer.index: (layer.channels, layer.height, layer.width) for layer in spec.layers}
         self.inputs = [shapes[layer.sources[0]] for layer in spec.convolutions]
-        self.stages = nn.ModuleList(_stage(layer) for layer in spec.convolutions)
+        self.stages = nn.ModuleList(convolution(layer) for layer in spec.convolutions)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) to a scalar, the sum of everything that no layer reads."""
@@ -42,25 +42,6 @@ class BareStack(nn.Module):
                 x = torch.rand(len(images), *shape, device=images.device).requires_grad_()
             x = stage(x)
         return total + x.sum()
-
-
-def _stage(layer: layers.Convolution) -> nn.Sequential:
-    convolution = nn.Conv2d(
-        layer.inputs,
-        layer.channels,
-        layer.size,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        bias=not layer.batch_normalize,
-    )
-    parts: list[nn.Module] = [convolution]
-    if layer.batch_normalize:
-        parts.append(nn.BatchNorm2d(layer.channels))
-    if layer.activation != "linear":
-        parts.append(nn.LeakyReLU(0.1, inplace=True))
-    return nn.Sequential(*parts)
 
 
 def time_steps(blocks: Sequence[Block], batch_size: int, device: torch.device, rounds: int) -> list[Timing]:

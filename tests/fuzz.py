@@ -13,6 +13,7 @@ import json
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
@@ -45,6 +46,7 @@ from utils.data.converters.coco import read_coco
 from utils.data.converters.samples import DataSet
 from utils.data.converters.voc import parse_xml, read_annotation
 from utils.data.converters.writer import format_labels
+from utils.data.converters.yolo import names_of_notes
 from utils.data.data_config import read_data_config
 from utils.data.image_lists import read_image_list
 from utils.data.images import open_image, read_image
@@ -151,10 +153,11 @@ def read_network(path: Path) -> str:
     return "built"
 
 
-def read_data(path: Path) -> str:
-    """``.data`` reader, with the names and lists that the file leads to."""
+def read_description(path: Path) -> str:
+    """Reader of ``.data`` and ``data.yaml`` files, with the names, lists and folders that they lead to."""
     data = read_data_config(path)
-    assert len(data.names) == data.classes
+    assert len(data.names) == data.classes > 0
+    assert all(data.names)
     for split in ("train", "valid"):
         data.images(split)
     return "read"
@@ -199,13 +202,9 @@ def read_image_file(path: Path) -> str:
     return "read"
 
 
-def read_yaml(path: Path) -> str:
-    """``data.yaml`` reader, with the folders and lists that the file leads to."""
-    data = read_data_config(path)
-    assert len(data.names) == data.classes > 0
-    assert all(data.names)
-    for split in ("train", "valid"):
-        data.images(split)
+def read_notes(path: Path) -> str:
+    """Reader of Label Studio's class names."""
+    assert all(isinstance(name, str) for name in names_of_notes(path))
     return "read"
 
 
@@ -216,9 +215,8 @@ def read_annotation_file(path: Path) -> str:
 
 
 def read_instances(path: Path) -> str:
-    """Reader of COCO instances, as one file."""
-    data = read_coco({"train": (path, path.parent)})
-    return _checked(data)
+    """Reader of COCO instances, as the second of two files."""
+    return _checked(read_coco({"train": (path.with_name("train.json"), path.parent), "valid": (path, path.parent)}))
 
 
 def _checked(data: DataSet) -> str:
@@ -241,14 +239,8 @@ def tiny() -> Darknet:
     return Darknet(create_cfg("v3-tiny", 1, 64, width=0.02))
 
 
-def read_weights(path: Path) -> str:
-    """``.weights`` reader, of whole files, of backbones and of other numbers of classes."""
-    load_pretrained(tiny(), str(path))
-    return "read"
-
-
-def read_pth(path: Path) -> str:
-    """Checkpoint reader, of any number of classes."""
+def read_pretrained(path: Path) -> str:
+    """Reader of whole ``.weights`` files, backbones and checkpoints, of any number of classes."""
     load_pretrained(tiny(), str(path))
     return "read"
 
@@ -367,6 +359,24 @@ def pth_seeds() -> list[bytes]:
     return seeds
 
 
+def safetensors_seeds() -> list[bytes]:
+    """A state dict in that format: the length of a JSON header, the header, and the values."""
+    header, values = {}, b""
+    for name, tensor in tiny().state_dict().items():
+        array = tensor.numpy()
+        kind, start = "F32" if array.dtype == np.float32 else "I64", len(values)
+        values += array.tobytes()
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [start, len(values)]}
+    text = json.dumps(header).encode()
+    return [struct.pack("<Q", len(text)) + text + values]
+
+
+def notes_seeds() -> list[bytes]:
+    """The file of an export, and one with other ids."""
+    good = {"categories": [{"id": 1, "name": "dog"}, {"id": 0, "name": "cat"}], "info": {"year": 2024}}
+    return [json.dumps(good).encode(), b'{"categories": [{"id": "7", "name": 1.5}, {"id": 1e3, "name": null}]}']
+
+
 def check_seeds() -> list[bytes]:
     """A memory as it is written, and JSON of other shapes."""
     good = {
@@ -421,16 +431,18 @@ def coco_seeds() -> list[bytes]:
 
 READERS: dict[str, tuple[Callable[[Path], str], Callable[[], list[bytes]], str]] = {
     "cfg": (read_network, cfg_seeds, "a.cfg"),
-    "data": (read_data, data_seeds, "a.data"),
+    "data": (read_description, data_seeds, "a.data"),
     "list": (read_list, list_seeds, "a.txt"),
     "text": (read_any_text, text_seeds, "a.xml"),
     "labels": (read_boxes, label_seeds, "a.txt"),
-    "weights": (read_weights, weights_seeds, "a.conv.1"),
-    "pth": (read_pth, pth_seeds, "a.pth"),
+    "weights": (read_pretrained, weights_seeds, "a.conv.1"),
+    "pth": (read_pretrained, pth_seeds, "a.pth"),
+    "safetensors": (read_pretrained, safetensors_seeds, "a.safetensors"),
     "images": (read_image_file, image_seeds, "a.png"),
-    "yaml": (read_yaml, yaml_seeds, "data.yaml"),
+    "yaml": (read_description, yaml_seeds, "data.yaml"),
     "xml": (read_annotation_file, xml_seeds, "a.xml"),
     "coco": (read_instances, coco_seeds, "a.json"),
+    "notes": (read_notes, notes_seeds, "notes.json"),
     "check": (read_check, check_seeds, "a.json"),
 }
 
@@ -472,6 +484,7 @@ def prepare(folder: Path) -> None:
     Image.new("RGB", (4, 4)).save(folder / "images/b.jpg")
     (folder / "list.txt").write_text("images/a.png\n")
     (folder / "two.names").write_text("cat\ndog\n")
+    (folder / "train.json").write_bytes(coco_seeds()[0])
 
 
 def fuzz(reader: str, folder: Path, first: int, cases: int) -> tuple[Counter, float]:

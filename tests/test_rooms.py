@@ -20,7 +20,7 @@ ROOMS = [
     "utils.report",
     "utils.export",
 ]
-PLACES = ("*.py", "utils/**/*.py", "studies/*.py", "config/*.py", "data/*.py")
+PLACES = ("*.py", "utils/**/*.py", "studies/**/*.py", "config/*.py", "data/*.py")
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for place in PLACES

@@ -6,7 +6,7 @@ from types import ModuleType
 from utils.errors import InputError
 
 # What to install with pip, where its name differs from that of the module.
-DISTRIBUTIONS = {"cv2": "opencv-python-headless<5", "tensorrt": "tensorrt>=10,<11"}
+DISTRIBUTIONS = {"cv2": "opencv-python-headless<5", "tensorrt": "tensorrt>=10"}
 
 
 def optional(name: str) -> ModuleType:

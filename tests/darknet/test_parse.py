@@ -126,6 +126,12 @@ def test_the_anchors_are_those_that_the_mask_names_whatever_num_is(num, capsys):
     assert ("mask= names anchor 2 of 3" in warning) == (num in ("num=1", "num=2", ""))
 
 
+def test_an_anchor_without_height_gets_that_of_darknet(capsys):
+    text = "[convolutional]\nfilters=12\nsize=1\n[yolo]\nmask=0,1\nnum=2\nanchors=1,2 3,4\nclasses=1\n"
+    assert layers("", text)[-1].anchors == ((1, 23), (4, 0.5))
+    assert "anchors= has 3 numbers, and the last anchor no height" in capsys.readouterr().err
+
+
 def test_anchors_without_a_mask_are_the_first_num():
     head = layers("", "[convolutional]\nfilters=12\nsize=1\n[yolo]\nnum=2\nanchors=1,2,3,4,5,6\nclasses=1\n")[-1]
     assert head.anchors == ((1, 2), (3, 4))
@@ -279,6 +285,7 @@ def test_a_network_lists_its_convolutions_and_heads():
             "5: layer 0 [region]",
             "this layer type is for YOLOv2 and not supported; supported are convolutional, ",
         ),
+        ("[Convolution]\n", "5: layer 0 [Convolution]", "empty, yolo: did you mean convolutional?"),
         ("[Gaussian_yolo]\n", "5: layer 0 [Gaussian_yolo]", "not supported"),
         # a layer type that is not supported is named before anything that is wrong with other layers
         ("[convolutional]\n[avgpool]\n[soft]\n", "7: layer 2 [softmax]", "is for classifiers and not supported"),
@@ -365,7 +372,6 @@ def test_a_wrong_layer_is_named_with_its_file_line_and_number(text, where, what)
         (6, "mask=1\nanchors=1,1\nnum=1\nclasses=1", "mask= names anchor 1, but anchors= has only those from 0 to 0"),
         (6, "mask=-1\nanchors=1,1\nnum=1\nclasses=1", "mask= names anchor -1, but"),
         (6, "mask=0\nnum=1\nclasses=1", "anchors= is missing"),
-        (6, "mask=0\nanchors=1,1,2\nnum=1\nclasses=1", "anchors= has 3 numbers: it needs pairs"),
         (12, "anchors=1,1\nnum=2\nclasses=1", "mask= names anchor 1, but anchors= has only those from 0 to 0"),
         (6, "mask=0\nanchors=1,0\nnum=1\nclasses=1", "anchors= .* positive"),
         (6, "mask=0\nanchors=1,-2\nnum=1\nclasses=1", "anchors= .* positive"),

@@ -159,6 +159,18 @@ def test_a_file_of_another_length_names_the_layer_and_changes_nothing(tmp_path, 
     assert_same(before, state(model))
 
 
+@pytest.mark.parametrize(("position", "layer"), [(13, 0), (14, 2), (COUNT - 1, 2)])
+def test_values_that_are_not_finite_name_their_layer_and_change_nothing(tmp_path, position, layer):
+    model = small()
+    before = state(model)
+    numbers = values()
+    numbers[position] = float("nan")
+    path = weights_file(tmp_path / "a.weights", header(), numbers)
+    with pytest.raises(InputError, match=rf"a\.weights: layer {layer} has weights that are not finite"):
+        load_darknet_weights(model, path)
+    assert_same(before, state(model))
+
+
 def test_a_backbone_fills_the_first_layers_only_where_that_is_asked_for(tmp_path):
     backbone = weights_file(tmp_path / "darknet53.conv.74", header(), values(14))
     model = small()

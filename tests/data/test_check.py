@@ -349,6 +349,7 @@ def test_labels_are_read_again_each_time(project, decoded):
         json.dumps({"reader": check_module.READER, "images": {"a": [1, 2, 3, 4, "b"]}}).encode(),
         json.dumps({"reader": check_module.READER, "images": {"a": [1, 2, False, None]}}).encode(),
         json.dumps({"reader": check_module.READER, "images": {"a": [1, 2, False, None, 5]}}).encode(),
+        json.dumps({"reader": check_module.READER, "images": {"a": [1e400, 2, False, True, None, ""]}}).encode(),
         json.dumps({"reader": check_module.READER, "images": 7}).encode(),
         json.dumps({"reader": "another", "images": {}}).encode(),
     ],

@@ -85,3 +85,17 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
 def test_the_whole_file_system_is_no_folder_of_images():
     with pytest.raises(InputError, match="the whole file system"):
         read_image_list("/")
+
+
+@pytest.mark.parametrize("root", ["/content/darknet", "C:\\Users\\me\\darknet", "D:/darknet"])
+def test_of_an_absolute_path_of_another_machine_the_end_counts(tmp_path, root):
+    image = save(tmp_path / "data/obj/a.png")
+    separator = "\\" if "\\" in root else "/"
+    paths = [separator.join((root, "data", "obj", name)) for name in ("a.png", "b.png")]
+    for listing in (tmp_path / "data/list.txt", tmp_path / "list.txt"):
+        assert read_image_list(write(listing, f"{paths[0]}\n")) == [image]
+        with pytest.raises(InputError, match=rf"list\.txt:1: there is no image .*{tmp_path}/data/obj/b\.png"):
+            read_image_list(write(listing, f"{paths[1]}\n"))
+    save(tmp_path / "b.png")
+    with pytest.raises(InputError, match="there is no image"):
+        read_image_list(tmp_path / "list.txt")  # the name alone is no end of the path

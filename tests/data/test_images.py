@@ -11,7 +11,15 @@ from PIL import Image, ImageOps, TiffImagePlugin
 
 from utils.data import images as images_module
 from utils.data.augmentations import letterbox_pixels
-from utils.data.images import decode_strictly, image_size, open_image, plain_jpeg_size, read_image, to_device
+from utils.data.images import (
+    decode_strictly,
+    find_images,
+    image_size,
+    open_image,
+    plain_jpeg_size,
+    read_image,
+    to_device,
+)
 from utils.errors import InputError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -31,11 +39,19 @@ def test_a_truncated_jpeg_is_named(tmp_path):
         read_image(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x10JFIF"])
-def test_what_is_no_image_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty$"),
+        (b"no image", "it has a format that is not known$"),
+        (b"\x89PNG\r\n\x1a\n", ""),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", ""),
+    ],
+)
+def test_what_is_no_image_is_named(tmp_path, content, reason):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.jpg: cannot be read as an image"):
+    with pytest.raises(InputError, match=rf"a\.jpg: cannot be read as an image: {reason}"):
         read_image(path)
 
 
@@ -59,6 +75,14 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path, side):
     path.write_bytes(png_header(side, side))
     with pytest.raises(InputError, match=r"bomb\.png: cannot be read as an image: .*pixels"):
         read_image(path)
+
+
+def test_a_link_without_target_is_an_image_that_cannot_be_read(tmp_path):
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert find_images(str(tmp_path)) == [tmp_path / "a.jpg"]
+    with pytest.raises(InputError, match=r"folder\.jpg: no image there; folders in it are not searched"):
+        find_images(str(tmp_path / "folder.jpg"))
 
 
 def test_images_read_by_many_threads_leave_the_warning_filters_alone(tmp_path):
@@ -300,8 +324,7 @@ def test_values_that_are_not_finite_are_the_smallest(tmp_path):
     assert pixels.max() == 255
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 3), ("png", 4), ("tiff", 3), ("tiff", 4), ("ppm", 3)])
 def test_deep_colours_are_scaled_together(tmp_path, suffix, channels):
     colours = np.stack([ramp(0, high, np.uint16) for high in (4095, 2048, 100, 4095)[:channels]], axis=-1)
     bgr = colours[:, :, [2, 1, 0, 3][:channels]]

@@ -124,6 +124,8 @@ def test_labels_are_read_as_written(tmp_path):
         ("0 .5 .5 .1", "4 values, but a label line has five: class cx cy w h"),
         ("0 .5 .5 .1 .1 .9", "6 values, .*--labels_with_score"),
         ("0 .1 .1 .2 .1 .2 .2 .1", "8 values"),
+        ("0 .5 .5 .2 .2 .45 .55 1", "8 values look like a box with keypoints"),
+        ("0 .5 .5 .2 .2 .45 .55 2 0 0 0 ", "11 values look like a box with keypoints"),
         (".5 .5 .1 .1 0", r"class \.5,.*; the class stands in front of the box"),
         ("0 .1 .1 .2 .1 .2 x", "is not numbers"),
         ("0 .1 .1 .2 nan .2 .2", "not finite"),
@@ -266,3 +268,8 @@ def test_odd_but_right_data_sets_are_not_taken_for_another_layout():
     clicks = np.hstack([centres, sizes * (random.random((300, 1)) > 0.3)])
     for values in (np.hstack([shifted, sizes]), one_large, clicks, np.zeros((0, 4)), np.array([[0.9, 0.5, 0.4, 0.2]])):
         assert guess_layout(values) is None
+
+
+def test_a_polygon_with_corners_on_the_border_is_not_taken_for_keypoints(tmp_path):
+    labels = scan_labels(write(tmp_path / "a.txt", "0 .2 .5 .4 .3 .3 .1 1 .5 .5 0\n"), 1)
+    assert (labels.polygons, labels.problems) == (1, [])

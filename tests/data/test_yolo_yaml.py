@@ -46,6 +46,8 @@ def test_names(tmp_path, text, names):
         "path: set\ntrain: train\nval: valid\n",
         "train: train\\images\nvalid: valid\\images\n",
         "train: [train/images]\nval:\n  - valid/images\n",
+        "train: set/train/images\nval: set/valid/images\n",
+        "train: /content/set/train/images\nval: C:\\data\\set\\valid\\images\n",
     ],
 )
 def test_folders_are_found_as_ultralytics_finds_them(tmp_path, lines):

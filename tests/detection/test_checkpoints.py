@@ -213,6 +213,14 @@ def test_the_first_tensor_that_differs_is_named(tmp_path, name, edit, message):
     assert message in error
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_has_diverged_are_refused(tmp_path, value):
+    content = state(network(seed=1))
+    content["module_list.2.conv_2.weight"][0, 0, 1, 1] = value
+    torch.save(content, tmp_path / "a.pth")
+    assert "module_list.2.conv_2.weight has values that are not finite" in refused(tmp_path / "a.pth")
+
+
 def test_a_checkpoint_of_another_cfg_is_refused(saved):
     error = refused(saved, network(cfg=create_cfg("v3-tiny", 2, 64, width=0.25)))
     assert "belongs to another cfg: module_list.15.conv_15.weight has shape (18, " in error

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark import coco_map, collected, detected_images, our_metrics, plain_map, plain_match
+from studies.bench.metrics import coco_map, collected, detected_images, our_metrics, plain_map, plain_match
 from utils.detection.metrics import COCO_IOU, DetectionMetrics, average_precision
 
 A, B = (0, 0, 10, 10), (100, 100, 120, 120)  # two places far from each other

@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
@@ -8,8 +9,16 @@ from config.networks import create_cfg
 from models import Darknet
 from tests.networks import lively, randomize
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
+from utils.errors import InputError
 from utils.export.onnx import add_suppression, export_onnx
-from utils.export.quantization import CalibrationImages, head_convolutions, quantize, quantize_within, sensitivities
+from utils.export.quantization import (
+    FORMS,
+    CalibrationImages,
+    head_convolutions,
+    quantize,
+    quantize_within,
+    sensitivities,
+)
 
 SIZE = 64
 
@@ -78,8 +87,40 @@ def zero_points(proto):
     ]
 
 
-def test_zero_points_are_zero(graphs):
-    assert all(not points.any() for points in zero_points(graphs[2]))
+def test_integers_are_signed_with_zero_points_of_zero_and_biases_in_float(graphs):
+    points = zero_points(graphs[2])
+    assert all(not point.any() and point.dtype == np.int8 for point in points)
+    assert not any(init.data_type == TensorProto.INT32 for init in graphs[2].graph.initializer)
+
+
+@torch.no_grad()
+def test_onnx_runtime_has_8_bit_kernels_where_a_shortcut_reads_the_input_of_a_convolution(tmp_path):
+    model = lively(randomize(Darknet(create_cfg("v3", 1, SIZE, width=0.0625)), near_zero=0))
+    content = quantize(export_onnx(model, ["hand"], SIZE), model.spec, samples(4, seed=0)).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    in_8_bits = sum(node.op_type == "QLinearConv" for node in nodes)
+    # Two convolutions that read the same feature map make an exception.
+    assert in_8_bits > 0.9 * (len(model.spec.convolutions) - len(model.spec.heads))
+
+
+@torch.no_grad()
+def test_16_bit_floats_take_half_the_space_and_8_bits_a_quarter(graphs):
+    model, proto, _ = graphs
+    half = export_onnx(model, ["hand"], SIZE, half=True)
+    quantised = quantize(half, model.spec, samples(8, seed=0), outputs=FORMS["tensorrt"].outputs)
+    assert half.ByteSize() < 0.55 * proto.ByteSize()
+    assert quantised.ByteSize() < 0.35 * proto.ByteSize()
+    kinds = [init.data_type for init in quantised.graph.initializer if len(init.dims) == 4]
+    assert kinds.count(TensorProto.FLOAT16) == len(model.spec.heads)
+    assert set(kinds) == {TensorProto.FLOAT16, TensorProto.INT8}
+    for graph, tolerance in ((half, 0.02), (quantised, 0.2)):
+        network = OnnxModel(graph.SerializeToString())
+        for images in samples(2, seed=1):
+            assert float((network(images) - model(images))[..., 4:].abs().max()) < tolerance
 
 
 @torch.no_grad()
@@ -112,23 +153,36 @@ def test_the_layer_whose_rounding_does_harm_is_the_most_sensitive(graphs):
 
 @torch.no_grad()
 @pytest.mark.parametrize("bound", [1.0, 0.02])
-def test_a_bound_leaves_the_fewest_layers_in_float(graphs, bound):
+def test_a_bound_leaves_few_layers_in_float(graphs, bound, capsys):
     model, proto, _ = graphs
     images = samples(4, seed=1)
-    errors = []
+    reached = {}
 
-    def score(graph):
+    def build(float_layers):
+        return float_layers, quantize(proto, model.spec, samples(8, seed=0), float_layers)
+
+    def score(built):
+        layers, graph = built
         network = OnnxModel(graph.SerializeToString())
-        errors.append(max(float((network(batch) - model(batch))[..., 4:].abs().max()) for batch in images))
-        return -errors[-1]
+        reached[len(layers)] = -max(float((network(batch) - model(batch))[..., 4:].abs().max()) for batch in images)
+        return reached[len(layers)]
 
-    result = quantize_within(proto, model, samples(8, seed=0), score, bound)
-    reached = [error <= errors[0] + bound for error in errors[1:]]
-    assert not any(reached[:-1])
-    assert len(errors) == 2 if bound == 1 else len(errors) > 2
+    errors = sensitivities(model, torch.cat(images))
+    layers, result = quantize_within(errors, build, score, 0.0, bound)
+    assert set(layers) == set(sorted(errors, key=errors.get, reverse=True)[: len(layers)])
+    assert reached[len(layers)] >= -bound
+    assert (bound == 1) == (not layers)
+    if layers:  # bisection has seen that one layer fewer is not enough
+        assert reached[len(layers) - 1] < -bound
+        assert len(reached) <= 1 + len(errors).bit_length()
     kernels = [init for init in result.graph.initializer if len(init.dims) == 4 and init.data_type == TensorProto.FLOAT]
-    assert len(kernels) == len(model.spec.heads) + len(errors) - 2
-    assert reached[-1]
+    assert len(kernels) == len(model.spec.heads) + len(layers)
+    assert f"{len(layers)} of {len(errors)} layers in float" in capsys.readouterr().out
+
+
+def test_a_bound_that_no_layer_keeps_is_one_line():
+    with pytest.raises(InputError, match=r"with any layer in 8 bits the score is further below 0\.9000"):
+        quantize_within({0: 1.0, 3: 2.0, 5: 0.5}, lambda layers: len(layers), lambda count: 0.1 * count, 0.9, 0.01)
 
 
 def test_calibration_ranges_are_kept(graphs, tmp_path):

@@ -21,14 +21,21 @@ from tests.stepping import SIZE, make_trainer, random_batch, small_network
 from utils.boxes import check_nms
 from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_weights, read_checkpoint
+from utils.detection.description import describe
+from utils.detection.detector import load_model
 from utils.detection.evaluate import evaluate, validation_batches
 from utils.detection.inference import Inference
 from utils.detection.loss import YoloLoss
+from utils.detection.runtimes import prediction_difference
 from utils.devices import autocast, memory_advice, smaller_batch, without_tf32
 from utils.errors import InputError
+from utils.export.onnx import export_onnx
+from utils.export.quantization import FORMS, quantize
+from utils.export.tensorrt import build_engine, input_shapes
 from utils.pruning.proof import TOLERANCE, prove
 from utils.pruning.prune_in_training import KeptChannels
 from utils.pruning.pruner import Pruner
+from utils.sizes import Size
 from utils.training.distillation import Distillation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -324,3 +331,35 @@ def check_environment(device: torch.device) -> None:
         )
     raw = Darknet(small_network()).to(device).train()(torch.zeros(2, 3, SIZE, SIZE, device=device))
     assert {output.device.type for output in raw} == {device.type}
+
+
+def check_engine(folder: Path, int8: bool) -> float:
+    """A TensorRT engine of a small network finds what PyTorch finds, in batches of all sizes; the largest difference.
+
+    It is that of a score, or of a box relative to its pixels, among boxes that score at least 0.25.
+    """
+    model = lively(randomize(Darknet(create_cfg("v3-tiny", 1, SIZE, width=0.25)), near_zero=0))
+    proto = export_onnx(model, ["hand"], SIZE, half=True)
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(7, 3, SIZE, SIZE, generator=random)
+    if int8:
+        proto = quantize(proto, model.spec, images.split(1), outputs=FORMS["tensorrt"].outputs)
+    engine = build_engine(proto, input_shapes(Size.of(SIZE), largest_batch=4))
+    path = folder / "a.engine"
+    path.write_bytes(engine)
+    path.with_suffix(".json").write_bytes(describe(model, ["hand"], SIZE, {".engine": engine}))
+    network, _ = load_model(str(path), None, (0.25, 0.5))
+    with torch.inference_mode():
+        expected, whole = model(images), network(images)  # in two batches, of 4 and of 3
+        alone = torch.cat([network(image) for image in images.split(1)])
+        gap = prediction_difference(expected, whole, min_score=0.25)
+        assert gap is not None
+        assert gap <= (0.3 if int8 else 0.05)
+        assert prediction_difference(whole, alone, min_score=0.25) <= 0.02
+        assert prediction_difference(network(images.cuda()).cpu(), whole, min_score=0.25) == 0
+    with pytest.raises(InputError, match="exported for images of"):
+        network(torch.zeros(1, 3, SIZE, 2 * SIZE))
+    path.write_bytes(engine[:-1])
+    with pytest.raises(InputError, match="damaged"):
+        load_model(str(path), None, (0.25, 0.5))
+    return gap

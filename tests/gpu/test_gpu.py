@@ -50,6 +50,13 @@ def test_torchrun_with_nccl(tmp_path):
     checks.check_torchrun(CUDA, tmp_path, min(2, torch.cuda.device_count()))
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])
+def test_engines_of_tensorrt(tmp_path, int8):
+    pytest.importorskip("tensorrt", reason="tensorrt is not installed: pip install 'tensorrt>=10'")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: requirements-export.txt")
+    print(f"\nTensorRT against PyTorch: {checks.check_engine(tmp_path, int8):.1e}")
+
+
 @pytest.mark.parametrize("cfg", ["config/yolov3-hand.cfg", "config/yolov3-hand-published.cfg"])
 def test_speed_of_training(tmp_path, cfg):
     print(f"\n{cfg}")

@@ -5,8 +5,10 @@ import struct
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto
 
 import detect
 import export
@@ -132,14 +134,18 @@ def test_a_proof_that_fails_writes_nothing(project, monkeypatch):
     ("words", "message"),
     [
         (["--to", "onnx", "--int8"], "--int8 needs --data_config"),
-        (["--to", "ncnn", "--int8"], "--int8: only for --to onnx or engine"),
+        (["--to", "pth", "--int8"], "--int8: only for --to onnx or ncnn or engine"),
+        (["--to", "onnx", "--int8", "--fp16"], "--fp16 and --int8 exclude each other"),
+        (["--to", "engine", "--output", "a.plan"], "--to engine writes a .engine file"),
+        (["--to", "ncnn", "--int8", "openvino"], "--int8 openvino: a form of ONNX files"),
+        (["--check", "--fp16"], "--fp16: only for --to onnx or ncnn or engine"),
         (["--to", "engine", "--nms"], "--nms: only for --to onnx$"),
         (["--to", "onnx", "--max_map_drop", "0.01"], "--max_map_drop: only with --int8"),
         (["--to", "pth"], "is the file to read"),
         (["--to", "onnx", "--img_size", "70"], "multiple of 32: 64"),
         (["--check", "--image_folder", "nowhere"], "nowhere: no image there"),
         (["--to", "weights", "--weights_path", "none.pth"], "no such weights file"),
-        (["--to", "weights", "--int8", "--nms"], "--int8, --nms: only for --to onnx"),
+        (["--to", "weights", "--int8", "--nms"], "--nms: only for --to onnx"),
         (["--to", "ncnn", "--output", "a.bin"], "--to ncnn writes a .param file"),
         (["--to", "ncnn", "--static_size"], "--static_size: only for --to onnx"),
         (["--to", "pth", "--output", "a.weights"], "--to pth writes a .pth file"),
@@ -154,6 +160,12 @@ def test_a_wrong_option_is_one_line_and_no_file(project, words, message):
     assert {path for path in Path().rglob("*") if path.is_file()} == before
 
 
+MISSING = {
+    "OpenVINO": "openvino is not installed: pip install 'openvino'",
+    "TensorRT": "tensorrt is not installed: pip install 'tensorrt>=10'",
+}
+
+
 @pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])
 def test_without_tensorrt_one_line_says_what_does_the_same(project, monkeypatch, int8):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -161,26 +173,40 @@ def test_without_tensorrt_one_line_says_what_does_the_same(project, monkeypatch,
         run(export, "--to", "engine", "--batch_size", "4", *DATA, *(["--int8"] if int8 else []))
     message, mark = str(error.value), "_int8" if int8 else ""
     assert "\n" not in message
-    assert message.startswith("tensorrt is not installed: pip install 'tensorrt>=10,<11'")
+    assert message.startswith("tensorrt is not installed: pip install 'tensorrt>=10'")
     *_, command = message.rpartition("run there: ")
+    name = f"checkpoints/prune_yolov3_ckpt{mark}"
     assert command.split() == [
         "trtexec",
-        f"--onnx=checkpoints/prune_yolov3_ckpt{mark}.onnx",
-        f"--saveEngine=checkpoints/prune_yolov3_ckpt{mark}.engine",
-        "--fp16",
-        *(["--int8"] if int8 else []),
+        f"--onnx={name}.onnx",
+        f"--saveEngine={name}.engine",
+        "--stronglyTyped",
         "--minShapes=images:1x3x64x64",
         "--optShapes=images:1x3x64x64",
         "--maxShapes=images:4x3x64x64",
     ]
     assert not list(Path("checkpoints").glob("*.engine"))
-    # The line names the file that the other export writes.
-    run(export, "--to", "onnx", *DATA, *(["--int8", "openvino", "--calibration", "2"] if int8 else []))
-    assert Path(f"checkpoints/prune_yolov3_ckpt{mark}.onnx").is_file()
+    # The other export that the line names writes the file for trtexec, in float16 and 8 bits.
+    _, _, words = message.partition("export with ")
+    words = words.partition(" and run there")[0].replace("--data_config DATA", " ".join(DATA)).split()
+    run(export, *words, *(["--calibration", "2"] if int8 else []))
+    kinds = {init.data_type for init in onnx.load(f"{name}.onnx").graph.initializer if len(init.dims) == 4}
+    assert kinds == {TensorProto.FLOAT16, TensorProto.INT8} if int8 else {TensorProto.FLOAT16}
+    assert mean_ap(f"{name}.onnx")["images"] == 3
+
+
+def test_an_engine_without_tensorrt_is_one_line(project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    Path("a.engine").touch()
+    for program, words in ((test, DATA), (detect, ["--image_folder", "data/images"])):
+        with pytest.raises(InputError, match=f"^{MISSING['TensorRT']}$"):
+            run(program, "--weights_path", "a.engine", *words)
 
 
 def test_the_check_has_a_row_for_every_runtime(project, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "openvino", None)
+    for package in ("openvino", "tensorrt"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("shutil.which", lambda tool: None)
     run(export, "--check", "--image_folder", "data/images", *DATA, "--json", "check.json")
     rows = json.loads(Path("check.json").read_text())
     assert [(row["runtime"], row["format"]) for row in rows] == [
@@ -193,17 +219,22 @@ def test_the_check_has_a_row_for_every_runtime(project, monkeypatch, capsys):
         ("OpenCV", "the same, fused"),
         ("ONNX Runtime", "ONNX, INT8"),
         ("OpenVINO", "ONNX, INT8"),
+        ("ncnn", "param and bin, INT8"),
+        ("TensorRT", "engine, float16"),
+        ("TensorRT", "engine, INT8"),
     ]
     for row in rows:
-        if row["runtime"] == "OpenVINO":
-            assert row["problem"] == "openvino is not installed: pip install 'openvino'"
+        if row["format"] == "param and bin, INT8":
+            assert row["problem"].startswith("ncnn2table and ncnn2int8 not on the PATH")
+        elif row["runtime"] in MISSING:
+            assert row["problem"] == MISSING[row["runtime"]]
             assert row["forward_ms"] is row["mAP"] is None
         else:
             assert row["forward_ms"] > 0
             assert 0 <= row["mAP"] <= 1
     others = ("ONNX, INT8", "cfg and .weights")  # 8 bits; and OpenCV's epsilon
     assert all(row["largest_difference"] < 1e-3 for row in rows if row["format"] not in others and not row["problem"])
-    assert rows[-2]["largest_difference"] > 1e-4
+    assert rows[7]["largest_difference"] > 1e-4
     assert "pip install 'openvino'" in capsys.readouterr().out
 
 

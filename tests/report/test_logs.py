@@ -35,7 +35,14 @@ def test_a_run_without_a_log_has_no_section_and_a_damaged_one_is_named(tmp_path)
 
 def test_a_sweep_is_drawn_against_what_is_left_and_against_the_time(tmp_path):
     row = {"percent": 0.5, "mAP": 0.9, "macs": 30, "parameters": 20, "threshold": 0.1, "forward_share": 0.75}
-    content = {"strategy": "slim", "parameters": 100, "macs": 60, "sweep": [row, row | {"mAP": 0.8, "macs": 15}]}
+    row |= {"order": "slim"}
+    content = {
+        "strategy": "slim",
+        "table": None,
+        "parameters": 100,
+        "macs": 60,
+        "sweep": [row, row | {"mAP": 0.8, "macs": 15}],
+    }
     write_json(tmp_path / "sweep.json", content)
     (section,) = sweep_sections([tmp_path, tmp_path])
     assert section.title == "Sweep of ratios, strategy slim (sweep.json)"
@@ -61,6 +68,16 @@ def test_a_sweep_of_latency_has_a_curve_for_each_method(tmp_path):
     (times,) = section.plots
     assert times.table.columns == ["point", "ms", "global, onnx, forward_ms", "latency, onnx, forward_ms"]
     assert times.table.rows == [["ratio 0%", "10", "1", "1"], ["ratio 50%", "5", "0.5", "0.5"]]
+
+
+def test_a_sweep_of_both_orders_has_a_curve_for_each(tmp_path):
+    row = {"percent": 0.5, "mAP": 0.9, "macs": 30, "parameters": 20}
+    rows = [row | {"order": order, "ms": ms} for order, ms in (("threshold", 4), ("latency", 3))]
+    content = {"table": "onnx, 1 thread", "parameters": 100, "macs": 60, "sweep": rows}
+    write_json(tmp_path / "latency_sweep.json", content)
+    (section,) = sweep_sections([tmp_path])
+    assert section.title == "Sweep of ratios, onnx, 1 thread (latency_sweep.json)"
+    assert titles(section.plots[1]) == ["ratio 50%: threshold 0.9 (ms 4)", "ratio 50%: latency 0.9 (ms 3)"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"sweep": [1]}', json.dumps({"rows": []})])

@@ -52,6 +52,19 @@ def test_points_may_have_names_and_zeros_are_not_on_a_logarithmic_axis():
     assert plot.table.rows == [["1", "0"], ["2", "0.1"]]
 
 
+def test_a_long_legend_has_a_place_below_the_axes():
+    def tops(count):
+        curves = [Curve(f"a curve with a long name, number {k}", [1, 2], [0.5, 0.25]) for k in range(count)]
+        svg = curves_plot("plot", "Losses", ("epoch", "loss"), curves).svg
+        frame, legend = (re.search(rf'<g id="plot-{part}.*?d="M ?[-\d.]+ ([-\d.]+)', svg, re.DOTALL) for part in ids)
+        return float(frame[1]), float(legend[1]), float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)', svg)[1])
+
+    ids = ("patch_2", "legend_1")
+    for count in (2, 6):
+        bottom_of_axes, top_of_legend, height = tops(count)
+        assert bottom_of_axes + 30 < top_of_legend < height  # the label of the x axis is between them
+
+
 def test_plots_leave_the_settings_alone_and_share_no_ids():
     before = dict(matplotlib.rcParams)
     curve = Curve("box", [1, 2], [0.5, 0.25])

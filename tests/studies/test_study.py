@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import train
-from studies import draw, plan, study
+from studies import draw, plan, runner, study, tables
 from studies.plan import DataSet, Experiment, jobs, weights_of
 from tests.scene import make_project
 from utils.errors import InputError
@@ -34,7 +34,7 @@ def project(tmp_path, monkeypatch):
         module = importlib.import_module(program.removesuffix(".py").replace("/", "."))
         module.main(module.get_args_parser().parse_args([*words, "--n_cpu", "0"]))
 
-    monkeypatch.setattr(study, "call", in_process)
+    monkeypatch.setattr(runner, "call", in_process)
     return calls
 
 
@@ -145,21 +145,21 @@ def test_a_failure_is_told_and_stops_only_what_needs_it(project):
 
 
 def test_a_program_that_fails_is_quoted(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
     (tmp_path / "broken.py").write_text("import sys\nprint('one')\nsys.exit('it is broken')\n")
     with pytest.raises(InputError, match=r"broken.py ended with status 1: it is broken"):
-        study.call("broken.py", "--word", log=tmp_path / "logs/a.log")
+        runner.call("broken.py", "--word", log=tmp_path / "logs/a.log")
     assert f"$ {sys.executable}" in (tmp_path / "logs/a.log").read_text()
 
 
 def test_a_spread_needs_several_seeds():
-    assert draw.spread([0.5]) == "0.5000"
-    assert draw.spread([0.5, 0.7, np.nan], 2) == "0.60 ± 0.14"
-    assert draw.spread([np.nan]) == ""
+    assert tables.spread([0.5]) == "0.5000"
+    assert tables.spread([0.5, 0.7, np.nan], 2) == "0.60 ± 0.14"
+    assert tables.spread([np.nan]) == ""
 
 
 def test_rows_with_new_columns_are_added_to_the_old_ones(tmp_path):
-    kept = study.Results(tmp_path / "results.csv")
+    kept = runner.Results(tmp_path / "results.csv")
     kept.add({"id": "a", "mAP": 0.5})
     kept.add({"id": "b", "macs": 7})
     assert [dict(row) for row in kept.rows()] == [

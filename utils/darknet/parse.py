@@ -35,6 +35,7 @@ from utils.notices import notice
 
 LARGEST_FILTERS = 65_536
 LARGEST_SIDE = 16_384
+MISSING_SIDE = 0.5  # of an anchor; Darknet's value before it reads the anchors
 LARGEST_OUTPUT = 2**31  # values in the output of a layer, 8 GiB; a cfg that asks for more is a mistake
 
 # What the layer types that are not supported are for.
@@ -69,7 +70,7 @@ class Options:
         self._known.add(key)
         if key not in self._block:
             if default is None:
-                self.fail(f"{key}= is missing{self._nearest(key, set(self._block) - self._known)}")
+                self.fail(f"{key}= is missing{self.nearest(key, set(self._block) - self._known)}")
             return default
         try:
             return parse(self._block[key])
@@ -119,14 +120,15 @@ class Options:
         self._known |= training_only(self.section)
         for key in self._block:
             if key not in self._known:
-                hint = self._nearest(key, self._known - {"type"})
+                hint = self.nearest(key, self._known - {"type"})
                 notice(
                     f"warning: {self.where}: option {key}={self._block[key]} is not known and has no effect{hint}",
                     key=f"[{self.section}] {key}",
                 )
 
     @staticmethod
-    def _nearest(key: str, names: set[str]) -> str:
+    def nearest(key: str, names: set[str]) -> str:
+        """The part of a message that asks whether one of ``names`` was meant; empty where none is like ``key``."""
         nearest = difflib.get_close_matches(key, sorted(names), n=1, cutoff=0.7)
         return f": did you mean {nearest[0]}?" if nearest else ""
 
@@ -143,7 +145,8 @@ def check_type(options: Options) -> None:
     if options.section not in BUILDERS:
         purpose = OTHER_NETWORKS.get(options.section)
         reason = f"for {purpose} and not" if purpose else "not"
-        options.fail(f"this layer type is {reason} supported; supported are {', '.join(BUILDERS)}")
+        hint = options.nearest(options.section.lower(), set(BUILDERS))
+        options.fail(f"this layer type is {reason} supported; supported are {', '.join(BUILDERS)}{hint}")
 
 
 def parse_layer(options: Options, context: "Context") -> Layer:
@@ -393,8 +396,15 @@ def _anchors(options: Options) -> tuple[tuple[int, ...], list[tuple[float, float
     total = options.integer("num", 1, low=1)
     mask = options.numbers("mask", default=tuple(range(total)))
     flat = options.numbers("anchors", float)
-    if len(flat) % 2 or min(flat) <= 0 or not all(map(math.isfinite, flat)):
-        options.fail(f"anchors= has {len(flat)} numbers: it needs pairs of positive ones")
+    if min(flat) <= 0 or not all(map(math.isfinite, flat)):
+        options.fail("anchors= needs pairs of positive numbers")
+    if len(flat) % 2:
+        notice(
+            f"warning: {options.where}: anchors= has {len(flat)} numbers, and the last anchor no height: it gets "
+            f"{MISSING_SIDE}, as in Darknet; is a comma missing?",
+            key=f"[yolo] anchors={flat}",
+        )
+        flat += (MISSING_SIDE,)
     anchors = list(zip(flat[::2], flat[1::2], strict=True))
     if missing := [number for number in mask if not 0 <= number < len(anchors)]:
         options.fail(f"mask= names anchor {missing[0]}, but anchors= has only those from 0 to {len(anchors) - 1}")

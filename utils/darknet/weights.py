@@ -100,8 +100,8 @@ def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool =
         The number of convolutions whose weights were loaded.
 
     Raises:
-        InputError: the file is missing, is not a weights file, or does not fit; the message names the first layer that
-            does not.
+        InputError: the file is missing, is not a weights file, or does not fit or has values that are not finite; the
+            message names the first such layer.
     """
     values = _values(path)
     position = 0
@@ -117,6 +117,8 @@ def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool =
             )
         plan.append((position, tensors))
         position += need
+        if not values[position - need : position].isfinite().all():
+            raise InputError(f"{path}: layer {index} has weights that are not finite: its training has diverged")
     if position < len(values):
         raise InputError(f"{path}: too long: {len(values) - position} values are left after layer {index}, the last")
 

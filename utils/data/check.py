@@ -34,7 +34,7 @@ from utils.files import write_text
 MAX_SHOWN = 10  # problems, changed boxes or images in two lists that are printed
 MANY_CHANGED = 0.01  # share of changed boxes from which on there is a warning
 # The cache of another version is not used: it may read other images, and does not hold the same.
-READER = f"Pillow {PIL.__version__}, 8 bits, digests"
+READER = f"Pillow {PIL.__version__}, 8 bits, digests, PPM"
 
 
 class Decoded(NamedTuple):
@@ -336,7 +336,7 @@ def read_cache(path: Path) -> dict[str, Decoded]:
         if content["reader"] != READER:
             return {}
         return {str(name): _to_decoded(*values) for name, values in content["images"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {}
 
 

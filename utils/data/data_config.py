@@ -2,16 +2,15 @@
 
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.data.image_lists import ListEntry, existing_images, looked_at, places, read_list_entries, resolve_path
 from utils.data.yolo_yaml import MAX_CLASSES, SUFFIXES, read_data_yaml
-from utils.distributed import is_main
 from utils.errors import InputError
 from utils.files import read_lines, read_names
+from utils.notices import notice
 
 PATHS = ("train", "valid", "names")  # keys whose values are paths
 MAKE_LISTS = (
@@ -57,7 +56,7 @@ class DataConfig:
         if path is None:
             raise InputError(
                 f"{self.path}: {split}= is missing: add a line {split}=LIST, where LIST is a text file with the path "
-                "of an image per line"
+                "of an image per line; python data/converter.py yolo --source FOLDER --split 0.9 makes both lists"
             )
         if split in self.values and not os.path.exists(path):
             where = looked_at(places(self.values[split], self.path))
@@ -142,9 +141,9 @@ def _read_values(path: Path) -> dict[str, str]:
         values.setdefault(key, value)
     if strays and not values:
         raise InputError(f"{path}: no line is key=value, so not a .data file")
-    if strays and is_main():
+    if strays:
         lines = f"line {strays[0]} is" if len(strays) == 1 else f"{len(strays)} lines, the first {strays[0]}, are"
-        print(f"warning: {path}: {lines} not key=value, and ignored", file=sys.stderr)
+        notice(f"warning: {path}: {lines} not key=value, and ignored")
     return values
 
 

@@ -13,8 +13,10 @@ BITS_PER_SAMPLE, LOWEST, HIGHEST = 258, (280, 340), (281, 341)
 
 def is_deep(image: Image.Image) -> bool:
     """Whether the file of an image, which was opened but not decoded, has more than 8 bits per value."""
-    # Of colours of 16 bits Pillow drops the lower 8. Only how it will decode them tells that they are there.
-    return image.mode[0] in "IF" or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    # Of colours of 16 bits Pillow drops the lower 8. Only how it will decode them tells that they are there: by a name
+    # such as "RGB;16B", or of a PPM file by its largest value.
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]
+    return image.mode[0] in "IF" or any(";16" in str(a) or a == ("RGB", 2**16 - 1) for a in arguments)
 
 
 def to_8_bits(image: Image.Image, content: bytes) -> np.ndarray:
@@ -66,12 +68,12 @@ def _number(value: object) -> float | None:
 
 
 def _colours(image: Image.Image, content: bytes) -> np.ndarray:
-    """The pixels (H, W, 3) uint16 RGB; OpenCV reads them, and Pillow's upper 8 bits must agree."""
+    """The pixels (H, W, 3) uint16 RGB; OpenCV reads them, and Pillow's upper 8 bits, cut or rounded, must agree."""
     upper = np.asarray(image.convert("RGB"))
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] < 3:
         raise ValueError("16 bits per colour that cannot be read: convert it to 8 bits")
     colours = pixels[:, :, 2::-1]
-    if colours.shape != upper.shape or not np.array_equal(np.right_shift(colours, 8), upper):
+    if colours.shape != upper.shape or (np.abs(np.right_shift(colours, 8).astype(np.int16) - upper) > 1).any():
         raise ValueError("16 bits per colour that cannot be read: convert it to 8 bits")
     return colours

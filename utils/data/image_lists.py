@@ -3,11 +3,13 @@
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from utils.data.images import IMAGE_SUFFIXES
 from utils.errors import InputError
 from utils.files import read_lines
+
+MAX_PARTS = 6  # of a path of another machine that are looked for
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,26 @@ def places(text: str, origin: Path) -> Iterator[Path]:
     The path is absolute, or relative to: the working directory; the folder of ``origin``; the folder above it, where
     Darknet is started in a project with a folder ``data``; or, without its first folder, the folder of ``origin``, as
     CVAT's export is, which is to be unpacked to ``data``. A path with the backslashes of Windows also counts with
-    slashes.
+    slashes. Of an absolute path of another machine its end counts, see :func:`endings`.
     """
     for spelling in (text, text.replace("\\", "/")) if "\\" in text else (text,):
         path = Path(spelling)
         yield path
-        if not path.is_absolute():
+        if path.is_absolute() or PureWindowsPath(spelling).drive:
+            for folder in (origin.parent, origin.absolute().parent.parent):
+                yield from endings(spelling, folder)
+        else:
             yield origin.parent / path
             if len(path.parts) > 1 and path.parts[0] != "..":
                 yield origin.absolute().parent.parent / path
                 yield origin.parent.joinpath(*path.parts[1:])
+
+
+def endings(text: str, folder: Path) -> Iterator[Path]:
+    """Where below ``folder`` a file may be whose absolute path is of another machine: its last parts, two at least."""
+    parts = PureWindowsPath(text).parts[1:][-MAX_PARTS:]
+    if ".." not in parts:
+        yield from (folder.joinpath(*parts[start:]) for start in range(len(parts) - 1))
 
 
 def resolve_path(text: str, origin: Path) -> Path:

@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -62,10 +62,16 @@ def find_images(where: str) -> list[Path]:
         return [path]
     paths = path.iterdir() if path.is_dir() else map(Path, glob.glob(where, recursive=True))
     # Hidden files are no images: macOS puts ._a.jpg beside a.jpg on other systems' disks.
-    images = sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file())
+    images = sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and not _is_other(p))
     if not images:
-        raise InputError(f"--image_folder {where}: no image there")
+        hint = f"; folders in it are not searched, but '{path / '**/*.jpg'}' is possible" if path.is_dir() else ""
+        raise InputError(f"--image_folder {where}: no image there{hint}")
     return images
+
+
+def _is_other(path: Path) -> bool:
+    """Whether there is something that is no file; a link without a target is an image that cannot be read."""
+    return path.exists() and not path.is_file()
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -250,6 +256,9 @@ def _opened(path: str | Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
                 yield image, file
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such image") from None
+    except UnidentifiedImageError as error:
+        reason = "it has a format that is not known" if os.path.getsize(path) else "it is empty"
+        raise InputError(f"{path}: cannot be read as an image: {reason}") from error
     except Exception as error:  # a damaged file can raise errors of any kind in a decoder
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be read as an image: {reason}") from error

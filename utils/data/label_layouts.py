@@ -1,4 +1,4 @@
-"""What the four numbers of label lines mean where they are not centre, width and height in [0, 1] of the image."""
+"""What four numbers mean that are not what they should be: centre and size in label lines, pixels in COCO and VOC."""
 
 import numpy as np
 
@@ -8,6 +8,7 @@ MISFITS = 0.1  # share of the boxes that fit badly as centres, from which on oth
 MISFITS_OF_FEW = 0.5  # and that of a list of less than FEW boxes
 FEW = 10
 FITS = 0.99  # share of the boxes that a layout must fit
+TINY = 2  # pixels; a data set whose boxes all lie in the first of an image has shares of the image
 
 
 def guess_layout(values: np.ndarray) -> str | None:
@@ -23,8 +24,7 @@ def guess_layout(values: np.ndarray) -> str | None:
         return None
     if (np.abs(values) > 2).any(axis=1).mean() > MISFITS:
         return "pixels"
-    misfits = 1 - _fit(*values.T)
-    if misfits < (MISFITS_OF_FEW if len(values) < FEW else MISFITS):
+    if not _misfits(*values.T):
         return None
     a, b, c, d = values.T
     layouts = {
@@ -35,6 +35,29 @@ def guess_layout(values: np.ndarray) -> str | None:
     }
     likely = [name for name, fit in layouts.items() if fit >= FITS and fit == max(layouts.values())]
     return " or ".join(likely) or None
+
+
+def guess_pixel_layout(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
+    """What the boxes of a data set seem to be that were read as x1, y1, w, h in pixels; None where they are these.
+
+    Args:
+        boxes: (N, 4) x1, y1, x2, y2, where the last two are the sums of what was read.
+        sizes: (N, 2) width and height of the image of each.
+    """
+    if not len(boxes):
+        return None
+    if (boxes <= TINY).all(axis=1).mean() >= FITS:
+        return "shares of the image"
+    a, b, c, d = (boxes / np.tile(sizes, 2)).T
+    if not _misfits((a + c) / 2, (b + d) / 2, c - a, d - b):
+        return None
+    c, d = c - a, d - b
+    return "corners: x1 y1 x2 y2" if _fit((a + c) / 2, (b + d) / 2, c - a, d - b) >= FITS else None
+
+
+def _misfits(cx: np.ndarray, cy: np.ndarray, w: np.ndarray, h: np.ndarray) -> bool:
+    """Whether so many boxes do not fit that another layout is considered."""
+    return 1 - _fit(cx, cy, w, h) >= (MISFITS_OF_FEW if len(cx) < FEW else MISFITS)
 
 
 def _fit(cx: np.ndarray, cy: np.ndarray, w: np.ndarray, h: np.ndarray) -> float:

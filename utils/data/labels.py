@@ -279,13 +279,18 @@ def _numbers(words: Iterable[str]) -> list[float]:
 def _parse_label(words: list[str], classes: int, where: str, rules: LabelRules) -> Line:
     has_score = rules.with_score and len(words) >= 6 and len(words) % 2 == 0
     count = len(words) - has_score
+    numbers = _numbers(words)
+    if count >= 8 and _has_keypoints(numbers[1:count]):
+        raise InputError(
+            f"{where}: {count} values look like a box with keypoints, x y visibility each: a label line has the first "
+            "five: class cx cy w h"
+        )
     if count != 5 and (count < 7 or count % 2 == 0):
         hint = "; the sixth is a confidence? --labels_with_score ignores it" if count == 6 else ""
         raise InputError(
             f"{where}: {count} values, but a label line has five: class cx cy w h (or a polygon: class x1 y1 x2 y2 "
             f"x3 y3 ...){hint}"
         )
-    numbers = _numbers(words)
     if not numbers:
         raise InputError(f"{where}: {_shown(words)} is not {'five ' if count == 5 else ''}numbers")
     if not all(map(math.isfinite, numbers)):
@@ -302,6 +307,19 @@ def _parse_label(words: list[str], classes: int, where: str, rules: LabelRules) 
     xs, ys = numbers[1:count:2], numbers[2:count:2]
     x1, y1, x2, y2 = edges = (min(xs), min(ys), max(xs), max(ys))
     return Line(label, edges, ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), True, has_score)
+
+
+def _has_keypoints(numbers: list[float]) -> bool:
+    """Whether a box cx, cy, w, h is followed by keypoints x, y, visibility; an unlabelled one is 0 0 0.
+
+    A polygon may begin with four such numbers, so that the visible keypoints must lie in the box.
+    """
+    visibilities = numbers[6::3]
+    if (len(numbers) - 4) % 3 or not any(visibilities) or not {0, 1, 2}.issuperset(visibilities):
+        return False
+    cx, cy, w, h = numbers[:4]
+    points = zip(numbers[4::3], numbers[5::3], strict=False)
+    return all(x == y == 0 or (abs(x - cx) <= w / 2 + BORDER and abs(y - cy) <= h / 2 + BORDER) for x, y in points)
 
 
 def _clip(edges: Sequence[float]) -> tuple[list[float] | None, float]:

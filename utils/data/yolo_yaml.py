@@ -1,11 +1,13 @@
 """The ``data.yaml`` of Ultralytics and Roboflow: class names, and folders or lists of images for each split."""
 
 import os
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import yaml
 
+from utils.data.image_lists import endings
 from utils.errors import InputError
 from utils.files import read_text
 
@@ -115,9 +117,10 @@ def as_texts(value: object, where: str) -> list[str]:
 def resolve(text: str, content: dict[str, object], origin: Path) -> Path:
     """The folder or list that the file ``origin`` names with ``text``.
 
-    As Ultralytics has it, that is relative to ``path``, which is relative to the file's folder or to the working
-    directory; without ``path``, to the file's folder. Roboflow's ``../train/images`` means ``train/images``. Where
-    ``path`` is of another machine, the file's folder counts.
+    As Ultralytics has it, that is relative to ``path``, which is relative to the file's folder, to the working
+    directory or to the folder above the file's; without ``path``, relative to these. Roboflow's ``../train/images``
+    means ``train/images``. Where ``path`` is of another machine, the file's folder counts, and of an absolute
+    ``text`` its end, see :func:`utils.data.image_lists.endings`.
 
     Raises:
         InputError: there is no such file or folder; the message names all places.
@@ -126,9 +129,12 @@ def resolve(text: str, content: dict[str, object], origin: Path) -> Path:
     root = content.get("path")
     root = root.strip().replace("\\", "/") if isinstance(root, str) and root not in NULLS else "."
     folder = origin.parent
-    roots = [folder / root, Path(root), folder.parent / root, folder] if root != "." else [folder]
+    roots = [folder / root, Path(root), folder.absolute().parent / root, folder]
     texts = [text, text.removeprefix("../")] if text.startswith("../") else [text]
-    places = list(dict.fromkeys(os.path.normpath(base / name) for base in roots for name in texts))
+    candidates = [base / name for base in roots for name in texts]
+    if PureWindowsPath(text).anchor:
+        candidates = [Path(text), *chain.from_iterable(endings(text, base) for base in roots)]
+    places = list(dict.fromkeys(map(os.path.normpath, candidates)))
     for place in places:
         if os.path.exists(place):
             return Path(place)

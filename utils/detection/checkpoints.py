@@ -181,7 +181,8 @@ def load_state(model: Darknet, state: Mapping[str, Tensor], path: str | Path) ->
         path: the file that it comes from, for messages.
 
     Raises:
-        InputError: a tensor is missing, has another shape, or is not one of this network's.
+        InputError: a tensor is missing, has another shape or values that are not finite, or is not one of this
+            network's.
     """
     expected = model.state_dict()
     state = own_names(model.spec, state, path)
@@ -196,6 +197,8 @@ def load_state(model: Darknet, state: Mapping[str, Tensor], path: str | Path) ->
                 f"{path}: belongs to another cfg: {name} has shape {tuple(state[name].shape)} there, "
                 f"{tuple(tensor.shape)} in the cfg"
             )
+        if not state[name].isfinite().all():
+            raise InputError(f"{path}: {name} has values that are not finite: its training has diverged")
     if surplus := state.keys() - expected.keys():
         raise InputError(f"{path}: belongs to another cfg, which also has {min(surplus)}")
     model.load_state_dict(state)

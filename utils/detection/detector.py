@@ -16,6 +16,7 @@ from utils.data.images import to_device
 from utils.detection.checkpoints import check_same_cfg, load_darknet
 from utils.detection.ncnn import NcnnModel
 from utils.detection.runtimes import ExportedModel, OnnxModel
+from utils.detection.tensorrt import TensorRtModel
 from utils.devices import device_of, memory_advice, smaller_batch
 from utils.sizes import AnySize, Size
 
@@ -26,12 +27,12 @@ def load_model(
     """A network, and the metadata of its file.
 
     Args:
-        weights_path: an ``.onnx`` or ``.ncnn.param`` file that export.py wrote, or a file that
+        weights_path: an ``.onnx``, ``.ncnn.param`` or ``.engine`` file that export.py wrote, or a file that
             :func:`utils.detection.checkpoints.load_darknet` reads.
         model_def: the path of the network's cfg; None for the cfg in the weights file. Given, the two must agree.
         thresholds: the minimum score and the IoU of non-maximum suppression, for an ``.onnx`` file with the latter in
             its graph.
-        device: what ``--device`` says, for ONNX Runtime; a Darknet is on the CPU at first.
+        device: what ``--device`` says, for ONNX Runtime and TensorRT; a Darknet is on the CPU at first.
 
     Raises:
         InputError: a file is missing, damaged, or does not fit, or there is no cfg.
@@ -41,6 +42,8 @@ def load_model(
         model = OnnxModel(weights_path, thresholds, device)
     elif weights_path.endswith(".param"):
         model = NcnnModel(weights_path)
+    elif weights_path.endswith(".engine"):
+        model = TensorRtModel(weights_path, device)
     else:
         return load_darknet(weights_path, model_def)
     if model_def is not None:

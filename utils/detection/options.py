@@ -17,7 +17,7 @@ from utils.workers import MAX_WORKERS
 
 def add_model_options(parser: argparse.ArgumentParser, weights_path: str, onnx: bool = True) -> None:
     """Add ``--weights_path``, ``--model_def`` and ``--img_size``; ``onnx``: the program reads exported files, too."""
-    files = "a checkpoint" + (", or an .onnx or .ncnn.param file that export.py wrote" if onnx else "")
+    files = "a checkpoint" + (", or an .onnx, .ncnn.param or .engine file that export.py wrote" if onnx else "")
     parser.add_argument(
         "--weights_path",
         default=weights_path,

@@ -3,24 +3,25 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from models import Darknet
 from utils.detection.complexity import state_dict_size
+from utils.detection.description import describe
 from utils.detection.fusing import fuse
 from utils.detection.inference import for_inference
-from utils.detection.ncnn import NcnnModel
+from utils.detection.ncnn import FILES
 from utils.detection.runtimes import OnnxModel, OpenCvModel, OpenVinoModel
+from utils.devices import pick_device
 from utils.errors import InputError
-from utils.export.ncnn import export_ncnn
+from utils.export.ncnn import NcnnQuantizer, export_ncnn, load_contents, require_tools
 from utils.export.onnx import export_onnx
-from utils.export.quantization import quantize
+from utils.export.quantization import FORMS, quantize
+from utils.export.tensorrt import build_engine, input_shapes, load_engine
 from utils.optional import optional
-from utils.sizes import AnySize
+from utils.sizes import AnySize, Size
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -44,7 +45,9 @@ class Deployment:
     problem: str | None = None
 
 
-def deployments(model: Darknet, names: list[str], img_size: AnySize, calibration: Iterable[Tensor]) -> list[Deployment]:
+def deployments(
+    model: Darknet, names: list[str], img_size: AnySize, calibration: Iterable[Tensor], largest_batch: int
+) -> list[Deployment]:
     """A model in all runtimes, PyTorch first.
 
     Args:
@@ -52,6 +55,7 @@ def deployments(model: Darknet, names: list[str], img_size: AnySize, calibration
         names: class names.
         img_size: of its input.
         calibration: images (1, 3, H, W) in [0, 1] to calibrate the 8-bit network on.
+        largest_batch: the largest batch size of a TensorRT engine.
     """
 
     @cache
@@ -76,14 +80,27 @@ def deployments(model: Darknet, names: list[str], img_size: AnySize, calibration
         content = graph.SerializeToString()
         return runtime(content), len(content)
 
-    def ncnn() -> tuple[nn.Module, int]:
+    @cache
+    def ncnn_contents() -> dict[str, bytes]:
         optional("ncnn")
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "network.ncnn.param"
-            contents = export_ncnn(model, names, img_size)
-            for suffix, content in contents.items():
-                path.with_suffix(suffix).write_bytes(content)
-            return NcnnModel(path), len(contents[".param"]) + len(contents[".bin"])
+        return export_ncnn(model, names, img_size)
+
+    def ncnn(int8: bool) -> tuple[nn.Module, int]:
+        if int8:
+            require_tools()
+        contents = ncnn_contents()
+        if int8:
+            contents = NcnnQuantizer(contents, model, names, img_size, calibration_images()).contents()
+        return load_contents(contents), sum(len(contents[suffix]) for suffix in FILES)
+
+    def tensorrt(int8: bool) -> tuple[nn.Module, int]:
+        optional("tensorrt")
+        pick_device("cuda")
+        graph = export_onnx(model, names, img_size, dynamic_size=False, half=True)
+        if int8:
+            graph = quantize(graph, model.spec, calibration_images(), outputs=FORMS["tensorrt"].outputs)
+        engine = build_engine(graph, input_shapes(Size.of(img_size), largest_batch))
+        return load_engine(engine, describe(model, names, img_size, {".engine": engine})), len(engine)
 
     def opencv(darknet: Darknet) -> tuple[nn.Module, int]:
         reader = OpenCvModel(darknet, img_size)
@@ -94,11 +111,14 @@ def deployments(model: Darknet, names: list[str], img_size: AnySize, calibration
         _deploy("PyTorch, fused", "checkpoint", torch_fused),
         _deploy("ONNX Runtime", "ONNX", lambda: onnx_in(OnnxModel, "onnxruntime")),
         _deploy("OpenVINO", "ONNX", lambda: onnx_in(OpenVinoModel, "openvino")),
-        _deploy("ncnn", "param and bin", ncnn),
+        _deploy("ncnn", "param and bin", lambda: ncnn(int8=False)),
         _deploy("OpenCV", "cfg and .weights", lambda: opencv(model)),
         _deploy("OpenCV", "the same, fused", lambda: opencv(fuse(model))),
         _deploy("ONNX Runtime", "ONNX, INT8", lambda: int8_in(OnnxModel, "onnxruntime", outputs=True)),
         _deploy("OpenVINO", "ONNX, INT8", lambda: int8_in(OpenVinoModel, "openvino", outputs=False)),
+        _deploy("ncnn", "param and bin, INT8", lambda: ncnn(int8=True)),
+        _deploy("TensorRT", "engine, float16", lambda: tensorrt(int8=False)),
+        _deploy("TensorRT", "engine, INT8", lambda: tensorrt(int8=True)),
     ]
 
 

@@ -22,7 +22,8 @@ from models import Darknet
 from utils.boxes import MAX_DETECTIONS
 from utils.darknet.cfg import format_cfg
 from utils.detection.fusing import fuse
-from utils.detection.runtimes import OnnxModel, prediction_difference
+from utils.detection.inference import Inference
+from utils.detection.runtimes import ExportedModel, OnnxModel, prediction_difference
 from utils.devices import device_of
 from utils.errors import InputError
 from utils.optional import optional
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 17
-# The largest difference between ONNX Runtime and PyTorch, relative to a value where that is above 1.
-TOLERANCE = 1e-4
+OPSET_HALF = 19  # the first whose QuantizeLinear takes 16-bit floats
+# The largest difference between ONNX Runtime and PyTorch, relative to a value where that is above 1; and that of a
+# graph in 16-bit floats.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
 
 # ONNX text format (onnx/docs/Syntax.md). `triples` are (image, class, box) of the boxes that NMS keeps.
 SUPPRESSION = """
@@ -70,7 +73,9 @@ suppression (float[batch, boxes, values] predictions, float[1] conf_thres = {%(c
 """
 
 
-def export_onnx(model: Darknet, names: list[str], img_size: AnySize, dynamic_size: bool = True) -> "ModelProto":
+def export_onnx(
+    model: Darknet, names: list[str], img_size: AnySize, dynamic_size: bool = True, half: bool = False
+) -> "ModelProto":
     """The graph of a network from images to predictions.
 
     Args:
@@ -78,6 +83,7 @@ def export_onnx(model: Darknet, names: list[str], img_size: AnySize, dynamic_siz
         names: class names, for the metadata.
         img_size: of the images that the graph is for; in the metadata, too.
         dynamic_size: accept images of other sizes as well, multiples of the network's stride.
+        half: compute in 16-bit floats; input, output and the decoding of boxes stay in float32. The opset is 19.
 
     Raises:
         InputError: onnx is not installed.
@@ -89,11 +95,11 @@ def export_onnx(model: Darknet, names: list[str], img_size: AnySize, dynamic_siz
         # The older exporter: it needs no other package, takes a second for YOLOv3 where the newer one takes fifteen,
         # and names nodes after layers. It warns that channel counts become constants, which they are.
         torch.onnx.export(
-            fuse(model),
+            Inference(model, dtype=torch.float16) if half else fuse(model),
             (torch.zeros(2, 3, *Size.of(img_size), device=device_of(model)),),
             file,  # type: ignore[arg-type]  # the older exporter writes to a file object too
             dynamo=False,
-            opset_version=OPSET,
+            opset_version=OPSET_HALF if half else OPSET,
             input_names=["images"],
             output_names=["predictions"],
             dynamic_axes={"images": {0: "batch", **sides}, "predictions": {0: "batch", 1: "boxes"}},
@@ -125,30 +131,35 @@ def add_suppression(proto: "ModelProto", conf_thres: float, nms_thres: float) ->
     return merged
 
 
-@torch.inference_mode()
-def prove(model: Darknet, proto: "ModelProto", batches: list[Tensor]) -> float:
+def prove(model: Darknet, proto: "ModelProto", batches: list[Tensor], tolerance: float = TOLERANCE) -> float:
     """Prove that a graph in ONNX Runtime computes what ``model`` computes.
 
     Args:
         model: the network, in eval mode.
         proto: its graph, from images to predictions.
         batches: images (B, 3, H, W) in [0, 1], of more than one size unless the graph's is fixed.
+        tolerance: the largest difference that is allowed.
 
     Returns:
         The largest difference, see :func:`utils.detection.runtimes.prediction_difference`.
 
     Raises:
-        InputError: it is larger than TOLERANCE.
+        InputError: it is larger than ``tolerance``.
     """
-    exported = OnnxModel(proto.SerializeToString())
+    return prove_predictions(model, OnnxModel(proto.SerializeToString()), batches, tolerance)
+
+
+@torch.inference_mode()
+def prove_predictions(model: Darknet, exported: ExportedModel, batches: list[Tensor], tolerance: float) -> float:
+    """What :func:`prove` does, for the network in any runtime."""
     device = device_of(model)
     gaps = [prediction_difference(model(images.to(device)).cpu(), exported(images)) for images in batches]
     if None in gaps:
         raise InputError("the network's scores are not finite: nothing was written")
     worst = float(torch.tensor(gaps).max())  # Python's max may lose a NaN
-    if not worst <= TOLERANCE:
+    if not worst <= tolerance:
         raise InputError(
-            f"ONNX Runtime's predictions differ by {worst:.1e} from PyTorch's, more than {TOLERANCE:.0e}: "
+            f"{exported.runtime}'s predictions differ by {worst:.1e} from PyTorch's, more than {tolerance:.0e}: "
             "nothing was written"
         )
     return worst

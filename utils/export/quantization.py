@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,14 +17,34 @@ from models import Darknet
 from utils.darknet.layers import Activation, Dropout, Empty
 from utils.darknet.spec import NetworkSpec
 from utils.detection.fusing import fuse
+from utils.errors import InputError
 from utils.export.onnx import describe
 from utils.optional import optional
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+Built = TypeVar("Built")
+
 # Calibration images that show which layers are sensitive.
 SENSITIVITY_IMAGES = 8
+
+
+class Form(NamedTuple):
+    """Where a runtime needs the pairs of QuantizeLinear and DequantizeLinear, to compute in 8 bits between them.
+
+    Attributes:
+        outputs: behind a convolution, too, before its activation. ONNX Runtime has 8-bit kernels for such convolutions
+            only. OpenVINO and TensorRT compute an activation together with its convolution: a pair between them costs
+            accuracy and saves no time.
+        half: what is not in 8 bits is in float16. TensorRT computes each layer in the type that the graph gives it.
+    """
+
+    outputs: bool
+    half: bool
+
+
+FORMS = {"onnxruntime": Form(True, False), "openvino": Form(False, False), "tensorrt": Form(False, True)}
 
 
 class CalibrationImages:
@@ -49,17 +69,16 @@ def quantize(
     """A graph whose convolutions compute in 8-bit integers, in ONNX's QDQ form, which other runtimes read, too.
 
     Kernels have a scale per output channel; feature maps have one scale, from their range over the calibration images.
-    All zero points are 0, as TensorRT needs it. The convolutions before the heads and the decoding of boxes stay in
-    float, where a step of 1/256 would be visible.
+    All integers are signed, all zero points are 0, and biases stay in float, as TensorRT needs it. The convolutions
+    before the heads and the decoding of boxes stay in float, where a step of 1/256 would be visible.
 
     Args:
         proto: the graph from images to predictions, as :func:`utils.export.onnx.export_onnx` makes it.
         spec: the network's.
         images: batches of calibration images (B, 3, H, W) in [0, 1], typical of those to detect on.
         float_layers: convolutions that stay in float, by layer number.
-        outputs: also quantise what a convolution gives, before its activation. ONNX Runtime has 8-bit kernels for such
-            convolutions only; OpenVINO and TensorRT are as fast without, and OpenVINO is then more accurate.
         ranges: a file that keeps the ranges of the feature maps; where it exists, ``images`` are not read.
+        outputs: the form for ONNX Runtime, see :data:`FORMS`.
 
     Raises:
         InputError: onnx or onnxruntime is not installed.
@@ -82,6 +101,7 @@ def quantize(
                 per_channel=True,
                 extra_options={
                     "ActivationSymmetric": True,
+                    "QuantizeBias": False,
                     "OpTypesToExcludeOutputQuantization": [] if outputs else ["Conv"],
                 },
                 calibration_cache_path=ranges,
@@ -89,53 +109,68 @@ def quantize(
         finally:
             logging.disable(logging.NOTSET)
         quantized = onnx.load(target)
+    if outputs:
+        round_for_convolutions_only(quantized)
     shorten_names(quantized)
     describe(quantized, {entry.key: entry.value for entry in proto.metadata_props})
     return quantized
 
 
 def quantize_within(
-    proto: "ModelProto",
-    model: Darknet,
-    images: Sequence[Tensor],
-    score: Callable[["ModelProto"], float],
+    errors: dict[int, float],
+    build: Callable[[Sequence[int]], Built],
+    score: Callable[[Built], float],
+    reference: float,
     max_drop: float,
-    outputs: bool = True,
-) -> "ModelProto":
-    """The graph in 8 bits that scores at most ``max_drop`` below the float graph, with few layers in float.
+) -> Built:
+    """A network in 8 bits that scores at most ``max_drop`` below that in float, with few layers in float.
 
-    All layers are quantised first; then the most sensitive ones are left in float, one after another, until the score
-    is reached.
+    If all layers in 8 bits score less, the most sensitive ones stay in float; bisection finds how many.
 
     Args:
-        proto: the graph from images to predictions.
-        model: its network.
-        images: calibration images, see :func:`quantize`.
-        score: the quality of a graph, such as mAP@0.5.
-        outputs: see :func:`quantize`.
-        max_drop: how far below the float graph's score is still accepted.
+        errors: the sensitivity of each layer that can be in 8 bits, by layer number, see :func:`sensitivities`.
+        build: makes the network in 8 bits whose layers of these numbers stay in float.
+        score: the quality of what ``build`` makes, such as mAP@0.5.
+        reference: the score in float.
+        max_drop: how far below ``reference`` is still accepted.
+
+    Raises:
+        InputError: no layer at all can be in 8 bits.
     """
-    errors = sensitivities(model, torch.cat(list(images[:SENSITIVITY_IMAGES])))
-    order = sorted(errors, key=lambda index: errors[index], reverse=True)
-    reference = score(proto)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        tqdm(total=len(order), desc="layers left in float", unit="layer", leave=False) as bar,
-    ):
-        for count in range(len(order) + 1):
-            quantized = quantize(proto, model.spec, images, order[:count], Path(folder) / "ranges.json", outputs)
-            reached = score(quantized)
-            if reached >= reference - max_drop:
-                break
+    order = sorted(errors, key=lambda layer: errors[layer], reverse=True)
+    with tqdm(total=1 + len(order).bit_length(), desc="layers left in float", unit="try", leave=False) as bar:
+
+        def attempt(count: int) -> tuple[Built, float]:
+            built = build(sorted(order[:count]))
+            reached = score(built)
+            bar.set_postfix_str(f"{count} of {len(order)}: {reached:.4f}")
             bar.update()
-    layers = f": layers {', '.join(map(str, sorted(order[:count])))}" if count else ""
-    print(f"score {reached:.4f} in 8 bits, {reference:.4f} in float; {count} of {len(order)} layers in float{layers}")
-    return quantized
+            return built, reached
+
+        too_few, enough = 0, len(order)
+        best, reached = attempt(0)
+        if reached >= reference - max_drop:
+            enough = 0
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            built, of_middle = attempt(middle)
+            if of_middle >= reference - max_drop:
+                best, reached, enough = built, of_middle, middle
+            else:
+                too_few = middle
+    if enough and enough == len(order):
+        raise InputError(
+            f"--max_map_drop {max_drop:g}: with any layer in 8 bits the score is further below {reference:.4f}: "
+            "nothing was written"
+        )
+    layers = f": layers {', '.join(map(str, sorted(order[:enough])))}" if enough else ""
+    print(f"score {reached:.4f} in 8 bits, {reference:.4f} in float; {enough} of {len(order)} layers in float{layers}")
+    return best
 
 
 @torch.inference_mode()
 def sensitivities(model: Darknet, images: Tensor) -> dict[int, float]:
-    """How far the raw outputs move when one convolution alone is quantised, by layer number.
+    """How far the raw outputs move when one convolution alone is quantised, by layer number; see SENSITIVITY_IMAGES.
 
     It is the mean square of the difference over the mean square of the raw outputs, summed over the heads.
 
@@ -188,6 +223,27 @@ def convolution_nodes(proto: "ModelProto", indices: Collection[int]) -> list[str
     """The names of the graph's nodes for the convolutions of these layer numbers; they contain ``conv_{layer}``."""
     marks = [f"/conv_{index}/" for index in indices]
     return [node.name for node in proto.graph.node if any(mark in node.name for mark in marks)]
+
+
+def round_for_convolutions_only(proto: "ModelProto") -> None:
+    """Let all nodes but convolutions read a feature map in float, where convolutions read it in 8 bits.
+
+    ONNX Runtime turns a signed pair into an unsigned one, for which x86 processors have instructions, only where the
+    pair has a single reader. Convolutions whose input a shortcut reads as well would be left without 8-bit kernels.
+    Shortcuts are more accurate, too.
+    """
+    sources = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+    origin = {
+        node.output[0]: sources[node.input[0]]
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in sources
+    }
+    made_by = {node.output[0]: node.op_type for node in proto.graph.node}
+    for node in proto.graph.node:
+        if node.op_type != "Conv":
+            node.input[:] = [
+                origin[name] if name in origin and made_by.get(origin[name]) != "Conv" else name for name in node.input
+            ]
 
 
 def shorten_names(proto: "ModelProto") -> None:

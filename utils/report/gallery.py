@@ -2,7 +2,9 @@
 
 import base64
 import io
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -22,7 +24,7 @@ class GalleryImage:
     """An image of the page.
 
     Attributes:
-        name: its path.
+        name: its path from the folder that holds all images.
         width, height: of the embedded JPEG, in pixels.
         jpeg: the JPEG as a data URI.
         disagreement: of the two networks, or of the only network and the ground truth.
@@ -65,15 +67,21 @@ def make_gallery(dataset: DetectionDataset, before: Collected | None, after: Col
     """
     reference = before.detections if before else after.truth_as_detections
     scores = disagreements(reference, after.detections)
+    folder = os.path.commonpath([Path(path).parent for path in dataset.images])
     images = [
-        _gallery_image(dataset, int(index), float(scores[index]), before, after)
+        _gallery_image(dataset, int(index), float(scores[index]), before, after, folder)
         for index in np.argsort(-scores, kind="stable")[:count]
     ]
     return Gallery(images, int((scores > 0).sum()), len(scores))
 
 
 def _gallery_image(
-    dataset: DetectionDataset, index: int, disagreement: float, before: Collected | None, after: Collected
+    dataset: DetectionDataset,
+    index: int,
+    disagreement: float,
+    before: Collected | None,
+    after: Collected,
+    folder: str,
 ) -> GalleryImage:
     image = Image.fromarray(dataset.read(index))
     place = Letterbox.fit(image.width, image.height, dataset.img_size)
@@ -91,7 +99,7 @@ def _gallery_image(
     small = image.copy()
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return GalleryImage(
-        name=str(dataset.images[index]),
+        name=os.path.relpath(dataset.images[index], folder),
         width=small.width,
         height=small.height,
         jpeg=_data_uri(small),

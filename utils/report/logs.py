@@ -105,8 +105,9 @@ def sweep_section(path: Path, position: int) -> Section:
         if curves:
             labels = (x_label, "mAP@0.5")
             plots.append(curves_plot(f"sweep{position}-{kind}", title, labels, curves, unit=True, falling=True))
-    strategy = f", strategy {whole['strategy']}" if "strategy" in whole else ""
-    return Section(f"Sweep of ratios{strategy} ({path.name})", plots)
+    settings = [f"strategy {whole['strategy']}"] if whole.get("strategy") else []
+    settings += [str(whole["table"])] if whole.get("table") else []
+    return Section(f"{', '.join(['Sweep of ratios', *settings])} ({path.name})", plots)
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -140,14 +141,18 @@ def _ratio(name: str, whole: float) -> Callable[[Mapping], Any]:
 
 
 def _curves(rows: Sequence[Mapping], name: str, x: Callable[[Mapping], Any]) -> list[Curve]:
-    """A curve per group of rows with the same texts."""
+    """A curve per group of rows with the same texts, which tell several curves apart."""
     groups: dict[tuple[str, ...], list[Mapping]] = {}
     for row in rows:
         if _is_number(x(row)) and _is_number(row.get("mAP")):
             groups.setdefault(tuple(cell for cell in row.values() if isinstance(cell, str) and cell), []).append(row)
+    several = len(groups) > 1
+    labels = {
+        texts: ", ".join(texts if several and name == "ms" else [*(texts if several else ()), name]) for texts in groups
+    }
     return [
         Curve(
-            ", ".join([*texts, name]),
+            labels[texts],
             [x(row) for row in group],
             [row["mAP"] for row in group],
             [f"ratio {row['percent']:.0%}" if _is_number(row.get("percent")) else "" for row in group],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from utils.files import write_text
 from utils.pruning.compare import Measures
@@ -88,17 +89,23 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        templates.filters["breakable"] = breakable
         text = templates.get_template("page.html").render(
             page=self,
             rows=table_rows(self.columns),
             highlights=highlights(self.columns),
-            command=this_command(),
+            made_with=[("command", this_command()), *self.versions.items()],
             made=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
             score=SCORE,
             least_score=LEAST_SCORE,
             partner_iou=PARTNER_IOU,
         )
         return text.encode("utf-8", "replace").decode()  # a file's name may be in no encoding
+
+
+def breakable(name: str) -> Markup:
+    """A name whose line may end behind each underscore."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def table_rows(columns: Sequence[Column]) -> list[tuple[str, list[Cell]]]:

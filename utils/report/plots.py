@@ -13,11 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from utils.report.svg import STYLE, inline_svg
 
 # Told apart by lightness, too, with a contrast of at least 3 to white.
-COLOURS = ("#1f6f8b", "#b3304a", "#8a6d00", "#5b3a8e", "#3f7d3a")
-MARKERS = "os^Dv"
+COLOURS = ("#1f6f8b", "#b3304a", "#8a6d00", "#5b3a8e", "#3f7d3a", "#4a5058")
+MARKERS = "os^DvP"
 SIZE = (4.8, 3.1)  # inches; on a phone its text is as large as that of the page
 FRAME = (0.14, 0.31, 0.81, 0.66)  # left, bottom, width and height of the axes, as shares of the figure
 LEGEND = 64  # letters that fit into a line of the legend
+LEGEND_LINES = 2  # that have a place in SIZE
+LEGEND_LINE = 0.19  # inches
 MANY_POINTS = 40  # from so many on, a line has no markers
 
 
@@ -69,8 +71,12 @@ def curves_plot(
         falling: x goes from right to left.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE)
-        axes = figure.add_axes(FRAME)
+        columns = min(len(curves), max(1, LEGEND // (max(len(curve.label) for curve in curves) + 6)))
+        lower = LEGEND_LINE * max(0, -(-len(curves) // columns) - LEGEND_LINES)
+        height = SIZE[1] + lower
+        figure = Figure(figsize=(SIZE[0], height))
+        left, bottom, width, tall = FRAME
+        axes = figure.add_axes((left, (bottom * SIZE[1] + lower) / height, width, tall * SIZE[1] / height))
         values = {}
         for k, (curve, colour, marker) in enumerate(zip(curves, cycle(COLOURS), cycle(MARKERS), strict=False)):
             shown = [i for i, y in enumerate(curve.y) if y > 0 or not log]
@@ -89,8 +95,7 @@ def curves_plot(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         if len(curves) > 1:
-            ncols = max(1, LEGEND // (max(len(curve.label) for curve in curves) + 6))
-            figure.legend(frameon=False, loc="lower center", ncols=min(len(curves), ncols), fontsize=9)
+            figure.legend(frameon=False, loc="lower center", ncols=columns, fontsize=9)
         svg = inline_svg(figure, name, f"{title}. {_ranges(curves)} All values are in the table below.", values)
     return Plot(title, svg, _table(axes_labels[0], curves))
 

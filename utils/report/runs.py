@@ -89,7 +89,7 @@ def load_network(name: str) -> Network:
         InputError: there is no such file, or it is no checkpoint.
     """
     path = Path(name)
-    if path.suffix in ("", ".pth") and not path.is_file():
+    if not path.is_file() and (path.suffix in ("", ".pth") or Run(name).best.is_file()):
         path = Run(name).best
     model, metadata = load_darknet(str(path), None)
     return Network(path.stem.removesuffix("_ckpt"), path, model.eval(), metadata)

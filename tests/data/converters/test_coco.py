@@ -164,6 +164,33 @@ def test_an_annotation_that_cannot_be_used_is_left_out_and_named(tmp_path, capsy
         convert_one(tmp_path, coco_of([BAD_ENTRIES[problem]]), "--strict")
 
 
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (
+            [[0.1, 0.1, 0.5, 0.5]],
+            r"all\.json: the 2 boxes look like shares of the image, .* of .*g, was read as x1=0\.1",
+        ),
+        ([[10, 5, 60, 30], [40, 20, 90, 45]], r"the 2 boxes look like corners: x1 y1 x2 y2"),
+        ([None], r"annotations\[0\] has neither a 'bbox'"),
+        ([], "no image has a box"),
+    ],
+)
+def test_boxes_that_are_none_or_no_pixels_are_refused(tmp_path, boxes, message):
+    content = coco_of([])
+    boxes = (boxes * 2)[:2]
+    content["annotations"] = [{"image_id": k, "category_id": 1, "bbox": box} for k, box in enumerate(boxes, 1)]
+    with pytest.raises(InputError, match=message):
+        convert_one(tmp_path, content)
+    assert not (tmp_path / "out").exists()
+
+
+def test_small_boxes_and_boxes_past_the_border_are_no_other_layout(tmp_path):
+    boxes = [[0, 0, 2, 2], [60, 5, 41, 25], [5, 5, 9, 9]]
+    output = convert_one(tmp_path, coco_of([{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes]))
+    assert (output / "labels/x.txt").read_text().count("\n") == 4
+
+
 def test_images_that_cannot_be_used_are_left_out_and_named(tmp_path, capsys):
     (tmp_path / "broken.jpg").write_text("no image")
     names = ["gone.jpg", "broken.jpg"]
@@ -220,6 +247,16 @@ def test_an_unused_class_that_groups_nothing_stays(tmp_path):
     categories = [{"id": 2, "name": "dog", "supercategory": "dog"}, {"id": 3, "name": "cow", "supercategory": "none"}]
     output = convert_one(tmp_path, coco_of([], categories=categories))
     assert (output / "out.names").read_text() == "cat\ndog\ncow\n"
+
+
+@pytest.mark.parametrize("numbers", [(3, 7), ("b", "a"), (8, 3)])
+def test_categories_of_one_name_are_one_class_whatever_their_ids_in_the_splits(coco, numbers):
+    dog, cat = numbers  # 7 and 3 in the other file
+    coco["valid"]["categories"] = [{"id": dog, "name": "dog"}, {"id": cat, "name": "cat"}]
+    coco["valid"]["annotations"][0]["category_id"] = dog
+    output = convert_coco(coco)
+    assert (output / "out.names").read_text() == "cat\ndog\n"
+    assert (output / "labels/x_2.txt").read_text().startswith("1 ")
 
 
 def test_two_categories_of_one_name_are_told_apart(tmp_path):

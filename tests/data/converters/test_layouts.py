@@ -165,17 +165,43 @@ def test_a_size_that_says_nothing_is_taken_from_the_image(tmp_path, capsys, size
     [
         ("<polygon><x1>3</x1><y1>4</y1></polygon>", r"a\.xml: object 1 has no <bndbox>, and its <polygon>"),
         ("<polygon>" + POLYGON.replace("60", "x") + "</polygon>", r"a\.xml: object 1: <polygon>.*finite"),
-        ("", r"a\.xml: object 1: xmin"),
+        ("", r"a\.xml: object 1 has neither <bndbox> nor <polygon>"),
     ],
 )
-def test_an_object_without_box_is_left_out_and_named(tmp_path, capsys, form, message):
+def test_an_image_whose_only_object_has_no_box_is_left_out_and_named(tmp_path, capsys, form, message):
     source = make(tmp_path / "source", *names(("", "")))
     annotate(source / "a.xml", form)
     with pytest.raises(InputError, match=message):
         convert("voc", "--source", source, "--output", tmp_path / "out", "--split", "0.5", "--strict")
     convert("voc", "--source", source, "--output", tmp_path / "out", "--split", "0.5")
-    assert (tmp_path / "out/labels/a.txt").read_text() == ""
-    assert "1 problem(s), which --strict refuses:" in capsys.readouterr().out
+    assert sorted(path.stem for path in (tmp_path / "out/labels").iterdir()) == ["b", "c", "d"]
+    lines = capsys.readouterr().out.splitlines()
+    assert "left out 1 image(s): none of its objects can be used" in lines
+    assert "1 problem(s), which --strict refuses:" in lines
+
+
+def test_namespaces_of_xml_do_not_hide_the_objects(tmp_path):
+    source = make(tmp_path / "source", *names(("", "")))
+    text = (source / "a.xml").read_text()
+    (source / "a.xml").write_text(text.replace("<annotation>", '<annotation xmlns="http://example.org/voc">'))
+    convert("voc", "--source", source, "--output", tmp_path / "out", "--split", "0.5", "--strict")
+    assert (tmp_path / "out/labels/a.txt").read_text() == LABEL
+
+
+def test_an_image_whose_xml_is_broken_is_left_out_once(tmp_path, capsys):
+    source = make(tmp_path / "source", *names(("", "")))
+    (source / "a.xml").write_text("<annotation>")
+    draw(source / "e.jpg", seed=9)
+    convert("voc", "--source", source, "--output", tmp_path / "out", "--split", "0.5")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    assert lines == ["left out 1 image(s): has no XML file", "left out 1 image(s): no image, or no XML"]
+
+
+def test_cvats_own_xml_is_named(tmp_path):
+    draw(tmp_path / "source/images/a.jpg")
+    (tmp_path / "source/annotations.xml").write_text("<annotations><image name='a.jpg'/></annotations>")
+    with pytest.raises(InputError, match=r"annotations\.xml: is XML of CVAT itself: export"):
+        convert("voc", "--source", tmp_path / "source", "--output", tmp_path / "out", "--split", "0.5")
 
 
 def test_entities_are_refused(tmp_path):

@@ -99,7 +99,7 @@ def test_bad_voc_options(voc, tmp_path, options, message):
     ("path", "content", "message"),
     [
         ("Annotations/c.xml", "<annotation><object>", r"c\.xml: not XML.*line 1"),
-        ("Annotations/c.xml", "<a><object><name>x</name></object></a>", r"c\.xml: object 1: xmin"),
+        ("Annotations/c.xml", "<a><object><name>x</name></object></a>", r"c\.xml: object 1 has neither"),
         ("Annotations/c.xml", "<a><object><bndbox/></object></a>", r"c\.xml: object 1 has no <name>"),
         ("Annotations/c.xml", None, r"test\.txt: names c, .*c\.xml"),
         ("JPEGImages/c.jpg", None, r"c\.xml: there is no image c\.jpg"),
@@ -126,11 +126,11 @@ def test_strict_names_the_file_and_touches_nothing(voc, tmp_path, path, content,
 
 @pytest.mark.parametrize("corner", ["nan", "inf", "x", ""])
 def test_voc_corner_that_is_no_number(voc, tmp_path, corner):
-    add_voc(voc, "c", ("bird", 1, 1, corner, 9))
+    add_voc(voc, "c", ("bird", 1, 1, corner, 9), ("bird", 11, 6, 60, 30))
     with pytest.raises(InputError, match=r"c\.xml: .* 4 finite numbers"):
         convert("voc", "--source", voc, "--output", tmp_path / "out", "--strict")
     convert("voc", "--source", voc, "--output", tmp_path / "out")
-    assert (tmp_path / "out/labels/c.txt").read_text() == ""
+    assert (tmp_path / "out/labels/c.txt").read_text() == "0 0.350000 0.350000 0.500000 0.500000\n"
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason=f"{BCCD} is not on this machine")

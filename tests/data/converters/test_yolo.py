@@ -94,6 +94,8 @@ def test_class_names_that_nobody_knows(tmp_path, files, message):
     with pytest.raises(InputError, match=message):
         convert(*words)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"gone\.txt: there is no such file of class names"):
+        convert(*words, "--classes", "gone.txt")
     convert(*words, "--classes", "cat,dog")
     assert (tmp_path / "out/out.names").read_text() == "cat\ndog\n"
 

@@ -73,12 +73,10 @@ def read_coco(sources: dict[str, tuple[Path, Path]]) -> DataSet:
             are around crowds.
     """
     files = {split: load_instances(path, folder) for split, (path, folder) in sources.items()}
+    notes: list[str] = []
     categories: dict[str, str] = {}
     for file in files.values():
-        for number, name in file.categories.items():
-            if categories.setdefault(number, name) != name:
-                raise InputError(f"{file.path}: category {number} is {name}, but {categories[number]} elsewhere")
-    notes: list[str] = []
+        unify_ids(file, categories, notes)
     categories = distinct_names(without_groups(categories, list(files.values()), notes), notes)
     names = [categories[number] for number in sorted(categories, key=number_first)]
     splits = {split: read_split(file, categories) for split, file in files.items()}
@@ -134,6 +132,29 @@ def number_first(number: str) -> tuple[bool, int, str]:
     """Sorts ids by value; texts that are no numbers come after them."""
     is_number = re.fullmatch(r"-?\d{1,19}", number, re.ASCII) is not None
     return (not is_number, int(number) if is_number else 0, number)
+
+
+def unify_ids(file: CocoFile, categories: dict[str, str], notes: list[str]) -> None:
+    """Add the categories of a file to those of other files; one that has another id there gets that, by its name.
+
+    Raises:
+        InputError: two categories of different names have the same id, and only one is in both files.
+    """
+    counts, merged_counts = Counter(file.categories.values()), Counter(categories.values())
+    numbers = {name: number for number, name in categories.items()}
+    renumbered = {
+        number: numbers[name]
+        for number, name in file.categories.items()
+        if counts[name] == merged_counts[name] == 1 and categories.get(number) != name
+    }
+    for number, name in file.categories.items():
+        if number not in renumbered and categories.setdefault(number, name) != name:
+            raise InputError(f"{file.path}: category {number} is {name}, but {categories[number]} elsewhere")
+    file.categories = {renumbered.get(number, number): name for number, name in file.categories.items()}
+    for key, entries in (("id", file.content["categories"]), ("category_id", file.content["annotations"])):
+        for entry in entries:
+            entry[key] = renumbered.get(str(identity(entry.get(key))), entry.get(key))
+    notes += [f"{file.path}: category {old}, {categories[new]}, is {new} elsewhere" for old, new in renumbered.items()]
 
 
 def without_groups(categories: dict[str, str], files: list[CocoFile], notes: list[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Container, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -38,20 +39,26 @@ class VocFolder:
         images: its images.
         annotations: its XML files.
         left_out: what was left out so far.
+        unread: the images whose XML files cannot be read.
     """
 
     source: Path
     images: Images
     annotations: list[Path]
     left_out: list[LeftOut] = field(default_factory=list)
+    unread: set[Path] = field(default_factory=set)
 
     def read(self, annotation: Path) -> Sample | None:
         """The sample of an XML file; None where it cannot be read or has no image, which is then in ``left_out``."""
         try:
             root = parse_xml(annotation)
+            if root.tag == "annotations":
+                raise InputError(f"{annotation}: is XML of CVAT itself: export the data as Pascal VOC, COCO or YOLO")
             image = self.images.of(annotation, root.findtext("filename") or "")
         except InputError as error:
             self.left_out.append(LeftOut("image", "no image, or no XML", str(error)))
+            with suppress(InputError):
+                self.unread.add(self.images.of(annotation))
             return None
         return read_annotation(root, annotation, image)
 
@@ -76,15 +83,16 @@ def read_voc(source: Path, train_list: str | None, valid_list: str | None, class
         splits = {split: read_list(folder, path) for split, path in lists.items()}
     else:
         samples = [sample for path in tqdm(folder.annotations, desc="reading XML") if (sample := folder.read(path))]
-        used = {sample.source for sample in samples}
+        used = folder.unread | {sample.source for sample in samples}
         folder.left_out += [LeftOut("image", "has no XML file")] * sum(path not in used for path in folder.images.paths)
         splits, elsewhere = by_split(samples, source)
         folder.left_out += elsewhere
     samples = list(chain(*splits.values()))
     annotated = sorted({name for sample in samples for name in sample.classes})
     if not annotated:
-        problem = next((f": {item.problem}" for item in folder.left_out if item.problem), "")
-        raise InputError(f"{source}: no XML file of an image has an object{problem}")
+        left_out = chain(folder.left_out, *(sample.left_out for sample in samples))
+        problem = next((f": {item.problem}" for item in left_out if item.problem), "")
+        raise InputError(f"{source}: no XML file of an image has an object with a name and a box{problem}")
     if classes is None:
         return DataSet(splits, annotated, folder.left_out)
     if not set(annotated) & set(classes):
@@ -168,7 +176,7 @@ def without_suffix(name: str) -> str:
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file.
+    """The root of an XML file; namespaces are left out.
 
     Raises:
         InputError: it is not XML, is far too large, or declares entities (which may expand to gigabytes).
@@ -179,9 +187,12 @@ def parse_xml(path: Path) -> ElementTree.Element:
     if "<!ENTITY" in text:
         raise InputError(f"{path}: declares entities, which an annotation does not need")
     try:
-        return ElementTree.fromstring(re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1, flags=re.DOTALL))
+        root = ElementTree.fromstring(re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1, flags=re.DOTALL))
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise InputError(f"{path}: not XML ({error})") from error
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return root
 
 
 def read_annotation(root: ElementTree.Element, annotation: Path, source: Path) -> Sample:
@@ -214,9 +225,11 @@ def read_box(element: ElementTree.Element, where: str) -> np.ndarray:
         InputError: it has neither, or not four finite numbers.
     """
     polygon = element.find("polygon")
-    if element.find("bndbox") is not None or polygon is None:
+    if element.find("bndbox") is not None:
         sides = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         return finite_numbers(sides, 4, f"{where}: xmin, ymin, xmax, ymax")
+    if polygon is None:
+        raise InputError(f"{where} has neither <bndbox> nor <polygon>")
     xs, ys = (list(polygon_values(polygon, axis)) for axis in "xy")
     if len(xs) != len(ys) or len(xs) < 3:
         raise InputError(f"{where} has no <bndbox>, and its <polygon> is not of three points or more")

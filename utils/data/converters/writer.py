@@ -18,6 +18,7 @@ from utils.data.converters.report import format_counts, format_left_out
 from utils.data.converters.samples import DataSet, LeftOut, Sample
 from utils.data.converters.split import Split, difference_hash
 from utils.data.images import read_image
+from utils.data.label_layouts import guess_pixel_layout
 from utils.errors import InputError
 from utils.files import write_text
 
@@ -73,9 +74,11 @@ def write_data_set(data: DataSet, output: Path, split: Split | None = None, stri
         strict: refuse a data set with a problem, instead of leaving out the image or object.
 
     Raises:
-        InputError: a split has no images, ``split`` is missing or of no use, or there is a problem and ``strict``.
+        InputError: a split has no images, there is no box or all look like something else, ``split`` is missing or of
+            no use, or there is a problem and ``strict``.
     """
     prepared = prepare(data, split, strict)
+    check_boxes(prepared)
     notes = prepared.notes
     converted = convert_splits(prepared.splits, prepared.decoded, data.names)
     if shared := set.intersection(*({image.name for image in images} for images in converted.values())):
@@ -102,6 +105,7 @@ def prepare(data: DataSet, split: Split | None, strict: bool) -> Prepared:
     left_out = list(data.left_out)
     decoded = decode_samples(data, left_out)
     splits = {name: [sample for sample in of if sample.source in decoded] for name, of in data.splits.items()}
+    splits = {name: [sample for sample in of if has_usable_objects(sample, left_out)] for name, of in splits.items()}
     objects = [item for samples in splits.values() for sample in samples for item in sample.left_out]
     problems = [item.problem for item in (*objects, *left_out) if item.problem]
     if strict and problems:
@@ -115,6 +119,30 @@ def prepare(data: DataSet, split: Split | None, strict: bool) -> Prepared:
         splits, note = split_samples(splits["train"], decoded, split)
         notes.append(note)
     return Prepared(splits, decoded, left_out, notes)
+
+
+def has_usable_objects(sample: Sample, left_out: list[LeftOut]) -> bool:
+    """False for an image whose objects all have problems, which are added to ``left_out``: it is no negative."""
+    if sample.classes or not any(item.problem for item in sample.left_out):
+        return True
+    left_out += [*sample.left_out, LeftOut("image", "none of its objects can be used")]
+    return False
+
+
+def check_boxes(prepared: Prepared) -> None:
+    """Raise an InputError where a data set has no box, or boxes that do not seem to be in pixels."""
+    samples = [sample for sample in chain(*prepared.splits.values()) if len(sample.boxes)]
+    if not samples:
+        problem = next((f": {item.problem}" for item in prepared.left_out if item.problem), "")
+        raise InputError(f"no image has a box{problem}")
+    boxes = np.concatenate([sample.boxes for sample in samples])
+    sizes = np.concatenate([[prepared.decoded[s.source].size] * len(s.boxes) for s in samples])
+    if layout := guess_pixel_layout(boxes, sizes):
+        x1, y1, x2, y2 = boxes[0]
+        raise InputError(
+            f"{samples[0].annotation}: the {len(boxes)} boxes look like {layout}, not like pixels from the upper left "
+            f"corner; the first, of {samples[0].source.name}, was read as x1={x1:g} y1={y1:g} x2={x2:g} y2={y2:g}"
+        )
 
 
 def check_split(data: DataSet, split: Split | None) -> None:

@@ -1,0 +1,1 @@
+"""The rows of benchmark.py, by what they measure."""
