@@ -6,7 +6,7 @@ from config.networks import create_cfg
 from models import Darknet
 from studies import latency_study
 from studies.plan import DATA_SETS, weights_of
-from studies.study import to_do
+from studies.runner import to_do
 from tests.networks import randomize
 from utils.files import write_csv
 from utils.pruning.penalty import gamma_sizes
