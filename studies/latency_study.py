@@ -1,8 +1,8 @@
 """Cuts by the milliseconds of a runtime, against cuts by one threshold: how well tables predict, and what mAP is left.
 
 From the baseline of studies/study.py, networks are cut by one threshold over all channels to shares of the MACs, and by
-the table of each runtime to shares of the milliseconds of one thread. All are fine-tuned alike. Each is measured in
-every runtime, before and after. Every run ends in a row of the CSV; start the same command again after an interruption.
+the table of each runtime to shares of the milliseconds of one thread. All are fine-tuned alike; --times then measures
+all networks in turns. Every run ends in a row of the CSV; start the same command again after an interruption.
 
     python studies/latency_study.py --data hands=my.data
     python studies/latency_study.py --only predict --runtimes onnx openvino ncnn --threads 1 2
@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=number(int, 1), help="of fine-tuning; default: those of the plan")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the baseline and of fine-tuning")
     parser.add_argument("--only", type=re.compile, help="only runs whose id this regular expression finds")
+    parser.add_argument(
+        "--times",
+        action="store_true",
+        help="then measure the milliseconds of all networks, on a machine without other work",
+    )
     parser.add_argument("--list", action="store_true", help="only list the runs and the hours")
     parser.add_argument("--results", type=Path, default=Path("studies/latency.csv"), help="the CSV to add to")
     parser.add_argument("--output", type=Path, default=Path("docs/study"), help="folder for plots and latency.md")
@@ -123,31 +127,42 @@ def main(args: argparse.Namespace) -> None:
     if args.list:
         print(listing(chosen, todo, results.done()))
         return
-    try:
-        run_all(chosen, todo, results, partial(measure, runtimes=args.runtimes, threads=args.threads))
-    finally:
-        draw(results.rows(), args.output)
+    run_all(chosen, todo, results, measure)
+    if args.times:
+        networks = [job for job in all_jobs(data, args.runtimes, args.threads, args.seed) if job.stage != "predict"]
+        add_times([job for job in networks if job.id in results.done()], results, args.runtimes, args.threads)
+    draw(results.rows(), args.output)
     print(f"{args.output}: plots and latency.md")
 
 
-def measure(job: Job, runtimes: Sequence[str], threads: Sequence[int]) -> dict[str, Any]:
+def measure(job: Job) -> dict[str, Any]:
     """Run a job; its row."""
-    return predictions(job) if job.stage == "predict" else measured(job, runtimes, threads)
+    return predictions(job) if job.stage == "predict" else measured(job)
 
 
-def measured(job: Job, runtimes: Sequence[str], threads: Sequence[int]) -> dict[str, Any]:
-    """Cut or train a network; its row, with its milliseconds in each runtime."""
+def measured(job: Job) -> dict[str, Any]:
+    """Cut or train a network; its row."""
     share = job.target_macs
     if "--runtime" in job.options:
         spec = baseline_of(job).spec.at(job.data.img_size)
         milliseconds = measured_table(spec, job.options[-1]).predict(spec) * (share or 1.0)
         job = replace(job, options=(*job.options, "--target_ms", f"{milliseconds:.4f}"))
-    row = row_of(job)
-    model, _ = load_darknet(weights_of(job.id), None)
+    return row_of(job) | {"order": order_of(job), "device": describe_device()}
+
+
+def add_times(jobs: Sequence[Job], results: Results, runtimes: Sequence[str], threads: Sequence[int]) -> None:
+    """Measure all networks in each runtime, in turns, and add their milliseconds to their rows."""
+    models = [load_darknet(weights_of(job.id), None)[0].eval() for job in jobs]
+    rows = {row["id"]: dict(row) for row in results.rows()}
     for runtime in runtimes:
         for count in threads:
-            (row[f"ms_{runtime}_{count}"],) = network_times([model.eval()], job.data.img_size, runtime, count)
-    return row | {"order": order_of(job), "device": describe_device()}
+            print(f"{time.strftime('%H:%M')} {len(jobs)} networks in {in_words(runtime, str(count))}", flush=True)
+            for job, milliseconds in zip(
+                jobs, network_times(models, jobs[0].data.img_size, runtime, count), strict=True
+            ):
+                rows[job.id][f"ms_{runtime}_{count}"] = f"{milliseconds:.4f}"
+    for job in jobs:
+        results.add(rows[job.id])
 
 
 def order_of(job: Job) -> str:
@@ -203,7 +218,7 @@ def draw(rows: Sequence[Row], output: Path) -> None:
         save_figure(predictions_figure(predicted), output / "latency_predictions.png")
     if networks := [row for row in rows if row["stage"] != "predict"]:
         write_text(output / "latency.md", f"{TITLE}\n{networks_table(networks)}\n")
-        for metric in METRICS:
+        for metric in METRICS if _panels(networks) else ():
             save_figure(curves_figure(networks, metric), output / f"latency_{metric}.png")
 
 
@@ -224,9 +239,14 @@ def predictions_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def _panels(rows: Sequence[Row]) -> list[str]:
+    """The columns with milliseconds."""
+    return [name for name in rows[0] if name.startswith("ms_") and any(row[name] for row in rows)]
+
+
 def curves_figure(rows: Sequence[Row], metric: str) -> Figure:
     """A metric against milliseconds, a panel for each runtime and number of threads: both orders, before and after."""
-    panels = [name for name in rows[0] if name.startswith("ms_") and any(row.get(name) for row in rows)]
+    panels = _panels(rows)
     figure = Figure(figsize=(4.5 * len(panels), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _, runtime, threads = name.split("_")
@@ -245,7 +265,7 @@ def curves_figure(rows: Sequence[Row], metric: str) -> Figure:
 
 def networks_table(rows: Sequence[Row]) -> str:
     """Size, quality and milliseconds of each network, as Markdown."""
-    panels = [name for name in rows[0] if name.startswith("ms_")]
+    panels = _panels(rows)
     head = ["order", "share", "", "MACs", *METRICS.values(), *(in_words(*name.split("_")[1:]) for name in panels)]
     most = max(float(row["macs"]) for row in rows)
     lines = []
