@@ -23,7 +23,7 @@ from utils.pruning.budget import LARGEST_RATIO, ratio_within
 from utils.pruning.costs import Counts
 from utils.pruning.coupling import couple
 from utils.pruning.graph_timer import COLUMNS, RUNNERS, OnnxWriter, measure_to_file, read_rows
-from utils.pruning.latency import Fit, Latency, LatencyTable, bracket, read_table, written_values
+from utils.pruning.latency import LEAST_FACTOR, Fit, Latency, LatencyTable, bracket, read_table, written_values
 from utils.pruning.latency_graphs import (
     RANDOM,
     WIDTHS,
@@ -75,9 +75,13 @@ def made_up(spec, fit=Fit(1.0, 0.0, 0.0, 0.0, 0.0)):  # noqa: B008
 
 def expected_ms(spec, fit):
     values = written_values(spec) + sum(c.channels * c.height * c.width for c in spec.convolutions)
-    weights = sum(c.size**2 * c.inputs // c.groups * c.channels for c in spec.convolutions)
+    weights = max(weights_of(spec) - fit.cached, 0)
     of_convolutions = fit.factor * exact_sum(spec) + fit.per_convolution * len(spec.convolutions)
     return of_convolutions + fit.per_value * values + fit.per_weight * weights + fit.constant
+
+
+def weights_of(spec):
+    return sum(c.size**2 * c.inputs // c.groups * c.channels for c in spec.convolutions)
 
 
 def exact_sum(spec):
@@ -105,6 +109,21 @@ def test_the_prediction_is_the_fitted_sum_over_the_layers():
     saved = Counts(couple(spec), table).saved_by_layers(residual_blocks(spec)[0].layers)
     shallow = parse_network(cfg_without_blocks(spec, residual_blocks(spec)[:1]))
     assert table.predict(spec) - table.predict(shallow) == pytest.approx(saved, rel=1e-6)
+
+
+def test_weights_cost_more_where_they_do_not_stay_in_the_cache():
+    spec = parse_network(create_cfg("v3", 1, SIZE, width=0.125)).at(SIZE)
+    networks = sorted(whole_networks(spec).values(), key=weights_of)
+    fit = Fit(1.25, 0.02, 2e-6, 3e-6, 0.5, float(weights_of(networks[12])))
+    table = LatencyTable(spec, made_up(spec, fit), "made up")
+    assert astuple(table.fit) == pytest.approx(astuple(fit), rel=1e-6)
+    for network in networks:
+        assert table.predict(network) == pytest.approx(expected_ms(network, fit), rel=1e-6)
+
+
+def test_a_convolution_keeps_its_own_time_where_other_numbers_explain_the_networks_alone(spec):
+    table = LatencyTable(spec, made_up(spec, Fit(0.1, 0.02, 2e-6, 3e-7, 0.5)), "made up")
+    assert table.fit.factor >= LEAST_FACTOR
 
 
 def test_times_between_points_are_interpolated_on_both_sides_and_held_beyond(spec):

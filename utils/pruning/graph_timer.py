@@ -35,8 +35,8 @@ PACKAGES = {"pytorch": "torch", "onnx": "onnxruntime", "openvino": "openvino", "
 ACTIVATIONS = ("linear", "leaky", "relie", "relu", "relu6", "logistic", "tanh", "elu", "mish", "swish", "h_swish")
 COLUMNS = ("graph", "ms", "runtime", "version", "threads", "device")
 IN_TURNS = 8  # graphs that are measured in turns
-IN_A_ROW = 2  # measurements of a graph in its turn: in the first, its weights are fetched after those of the others
-LEAST_ROUNDS, MOST_ROUNDS = 8, 200  # measurements of a graph
+IN_A_ROW = 5  # measurements of a graph in its turn: at first, its weights are fetched after those of the others
+LEAST_ROUNDS, MOST_ROUNDS = 15, 200  # measurements of a graph
 SECONDS = 0.15  # that are spent on a graph, unless that is less than LEAST_ROUNDS
 
 

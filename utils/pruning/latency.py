@@ -6,7 +6,7 @@ network, because the output of a convolution is the input of the next.
 
 Between the points of the grid of channels the time is interpolated. In a network a convolution costs more than alone:
 the runtime goes from layer to layer, and has to fetch weights and feature maps that lie in the cache while one
-convolution is repeated. The table therefore holds whole networks of several widths and depths, too, by which five
+convolution is repeated. The table therefore holds whole networks of several widths and depths, too, by which six
 numbers are fitted, see :class:`Fit`. A table is for one network and one image size.
 """
 
@@ -44,6 +44,9 @@ from utils.pruning.latency_graphs import (
 from utils.sizes import AnySize
 
 TABLES = Path("runs/latency")  # where tables of this machine are kept
+# The fit does not make convolutions cheaper than this share of their times alone: where these rise with the values
+# that they write, as in ncnn, it could do without their own times, which alone know steps of channels.
+LEAST_FACTOR = 0.7
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ class Fit:
         factor: times the sum over its convolutions.
         per_convolution: times how many they are.
         per_value: times the values that all layers but the heads write.
-        per_weight: times the weights of the convolutions.
+        per_weight: times the weights of the convolutions beyond ``cached``.
         constant: of what no pruning changes: the call, and what the heads decode.
+        cached: how many weights stay in the cache from one image to the next.
     """
 
     factor: float
@@ -63,6 +67,11 @@ class Fit:
     per_value: float
     per_weight: float
     constant: float
+    cached: float = 0.0
+
+    def of(self, terms: np.ndarray) -> np.ndarray:
+        """The ms of networks, of (..., 5) what the first five numbers are for."""
+        return beyond_cache(terms, self.cached) @ astuple(self)[:5]
 
 
 class LatencyTable:
@@ -107,7 +116,7 @@ class LatencyTable:
 
     def convolution_cost(self, index: int, inputs: float, outputs: float) -> float:
         """The milliseconds of the convolution of layer ``index`` with so many channels, see :class:`Costs`."""
-        return float(np.dot(self._rates, self._terms(self._kinds[index], inputs, outputs)))
+        return float(np.dot(astuple(self.fit)[:5], self._terms(self._kinds[index], inputs, outputs)))
 
     def _terms(self, kind: Kind, inputs: float, outputs: float) -> tuple[float, float, float, float, float]:
         """What the numbers of the fit are for, of a convolution."""
@@ -142,13 +151,10 @@ class LatencyTable:
     def fit(self) -> Fit:
         """The fit, by least squares of the relative error of the whole networks; no number is negative."""
         networks = whole_networks(self.spec)
-        matrix = np.array([self.terms(spec) / self._ms[name] for name, spec in networks.items()])
-        scale = matrix.max(axis=0).clip(min=np.finfo(float).tiny)
-        return Fit(*(nnls(matrix / scale, np.ones(len(matrix)))[0] / scale).tolist())
-
-    @cached_property
-    def _rates(self) -> np.ndarray:
-        return np.array(astuple(self.fit))
+        terms = np.array([self.terms(spec) for spec in networks.values()])
+        milliseconds = np.array([self._ms[name] for name in networks])
+        fits = [fit_beyond(terms, milliseconds, cached) for cached in (0.0, *np.unique(terms[:, 3]))]
+        return min(fits, key=lambda fit: np.square(fit.of(terms) / milliseconds - 1).sum())
 
     def terms(self, spec: NetworkSpec) -> np.ndarray:
         """(5,) what the numbers of the fit are for, of a pruned network."""
@@ -157,7 +163,28 @@ class LatencyTable:
 
     def predict(self, spec: NetworkSpec) -> float:
         """The milliseconds of the network, pruned in any way."""
-        return float(self._rates @ self.terms(spec.at(self.img_size)))
+        return float(self.fit.of(self.terms(spec.at(self.img_size))))
+
+
+def beyond_cache(terms: np.ndarray, cached: float) -> np.ndarray:
+    """What the numbers of a fit are for, (..., 5), with only the weights beyond ``cached``."""
+    return np.concatenate([terms[..., :3], (terms[..., 3:4] - cached).clip(min=0), terms[..., 4:]], axis=-1)
+
+
+def fit_beyond(terms: np.ndarray, milliseconds: np.ndarray, cached: float) -> Fit:
+    """The best fit with so many weights in the cache.
+
+    Args:
+        terms: (N, 5) of networks, see :meth:`LatencyTable.terms`.
+        milliseconds: (N,) theirs.
+        cached: weights.
+    """
+    matrix = beyond_cache(terms, cached) / milliseconds[:, None]
+    scale = matrix.max(axis=0).clip(min=np.finfo(float).tiny)
+    numbers = nnls(matrix / scale, 1 - LEAST_FACTOR * matrix[:, 0])[0] / scale
+    numbers[0] += LEAST_FACTOR
+    factor, per_convolution, per_value, per_weight, constant = numbers.tolist()
+    return Fit(factor, per_convolution, per_value, per_weight, constant, cached)
 
 
 def bracket(points: Sequence[int], value: float) -> list[tuple[int, float]]:
