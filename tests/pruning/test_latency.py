@@ -3,6 +3,7 @@ import csv
 import json
 import subprocess
 import sys
+import textwrap
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -229,6 +230,29 @@ def installed(runtime):
     except ModuleNotFoundError:
         return False
     return True
+
+
+def test_signals_are_handled_after_openvino_is_done():
+    """Two instances of OpenVINO leave a freed signal stack behind, on which the next signal ends the process."""
+    pytest.importorskip("openvino")
+    code = """
+        import signal
+        from utils.detection.runtimes import OpenVinoModel
+        from utils.pruning.graph_timer import OnnxWriter, openvino_runner
+        from utils.pruning.latency_graphs import border_graph
+
+        signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+        graph = border_graph((4, 4), 8)
+        content = OnnxWriter(graph).content()
+        for make in (lambda: openvino_runner(graph, 1, "cpu"), lambda: OpenVinoModel(content)):
+            first, second = make(), make()
+            del first
+            del second
+            signal.raise_signal(signal.SIGUSR1)
+        """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\nhandled\n"), done.stderr
 
 
 def test_ncnn_computes_what_onnx_runtime_does():

@@ -7,6 +7,7 @@ requirements-export.txt.
 
 import io
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,12 @@ def _onnx_session(source: str | Path | bytes, name: str, device: str | None):
         raise InputError(f"{name}: ONNX Runtime cannot read it: {' '.join(str(error).split())}") from error
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO, once: when the second of two is gone, the next signal would find the freed signal stack of the first."""
+    return optional("openvino").Core()
+
+
 class OpenVinoModel(nn.Module):
     """An ONNX graph in OpenVINO, on the CPU.
 
@@ -141,7 +148,7 @@ class OpenVinoModel(nn.Module):
 
     def __init__(self, content: bytes):
         super().__init__()
-        core = optional("openvino").Core()
+        core = openvino_core()
         # Without the hint OpenVINO computes in bfloat16 where the processor has it.
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         self.compiled = core.compile_model(core.read_model(content), "CPU", options)
