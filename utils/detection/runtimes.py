@@ -135,7 +135,7 @@ def _onnx_session(source: str | Path | bytes, name: str, device: str | None):
 
 @cache
 def openvino_core() -> Any:
-    """OpenVINO, once: when the second of two is gone, the next signal would find the freed signal stack of the first."""
+    """OpenVINO, once: after the second of two is gone, a signal would find the freed signal stack of the first."""
     return optional("openvino").Core()
 
 

@@ -251,7 +251,7 @@ def openvino_runner(graph: Graph, threads: int, device: str) -> Callable[[], obj
 
 @cache
 def openvino_core() -> Any:
-    """OpenVINO, once: when the second of two is gone, the next signal would find the freed signal stack of the first."""
+    """OpenVINO, once: after the second of two is gone, a signal would find the freed signal stack of the first."""
     import openvino
 
     return openvino.Core()
