@@ -23,6 +23,7 @@ if not __package__:  # run as `python studies/latency_study.py`: the repository 
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from models import Darknet
@@ -41,6 +42,7 @@ THRESHOLD = "threshold"
 SHARES_OF_MACS, SHARES_OF_MS = (0.5, 0.3, 0.2, 0.1), (0.5, 0.33, 0.25, 0.2)
 PREDICTIONS = 20  # random prunings that a table must predict
 TOLERANCE = 0.1  # of a prediction
+COLUMNS = 2  # of panels in a plot: by default one thread and two
 STAGES = {"baseline": "baseline", "oneshot": "before fine-tuning", "control_oneshot": "after fine-tuning"}
 TITLE = """# Cuts by milliseconds
 
@@ -222,10 +224,20 @@ def draw(rows: Sequence[Row], output: Path) -> None:
             save_figure(curves_figure(networks, metric), output / f"latency_{metric}.png")
 
 
+def _grid(panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, COLUMNS in a row."""
+    rows = -(-panels // COLUMNS)
+    figure = Figure(figsize=(4.2 * COLUMNS, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel().tolist()
+    for unused in axes[panels:]:
+        unused.remove()
+    return figure, axes[:panels]
+
+
 def predictions_figure(rows: Sequence[Row]) -> Figure:
     """Predicted against measured milliseconds, a panel for each runtime and number of threads."""
-    figure = Figure(figsize=(4 * len(rows), 4), layout="constrained")
-    for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
+    figure, panels = _grid(len(rows))
+    for axes, row in zip(panels, rows, strict=True):
         measured_ms, predicted = (np.array(row[name].split(), float) for name in ("measured_ms", "predicted_ms"))
         ends = np.array([0, 1.05 * max(measured_ms.max(), predicted.max())])
         axes.plot(ends, ends, color="grey", lw=1)
@@ -245,18 +257,18 @@ def _panels(rows: Sequence[Row]) -> list[str]:
 
 
 def curves_figure(rows: Sequence[Row], metric: str) -> Figure:
-    """A metric against milliseconds, a panel for each runtime and number of threads: both orders, before and after."""
-    panels = _panels(rows)
-    figure = Figure(figsize=(4.5 * len(panels), 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    """A metric after fine-tuning against milliseconds, a panel for each runtime and number of threads: both orders."""
+    names = _panels(rows)
+    figure, panels = _grid(len(names))
+    for axes, name in zip(panels, names, strict=True):
         _, runtime, threads = name.split("_")
         for colour, order in enumerate((THRESHOLD, runtime)):
-            for style, stage in (("--", "oneshot"), ("-", "control_oneshot")):
-                chosen = [row for row in rows if row["stage"] == "baseline" or row["order"] == order]
-                chosen = [row for row in chosen if row["stage"] in ("baseline", stage) and row.get(name)]
-                points = sorted((float(row[name]), last_epoch(row, metric)) for row in chosen)
-                label = f"{'threshold' if order == THRESHOLD else 'by its table'}, {STAGES[stage]}"
-                axes.plot(*np.array(points).T, style, color=f"C{colour}", marker="os"[colour], ms=4, label=label)
+            tuned = [row for row in rows if row["stage"] == "control_oneshot" and row["order"] == order and row[name]]
+            points = np.array(sorted((float(row[name]), last_epoch(row, metric)) for row in tuned)).reshape(-1, 2)
+            label = "by one threshold" if order == THRESHOLD else "by its table"
+            axes.plot(*points.T, color=f"C{colour}", marker="os"[colour], ms=5, label=label)
+        for row in (row for row in rows if row["stage"] == "baseline"):
+            axes.plot(float(row[name]), last_epoch(row, metric), "kD", ms=5, label="baseline")
         axes.set(xlabel="ms per image", ylabel=METRICS[metric], title=in_words(runtime, threads), xlim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
