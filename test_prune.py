@@ -1,6 +1,7 @@
 """Cuts the dead channels out of a sparse model: a smaller cfg and checkpoint that compute the same, and the proof."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from utils.pruning.importance import IMPORTANCES
 from utils.pruning.latency import Latency, latency_of, timing_device
 from utils.pruning.proof import head_difference, prove, write_pruned
 from utils.pruning.pruner import Pruner, PruningResult
+from utils.pruning.residuals import ResidualBlock
 from utils.pruning.selection import STRATEGIES, describe_room
 from utils.pruning.sweep import plot_sweep, print_sweep, sweep, sweep_subject
 from utils.report.detections import Collected
@@ -150,9 +152,7 @@ def main(args: argparse.Namespace) -> None:
 
     options = (args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias", args.importance)
     pruner = Pruner(model, strategy, *options, costs)
-    if pruner.residual_blocks:
-        removed = sorted(block.shortcut for block in pruner.residual_blocks)
-        print(f"residual blocks removed, by the layer numbers of their shortcuts: {removed}")
+    print_removed(pruner.residual_blocks)
     print(f"strategy {strategy}: {describe_room(pruner.coupling, strategy, pruner.gammas)}")
     if args.sweep:
         pruners = {"threshold": pruner}
@@ -280,11 +280,17 @@ def proof(result: PruningResult, img_size: Size, fold: str) -> float:
     return prove(*networks, img_size) if fold == "exact" else head_difference(*networks, img_size)
 
 
+def print_removed(blocks: Sequence[ResidualBlock]) -> None:
+    """Print which residual blocks are removed, if any."""
+    if blocks:
+        removed = sorted(block.shortcut for block in blocks)
+        print(f"residual blocks removed, by the layer numbers of their shortcuts: {removed}")
+
+
 def describe(result: PruningResult, max_diff: float, pruner: Pruner) -> None:
     """Print what was pruned, how many channels stay for exactness, and how exact it is."""
-    if pruner.costs and result.residual_blocks:
-        removed = sorted(block.shortcut for block in result.residual_blocks)
-        print(f"residual blocks removed, by the layer numbers of their shortcuts: {removed}")
+    if pruner.costs:
+        print_removed(result.residual_blocks)
     if result.selection.floored:
         old = [str(pruner.kept_layers[index]) for index in result.selection.floored]
         print(f"layers at their floor (--layer_keep), which would have lost more: {', '.join(old)}")
@@ -311,11 +317,11 @@ def measure_sweep(
     kept = KeptRows(plots / "unfinished.json", sweep_subject(options, args.weights_path, bench, latency))
     if len(kept):
         print(f"{len(kept)} rows of this sweep were measured before it was interrupted")
-    model = next(iter(pruners.values())).model
+    pruner = next(iter(pruners.values()))  # all are of one network
     report = {
-        "strategy": next(iter(pruners.values())).strategy,
-        "parameters": count_parameters(model),
-        "macs": bench.macs(model),
+        "strategy": pruner.strategy,
+        "parameters": count_parameters(pruner.model),
+        "macs": bench.macs(pruner.model),
         "table": latency.table.title if latency else None,
         "sweep": sweep(pruners, bench, latency, kept),
     }
