@@ -218,11 +218,11 @@ class Ways:
         yield self._train("control_oneshot_equal_macs", round(more / macs), start="oneshot", share=macs)
         yield self._prune("torch_pruning", "baseline", program="studies/peer_pruning.py")
         yield self._train("control_torch_pruning", more, start="torch_pruning", share=macs)
-        final = str(Run(run_name(self._id("final"))).cfg(data.model_def))
+        cut_alone = cfg_of(self._id("oneshot"))  # the final architecture, before the hour that "final" takes
         both = data.baseline + more
         narrow = cfg_of(self._id("control_narrow"))
         for suffix, epochs in (("", both), ("_equal_macs", round(both / macs))):
-            yield self._train(f"control_scratch{suffix}", epochs, model_def=final, needs="final", share=macs)
+            yield self._train(f"control_scratch{suffix}", epochs, model_def=cut_alone, needs="oneshot", share=macs)
             yield self._train(f"control_narrow{suffix}", epochs, model_def=narrow, share=macs)
         tune = more // 5
         sparse = ("-sr", "--s", f"{data.s:g}", "--strategy", "slim")
