@@ -4,17 +4,19 @@ python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import torch
 from terminaltables import AsciiTable
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models import Darknet
@@ -23,6 +25,7 @@ from utils.darknet.cfg import format_cfg
 from utils.darknet.weights import write_darknet_weights
 from utils.data.check import check_data
 from utils.data.data_config import read_data_config
+from utils.data.datasets import DetectionDataset
 from utils.data.images import batches_of_one, find_images
 from utils.detection.checkpoints import load_darknet, write_checkpoint
 from utils.detection.description import describe
@@ -45,6 +48,7 @@ from utils.export.onnx import HALF_TOLERANCE, TOLERANCE, add_suppression, export
 from utils.export.quantization import FORMS, SENSITIVITY_IMAGES, quantize, quantize_within, sensitivities
 from utils.export.tensorrt import build_engine, input_shapes, load_engine, require_tensorrt
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json, write_text
+from utils.kept_rows import KeptRows
 from utils.pruning import graph_timer
 from utils.pruning.latency_graphs import table_graphs
 from utils.pruning.proof import proof_images
@@ -316,11 +320,24 @@ def within_drop(
     if args.max_map_drop is None:
         return build()
 
-    def score(built: Built) -> float:
-        return mean_aps([load(built)], model, img_size, args)[0]
+    batches, names = validation(model, img_size, args)
 
+    def score(built: Built) -> float:
+        return evaluate(load(built), batches, names)[0].mAP
+
+    subject = {
+        "options": {name: value for name, value in vars(args).items() if name not in ("json", "debug", "n_cpu")},
+        "weights": hashlib.sha256(Path(args.weights_path).read_bytes()).hexdigest(),
+        "calibration": hashlib.sha256(torch.cat(images).numpy().tobytes()).hexdigest(),
+        "images": cast(DetectionDataset, batches.dataset).fingerprint,
+    }
+    kept = KeptRows(output_path(args).with_suffix(".unfinished.json"), subject)
+    if len(kept):
+        print(f"{len(kept)} scores were measured before this search was interrupted")
     errors = sensitivities(model, torch.cat(images[:SENSITIVITY_IMAGES]))
-    return quantize_within(errors, build, score, score(in_float), args.max_map_drop)
+    built = quantize_within(errors, build, score, score(in_float), args.max_map_drop, kept)
+    kept.remove()
+    return built
 
 
 def calibration_images(img_size: Size, args: argparse.Namespace) -> Iterator[Tensor]:
@@ -368,11 +385,17 @@ def differences(models: list[nn.Module], batches: Iterable[Tensor]) -> list[floa
 
 def mean_aps(models: list[nn.Module], model: Darknet, img_size: Size, args: argparse.Namespace) -> list[float]:
     """mAP@0.5 of each model on the validation images of --data_config."""
+    batches, names = validation(model, img_size, args)
+    return [evaluate(model, batches, names)[0].mAP for model in models]
+
+
+def validation(model: Darknet, img_size: Size, args: argparse.Namespace) -> tuple[DataLoader, list[str]]:
+    """The validation images of --data_config in batches, and the names of their classes."""
     data = read_data_config(args.data_config)
     batches, _ = validation_batches(
         model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
     )
-    return [evaluate(model, batches, data.names)[0].mAP for model in models]
+    return batches, data.names
 
 
 def row(deployment: Deployment, forward: Timing | None, gap: float | None, score: float | None) -> dict[str, Any]:

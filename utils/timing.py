@@ -55,6 +55,7 @@ def time_in_turns(
     rounds: int = 10,
     warm_up: int = 2,
     clock: Callable[[], float] = time.perf_counter,
+    lead: int = 0,
 ) -> list[Timing]:
     """The time that each step takes. The steps run in turns, so that a busy machine slows all of them down alike.
 
@@ -64,10 +65,13 @@ def time_in_turns(
         rounds: the number of measurements of each step.
         warm_up: the number of rounds before, which do not count.
         clock: returns the time in seconds; ``time.process_time`` counts what this process takes of the cores.
+        lead: how often a step runs before each of its measurements, so that it finds its own data in the caches.
     """
     times: list[list[float]] = [[] for _ in steps]
     for _ in range(warm_up + rounds):
         for step, milliseconds in zip(steps, times, strict=True):
+            for _ in range(lead):
+                step()
             with Stopwatch(device, clock) as watch:
                 step()
             milliseconds.append(1000 * watch.seconds)
@@ -76,5 +80,9 @@ def time_in_turns(
 
 @torch.inference_mode()
 def forward_times(models: Sequence[nn.Module], images: Tensor, rounds: int = 10) -> list[Timing]:
-    """The time of a forward pass of each model on images (B, 3, H, W) in [0, 1], taken in turns."""
-    return time_in_turns([partial(model, images) for model in models], images.device, rounds)
+    """The time of a forward pass of each model on images (B, 3, H, W) in [0, 1], taken in turns.
+
+    It is that of a pass after another one of the same model, as where a model is used: weights that fit into the caches
+    are there.
+    """
+    return time_in_turns([partial(model, images) for model in models], images.device, rounds, lead=1)

@@ -135,7 +135,20 @@ def test_the_first_passes_do_not_count():
     model = Sleeper(0.3, 0.3, 0.0)
     (timing,) = forward_times([model], torch.zeros(1), rounds=1)
     assert timing.median < 150
-    assert model.runs == 3
+    assert model.runs == 6
+
+
+def test_each_counted_pass_follows_one_of_the_same_model_that_does_not_count():
+    order = []
+
+    def step(name, *seconds):
+        waits = iter(seconds)
+        return lambda: (order.append(name), time.sleep(next(waits)))
+
+    steps = [step("a", 0.2, 0, 0.2, 0), step("b", 0.2, 0, 0.2, 0)]
+    timings = time_in_turns(steps, torch.device("cpu"), rounds=2, warm_up=0, lead=1)
+    assert order == ["a", "a", "b", "b"] * 2
+    assert all(timing.high < 150 for timing in timings)
 
 
 def test_a_stopwatch_adds_up_what_runs_inside_it_only():

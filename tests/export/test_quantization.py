@@ -19,6 +19,7 @@ from utils.export.quantization import (
     quantize_within,
     sensitivities,
 )
+from utils.kept_rows import KeptRows
 
 SIZE = 64
 
@@ -153,7 +154,7 @@ def test_the_layer_whose_rounding_does_harm_is_the_most_sensitive(graphs):
 
 @torch.no_grad()
 @pytest.mark.parametrize("bound", [1.0, 0.02])
-def test_a_bound_leaves_few_layers_in_float(graphs, bound, capsys):
+def test_a_bound_leaves_few_layers_in_float(graphs, bound, tmp_path, capsys):
     model, proto, _ = graphs
     images = samples(4, seed=1)
     reached = {}
@@ -168,7 +169,7 @@ def test_a_bound_leaves_few_layers_in_float(graphs, bound, capsys):
         return reached[len(layers)]
 
     errors = sensitivities(model, torch.cat(images))
-    layers, result = quantize_within(errors, build, score, 0.0, bound)
+    layers, result = quantize_within(errors, build, score, 0.0, bound, KeptRows(tmp_path / "kept.json", {}))
     assert set(layers) == set(sorted(errors, key=errors.get, reverse=True)[: len(layers)])
     assert reached[len(layers)] >= -bound
     assert (bound == 1) == (not layers)
@@ -180,9 +181,30 @@ def test_a_bound_leaves_few_layers_in_float(graphs, bound, capsys):
     assert f"{len(layers)} of {len(errors)} layers in float" in capsys.readouterr().out
 
 
-def test_a_bound_that_no_layer_keeps_is_one_line():
+def test_a_bound_that_no_layer_keeps_is_one_line(tmp_path):
+    kept = KeptRows(tmp_path / "kept.json", {})
     with pytest.raises(InputError, match=r"with any layer in 8 bits the score is further below 0\.9000"):
-        quantize_within({0: 1.0, 3: 2.0, 5: 0.5}, lambda layers: len(layers), lambda count: 0.1 * count, 0.9, 0.01)
+        quantize_within({0: 1.0, 3: 2.0, 5: 0.5}, len, lambda count: 0.1 * count, 0.9, 0.01, kept)
+
+
+@pytest.mark.parametrize("stop", range(1, 5))
+def test_an_interrupted_search_goes_on_with_the_scores_that_it_has(tmp_path, stop):
+    errors = {layer: 1 / (1 + layer) for layer in range(12)}
+    scored = []
+
+    def search(stop=None):
+        def score(layers):
+            if len(scored) == stop:
+                raise KeyboardInterrupt
+            scored.append(len(layers))
+            return 0.1 * len(layers)
+
+        return quantize_within(errors, list, score, 1.0, 0.25, KeptRows(tmp_path / "kept.json", {}))
+
+    with pytest.raises(KeyboardInterrupt):
+        search(stop)
+    assert search() == list(range(8))  # the fewest with at least 0.75
+    assert len(scored) == len(set(scored))
 
 
 def test_calibration_ranges_are_kept(graphs, tmp_path):

@@ -1,5 +1,6 @@
 """The data set that training and evaluation read: images in the size of the network's input, with their boxes."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,15 @@ class DetectionDataset(Dataset):
         targets[:, 1:3] = (boxes[:, 1:3] + boxes[:, 3:5]) / 2 / sides
         targets[:, 3:5] = (boxes[:, 3:5] - boxes[:, 1:3]) / sides
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(targets)
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that changes with the images' files and with the boxes."""
+        seen = hashlib.sha256()
+        for path, boxes in zip(self.images, self.labels, strict=True):
+            status = path.stat()
+            seen.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode() + boxes.tobytes())
+        return seen.hexdigest()
 
     def input_size(self, width: int, height: int) -> Size:
         """The size to which an image of ``width`` x ``height`` pixels is letterboxed."""

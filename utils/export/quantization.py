@@ -19,6 +19,7 @@ from utils.darknet.spec import NetworkSpec
 from utils.detection.fusing import fuse
 from utils.errors import InputError
 from utils.export.onnx import describe
+from utils.kept_rows import KeptRows
 from utils.optional import optional
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def quantize_within(
     score: Callable[[Built], float],
     reference: float,
     max_drop: float,
+    kept: KeptRows,
 ) -> Built:
     """A network in 8 bits that scores at most ``max_drop`` below that in float, with few layers in float.
 
@@ -133,39 +135,45 @@ def quantize_within(
         score: the quality of what ``build`` makes, such as mAP@0.5.
         reference: the score in float.
         max_drop: how far below ``reference`` is still accepted.
+        kept: the scores that an interrupted search has measured, by how many layers were in float; each is added.
 
     Raises:
         InputError: no layer at all can be in 8 bits.
     """
     order = sorted(errors, key=lambda layer: errors[layer], reverse=True)
+    least = reference - max_drop
+    best: tuple[int, Built] | None = None  # how many layers are in float, and the network
     with tqdm(total=1 + len(order).bit_length(), desc="layers left in float", unit="try", leave=False) as bar:
 
-        def attempt(count: int) -> tuple[Built, float]:
-            built = build(sorted(order[:count]))
-            reached = score(built)
-            bar.set_postfix_str(f"{count} of {len(order)}: {reached:.4f}")
+        def reaches(count: int) -> bool:
+            nonlocal best
+            if (row := kept.get(str(count))) is None:
+                built = build(sorted(order[:count]))
+                row = {"score": score(built)}
+                kept.keep(str(count), row)
+                if row["score"] >= least:
+                    best = count, built
+            bar.set_postfix_str(f"{count} of {len(order)}: {row['score']:.4f}")
             bar.update()
-            return built, reached
+            return row["score"] >= least
 
-        too_few, enough = 0, len(order)
-        best, reached = attempt(0)
-        if reached >= reference - max_drop:
-            enough = 0
+        too_few, enough = 0, 0 if reaches(0) else len(order)
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
-            built, of_middle = attempt(middle)
-            if of_middle >= reference - max_drop:
-                best, reached, enough = built, of_middle, middle
-            else:
-                too_few = middle
+            too_few, enough = (too_few, middle) if reaches(middle) else (middle, enough)
     if enough and enough == len(order):
         raise InputError(
             f"--max_map_drop {max_drop:g}: with any layer in 8 bits the score is further below {reference:.4f}: "
             "nothing was written"
         )
+    reached = kept.get(str(enough))
+    assert reached  # measured by now
     layers = f": layers {', '.join(map(str, sorted(order[:enough])))}" if enough else ""
-    print(f"score {reached:.4f} in 8 bits, {reference:.4f} in float; {enough} of {len(order)} layers in float{layers}")
-    return best
+    print(
+        f"score {reached['score']:.4f} in 8 bits, {reference:.4f} in float; {enough} of {len(order)} layers in float"
+        f"{layers}"
+    )
+    return best[1] if best and best[0] == enough else build(sorted(order[:enough]))
 
 
 @torch.inference_mode()
