@@ -67,7 +67,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="only list the runs and the hours")
     parser.add_argument("--results", type=Path, default=Path("studies/latency.csv"), help="the CSV to add to")
-    parser.add_argument("--output", type=Path, default=Path("docs/study"), help="folder for plots and latency.md")
+    parser.add_argument("--output", type=Path, default=Path("docs/study"), help="folder for plots and tables")
     add_data_option(parser)
     return parser
 
@@ -133,8 +133,8 @@ def main(args: argparse.Namespace) -> None:
     if args.times:
         networks = [job for job in all_jobs(data, args.runtimes, args.threads, args.seed) if job.stage != "predict"]
         add_times([job for job in networks if job.id in results.done()], results, args.runtimes, args.threads)
-    draw(results.rows(), args.output)
-    print(f"{args.output}: plots and latency.md")
+    draw([row for row in results.rows() if row["data"] == data.name], args.output, data.name)
+    print(f"{args.output}: plots and latency_{data.name}.md")
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -214,14 +214,14 @@ def errors_in_words(errors: np.ndarray) -> str:
     return f"{errors.min():+.0%} to {errors.max():+.0%}, {within} of {len(errors)} within {TOLERANCE:.0%}"
 
 
-def draw(rows: Sequence[Row], output: Path) -> None:
-    """Draw the predictions and the curves, as far as they are measured, and write latency.md."""
+def draw(rows: Sequence[Row], output: Path, name: str) -> None:
+    """Draw the predictions and curves of the data set ``name``, as far as they are measured, and write its table."""
     if predicted := [row for row in rows if row["stage"] == "predict"]:
-        save_figure(predictions_figure(predicted), output / "latency_predictions.png")
+        save_figure(predictions_figure(predicted), output / f"latency_{name}_predictions.png")
     if networks := [row for row in rows if row["stage"] != "predict"]:
-        write_text(output / "latency.md", f"{TITLE}\n{networks_table(networks)}\n")
+        write_text(output / f"latency_{name}.md", f"{TITLE}\n{networks_table(networks)}\n")
         for metric in METRICS if _panels(networks) else ():
-            save_figure(curves_figure(networks, metric), output / f"latency_{metric}.png")
+            save_figure(curves_figure(networks, metric), output / f"latency_{name}_{metric}.png")
 
 
 def _grid(panels: int) -> tuple[Figure, list[Axes]]:

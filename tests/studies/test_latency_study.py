@@ -60,9 +60,10 @@ def test_what_is_measured_is_drawn_and_the_table_names_every_network(tmp_path):
         rows.append(row)
     write_csv(tmp_path / "rows.csv", rows)
     with open(tmp_path / "rows.csv", newline="") as file:
-        latency_study.draw(list(csv.DictReader(file)), tmp_path)
+        latency_study.draw(list(csv.DictReader(file)), tmp_path, "hands")
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"rows.csv", "latency.md", "latency_predictions.png", "latency_mAP.png", "latency_mAP_50_95.png"}
-    lines = (tmp_path / "latency.md").read_text().splitlines()
+    figures = {f"latency_hands_{figure}.png" for figure in ("predictions", "mAP", "mAP_50_95")}
+    assert names == {"rows.csv", "latency_hands.md", *figures}
+    lines = (tmp_path / "latency_hands.md").read_text().splitlines()
     assert sum(line.startswith("| ncnn | 33% |") for line in lines) == 2
     assert latency_study.errors_in_words(np.array([-0.2, 0.05, 0.1])) == "-20% to +10%, 2 of 3 within 10%"
