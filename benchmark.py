@@ -42,7 +42,9 @@ def main(args: argparse.Namespace) -> None:
     rows, problems = [], {}
     for name in args.only or ROWS:
         try:
-            rows += ROWS[name](args)
+            measured = ROWS[name](args)
+            print(*(f"{row.name}: {row.value:.2f} {row.meaning}" for row in measured), sep="\n", flush=True)
+            rows += measured
         except InputError as error:  # a runtime that is not installed
             problems[name] = str(error)
     print(table(rows))
