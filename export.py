@@ -48,7 +48,7 @@ from utils.export.onnx import HALF_TOLERANCE, TOLERANCE, add_suppression, export
 from utils.export.quantization import FORMS, SENSITIVITY_IMAGES, quantize, quantize_within, sensitivities
 from utils.export.tensorrt import build_engine, input_shapes, load_engine, require_tensorrt
 from utils.files import atomic_writer, keep_old, refuse_folder, write_json, write_text
-from utils.kept_rows import KeptRows
+from utils.kept_rows import KeptRows, measured_network
 from utils.pruning import graph_timer
 from utils.pruning.latency_graphs import table_graphs
 from utils.pruning.proof import proof_images
@@ -325,9 +325,7 @@ def within_drop(
     def score(built: Built) -> float:
         return evaluate(load(built), batches, names)[0].mAP
 
-    subject = {
-        "options": {name: value for name, value in vars(args).items() if name not in ("json", "debug", "n_cpu")},
-        "weights": hashlib.sha256(Path(args.weights_path).read_bytes()).hexdigest(),
+    subject = measured_network(args) | {
         "calibration": hashlib.sha256(torch.cat(images).numpy().tobytes()).hexdigest(),
         "images": cast(DetectionDataset, batches.dataset).fingerprint,
     }
@@ -335,9 +333,7 @@ def within_drop(
     if len(kept):
         print(f"{len(kept)} scores were measured before this search was interrupted")
     errors = sensitivities(model, torch.cat(images[:SENSITIVITY_IMAGES]))
-    built = quantize_within(errors, build, score, score(in_float), args.max_map_drop, kept)
-    kept.remove()
-    return built
+    return quantize_within(errors, build, score, score(in_float), args.max_map_drop, kept)
 
 
 def calibration_images(img_size: Size, args: argparse.Namespace) -> Iterator[Tensor]:

@@ -22,7 +22,7 @@ from utils.detection.options import (
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
 from utils.files import refuse_folder, write_json
-from utils.kept_rows import KeptRows
+from utils.kept_rows import KeptRows, measured_network
 from utils.plots import channels_figure, save_figure
 from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, Budget, choose_ratio, trained_ratio
 from utils.pruning.compare import Bench, Measures, comparison_table
@@ -313,8 +313,7 @@ def measure_sweep(
     pruners: dict[str, Pruner], bench: Bench, latency: Latency | None, plots: Path, args: argparse.Namespace
 ) -> None:
     """Measure a range of ratios of each order of pruning; write plot and numbers. An interrupted sweep is continued."""
-    options = {name: value for name, value in vars(args).items() if name not in ("json", "debug", "n_cpu")}
-    kept = KeptRows(plots / "unfinished.json", sweep_subject(options, args.weights_path, bench, latency))
+    kept = KeptRows(plots / "unfinished.json", measured_network(args) | sweep_subject(bench, latency))
     if len(kept):
         print(f"{len(kept)} rows of this sweep were measured before it was interrupted")
     pruner = next(iter(pruners.values()))  # all are of one network

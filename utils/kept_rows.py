@@ -1,5 +1,7 @@
 """Rows of a long measurement, kept in a file so that an interrupted one goes on where it stopped."""
 
+import argparse
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +10,12 @@ from typing import Any
 from utils.files import write_json
 
 Row = dict[str, Any]
+
+
+def measured_network(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a program that matter to its measurement, and its weights, for :class:`KeptRows`."""
+    options = {name: value for name, value in vars(args).items() if name not in ("json", "debug", "n_cpu")}
+    return {"options": options, "weights": hashlib.sha256(Path(args.weights_path).read_bytes()).hexdigest()}
 
 
 class KeptRows:

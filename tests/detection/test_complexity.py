@@ -117,14 +117,15 @@ def test_forward_times_are_in_the_order_of_the_models_and_in_milliseconds():
     assert slow.low >= 30
 
 
+def step(order, name, *seconds):
+    waits = iter(seconds)
+    return lambda: (order.append(name), time.sleep(next(waits)))
+
+
 def test_steps_are_taken_in_turns_and_the_spread_is_the_quartiles():
     order = []
 
-    def step(name, *seconds):
-        waits = iter(seconds)
-        return lambda: (order.append(name), time.sleep(next(waits)))
-
-    steps = [step("a", 0.3, 0, 0.04, 0.08, 0.12), step("b", *[0] * 5)]
+    steps = [step(order, "a", 0.3, 0, 0.04, 0.08, 0.12), step(order, "b", *[0] * 5)]
     spread, short = time_in_turns(steps, torch.device("cpu"), rounds=4, warm_up=1)
     assert order == ["a", "b"] * 5
     assert 30 <= spread.low <= 50 < spread.median < 80 < spread.high < 300
@@ -141,11 +142,7 @@ def test_the_first_passes_do_not_count():
 def test_each_counted_pass_follows_one_of_the_same_model_that_does_not_count():
     order = []
 
-    def step(name, *seconds):
-        waits = iter(seconds)
-        return lambda: (order.append(name), time.sleep(next(waits)))
-
-    steps = [step("a", 0.2, 0, 0.2, 0), step("b", 0.2, 0, 0.2, 0)]
+    steps = [step(order, "a", 0.2, 0, 0.2, 0), step(order, "b", 0.2, 0, 0.2, 0)]
     timings = time_in_turns(steps, torch.device("cpu"), rounds=2, warm_up=0, lead=1)
     assert order == ["a", "a", "b", "b"] * 2
     assert all(timing.high < 150 for timing in timings)

@@ -135,7 +135,8 @@ def quantize_within(
         score: the quality of what ``build`` makes, such as mAP@0.5.
         reference: the score in float.
         max_drop: how far below ``reference`` is still accepted.
-        kept: the scores that an interrupted search has measured, by how many layers were in float; each is added.
+        kept: the scores that an interrupted search has measured, by how many layers were in float; each is added, and
+            all are removed at the end.
 
     Raises:
         InputError: no layer at all can be in 8 bits.
@@ -161,6 +162,7 @@ def quantize_within(
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
             too_few, enough = (too_few, middle) if reaches(middle) else (middle, enough)
+    kept.remove()
     if enough and enough == len(order):
         raise InputError(
             f"--max_map_drop {max_drop:g}: with any layer in 8 bits the score is further below {reference:.4f}: "

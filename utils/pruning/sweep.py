@@ -1,6 +1,5 @@
 """Pruned networks over a range of ratios: rows of measures, tables and curves."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -63,20 +62,14 @@ def sweep_row(pruner: Pruner, ratio: float, bench: Bench, latency: Latency | Non
     return row
 
 
-def sweep_subject(
-    options: Mapping[str, Any], weights_path: str, bench: Bench, latency: Latency | None
-) -> dict[str, Any]:
-    """What a sweep measures, for :class:`KeptRows`.
+def sweep_subject(bench: Bench, latency: Latency | None) -> dict[str, Any]:
+    """What a sweep measures besides :func:`utils.kept_rows.measured_network`.
 
     Args:
-        options: of the program that prune the network and read the images.
-        weights_path: of the checkpoint.
         bench: measures the networks.
         latency: times in a runtime.
     """
     return {
-        "options": dict(options),
-        "weights": hashlib.sha256(Path(weights_path).read_bytes()).hexdigest(),
         "images": cast(DetectionDataset, bench.batches.dataset).fingerprint,
         "img_size": list(bench.img_size),
         "device": str(bench.image.device),
