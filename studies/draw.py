@@ -2,24 +2,27 @@
 
 - results.md: for each data set and budget, the recipe and its controls;
 - {data}_quality.png: mAP against MACs, a point for each way, with its spread over seeds;
+- {data}_latency.png: mAP@0.5:0.95 against milliseconds, where study.py has measured --times;
 - {data}_detections.jpg, with --run: images before and after.
 """
 
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python studies/draw.py`: the repository root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from studies.plan import STAGES, DataSet, add_data_option, data_sets, weights_of
 from studies.tables import METRICS, Row, last_epoch, markdown, size_of, spread
+from studies.times import column_in_words, grid, time_columns
 from utils.cli import ArgumentParser, number, run
 from utils.data.data_config import read_data_config
 from utils.data.images import letterboxed, read_image
@@ -83,6 +86,8 @@ def main(args: argparse.Namespace) -> None:
         for budget in sorted({row["target_macs"] for row in data_rows} - {""}):
             text += [f"## {data}, {float(budget):.1%} of the MACs", "", stage_table(data_rows, budget), ""]
         save_figure(quality_figure(data, data_rows), args.output / f"{data}_quality.png")
+        if time_columns(data_rows):
+            save_figure(latency_figure(data, data_rows), args.output / f"{data}_latency.png")
     write_text(args.output / "results.md", "\n".join(text))
     print("\n".join(text))
     if args.run:
@@ -113,27 +118,46 @@ def stage_table(rows: Sequence[Row], budget: str) -> str:
 
 
 def quality_figure(data: str, rows: Sequence[Row]) -> Figure:
-    """Both metrics against the share of the MACs: the mean of the seeds, and a bar from the worst to the best."""
+    """Both metrics against the share of the MACs."""
     figure = Figure(figsize=(13, 5), layout="constrained")
-    stages = [stage for stage in STAGES if stage not in NOT_IN_THE_PLOT]
     for axes, (metric, title) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
-        for number_of_stage, stage in enumerate(stages):
-            group = [row for row in rows if row["stage"] == stage]
-            points = []
-            for budget in sorted({row["target_macs"] for row in group}):
-                seeds = [row for row in group if row["target_macs"] == budget]
-                quality = [last_epoch(row, metric) for row in seeds]
-                share = float(np.mean([size_of(row, rows, "macs") for row in seeds]))
-                points.append((share, float(np.mean(quality)), min(quality), max(quality)))
-            if points:
-                share, mean, least, most = np.array(points).T
-                style = {"color": f"C{number_of_stage % 10}", "marker": "os^vDPX*"[number_of_stage % 8], "capsize": 3}
-                axes.errorbar(share, mean, [mean - least, most - mean], label=LABELS[stage], **style)
+        draw_ways(axes, rows, metric, lambda row: size_of(row, rows, "macs"))
         axes.set(xlabel="% of the MACs", ylabel=title, xscale="log")
         axes.set_xticks((100, 50, 30, 20, 10), (100, 50, 30, 20, 10))
         axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return with_legend(figure, data)
+
+
+def latency_figure(data: str, rows: Sequence[Row]) -> Figure:
+    """mAP@0.5:0.95 against milliseconds, a panel for each runtime and number of threads."""
+    metric, title = list(METRICS.items())[-1]
+    names = time_columns(rows)
+    figure, panels = grid(len(names))
+    for axes, name in zip(panels, names, strict=True):
+        draw_ways(axes, [row for row in rows if row[name]], metric, lambda row, name=name: float(row[name]))
+        axes.set(xlabel="ms per image", ylabel=title, title=column_in_words(name), xlim=(0, None))
+    return with_legend(figure, data)
+
+
+def draw_ways(axes: Axes, rows: Sequence[Row], metric: str, across: Callable[[Row], float]) -> None:
+    """A metric against what ``across`` is of a row: the mean of the seeds, and a bar from the worst to the best."""
+    for number_of_stage, stage in enumerate(stage for stage in STAGES if stage not in NOT_IN_THE_PLOT):
+        group = [row for row in rows if row["stage"] == stage]
+        points = []
+        for budget in sorted({row["target_macs"] for row in group}):
+            seeds = [row for row in group if row["target_macs"] == budget]
+            quality = [last_epoch(row, metric) for row in seeds]
+            points.append((np.mean([across(row) for row in seeds]), np.mean(quality), min(quality), max(quality)))
+        if points:
+            x, mean, least, most = np.array(points).T
+            style = {"color": f"C{number_of_stage % 10}", "marker": "os^vDPX*"[number_of_stage % 8], "capsize": 3}
+            axes.errorbar(x, mean, [mean - least, most - mean], label=LABELS[stage], **style)
+    axes.grid(alpha=0.3)
+
+
+def with_legend(figure: Figure, data: str) -> Figure:
+    """The figure with the legend of its panels, and its title."""
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.suptitle(f"{data}: after the last epoch; bars reach from the worst to the best seed")
     return figure
 

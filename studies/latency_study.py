@@ -23,18 +23,18 @@ if not __package__:  # run as `python studies/latency_study.py`: the repository 
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from models import Darknet
 from studies.plan import DATA_SETS, DataSet, Job, Ways, add_data_option, data_sets, weights_of
 from studies.runner import Results, listing, row_of, run_all, selected, to_do
 from studies.tables import METRICS, Row, last_epoch, markdown
+from studies.times import add_times, add_times_options, column_in_words, grid, in_words, time_columns
 from utils.cli import ArgumentParser, number, run
 from utils.detection.checkpoints import git_revision, load_darknet
 from utils.files import write_text
 from utils.plots import save_figure
-from utils.pruning.graph_timer import RUNNERS, describe_device
+from utils.pruning.graph_timer import describe_device
 from utils.pruning.latency import measured_table, network_times
 from utils.pruning.pruner import Pruner
 
@@ -42,7 +42,6 @@ THRESHOLD = "threshold"
 SHARES_OF_MACS, SHARES_OF_MS = (0.5, 0.3, 0.2, 0.1), (0.5, 0.33, 0.25, 0.2)
 PREDICTIONS = 20  # random prunings that a table must predict
 TOLERANCE = 0.1  # of a prediction
-COLUMNS = 2  # of panels in a plot: by default one thread and two
 STAGES = {"baseline": "baseline", "oneshot": "before fine-tuning", "control_oneshot": "after fine-tuning"}
 TITLE = """# Cuts by milliseconds
 
@@ -55,16 +54,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options of latency_study.py."""
     parser = ArgumentParser(__doc__.split("\n\n")[0])
     parser.add_argument("--data_set", choices=[data.name for data in DATA_SETS], default="hands", help="of the plan")
-    parser.add_argument("--runtimes", nargs="+", choices=RUNNERS, default=["onnx", "openvino", "ncnn"], help="which")
-    parser.add_argument("--threads", nargs="+", type=number(int, 1), default=[1, 2], help="numbers of threads")
     parser.add_argument("--epochs", type=number(int, 1), help="of fine-tuning; default: those of the plan")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the baseline and of fine-tuning")
     parser.add_argument("--only", type=re.compile, help="only runs whose id this regular expression finds")
-    parser.add_argument(
-        "--times",
-        action="store_true",
-        help="then measure the milliseconds of all networks, on a machine without other work",
-    )
+    add_times_options(parser)
     parser.add_argument("--list", action="store_true", help="only list the runs and the hours")
     parser.add_argument("--results", type=Path, default=Path("studies/latency.csv"), help="the CSV to add to")
     parser.add_argument("--output", type=Path, default=Path("docs/study"), help="folder for plots and tables")
@@ -152,21 +145,6 @@ def measured(job: Job) -> dict[str, Any]:
     return row_of(job) | {"order": order_of(job), "device": describe_device()}
 
 
-def add_times(jobs: Sequence[Job], results: Results, runtimes: Sequence[str], threads: Sequence[int]) -> None:
-    """Measure all networks in each runtime, in turns, and add their milliseconds to their rows."""
-    models = [load_darknet(weights_of(job.id), None)[0].eval() for job in jobs]
-    rows = {row["id"]: dict(row) for row in results.rows()}
-    for runtime in runtimes:
-        for count in threads:
-            print(f"{time.strftime('%H:%M')} {len(jobs)} networks in {in_words(runtime, str(count))}", flush=True)
-            for job, milliseconds in zip(
-                jobs, network_times(models, jobs[0].data.img_size, runtime, count), strict=True
-            ):
-                rows[job.id][f"ms_{runtime}_{count}"] = f"{milliseconds:.4f}"
-    for job in jobs:
-        results.add(rows[job.id])
-
-
 def order_of(job: Job) -> str:
     """The order of pruning of a job; of the baseline, none."""
     return job.id.split("/")[1] if job.stage != "baseline" else ""
@@ -220,23 +198,13 @@ def draw(rows: Sequence[Row], output: Path, name: str) -> None:
         save_figure(predictions_figure(predicted), output / f"latency_{name}_predictions.png")
     if networks := [row for row in rows if row["stage"] != "predict"]:
         write_text(output / f"latency_{name}.md", f"{TITLE}\n{networks_table(networks)}\n")
-        for metric in METRICS if _panels(networks) else ():
+        for metric in METRICS if time_columns(networks) else ():
             save_figure(curves_figure(networks, metric), output / f"latency_{name}_{metric}.png")
-
-
-def _grid(panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, COLUMNS in a row."""
-    rows = -(-panels // COLUMNS)
-    figure = Figure(figsize=(4.2 * COLUMNS, 3.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel().tolist()
-    for unused in axes[panels:]:
-        unused.remove()
-    return figure, axes[:panels]
 
 
 def predictions_figure(rows: Sequence[Row]) -> Figure:
     """Predicted against measured milliseconds, a panel for each runtime and number of threads."""
-    figure, panels = _grid(len(rows))
+    figure, panels = grid(len(rows))
     for axes, row in zip(panels, rows, strict=True):
         measured_ms, predicted = (np.array(row[name].split(), float) for name in ("measured_ms", "predicted_ms"))
         ends = np.array([0, 1.05 * max(measured_ms.max(), predicted.max())])
@@ -251,17 +219,12 @@ def predictions_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _panels(rows: Sequence[Row]) -> list[str]:
-    """The columns with milliseconds."""
-    return [name for name in rows[0] if name.startswith("ms_") and any(row[name] for row in rows)]
-
-
 def curves_figure(rows: Sequence[Row], metric: str) -> Figure:
     """A metric after fine-tuning against milliseconds, a panel for each runtime and number of threads: both orders."""
-    names = _panels(rows)
-    figure, panels = _grid(len(names))
+    names = time_columns(rows)
+    figure, panels = grid(len(names))
     for axes, name in zip(panels, names, strict=True):
-        _, runtime, threads = name.split("_")
+        runtime = name.split("_")[1]
         for colour, order in enumerate((THRESHOLD, runtime)):
             tuned = [row for row in rows if row["stage"] == "control_oneshot" and row["order"] == order and row[name]]
             points = np.array(sorted((float(row[name]), last_epoch(row, metric)) for row in tuned)).reshape(-1, 2)
@@ -269,7 +232,7 @@ def curves_figure(rows: Sequence[Row], metric: str) -> Figure:
             axes.plot(*points.T, color=f"C{colour}", marker="os"[colour], ms=5, label=label)
         for row in (row for row in rows if row["stage"] == "baseline"):
             axes.plot(float(row[name]), last_epoch(row, metric), "kD", ms=5, label="baseline")
-        axes.set(xlabel="ms per image", ylabel=METRICS[metric], title=in_words(runtime, threads), xlim=(0, None))
+        axes.set(xlabel="ms per image", ylabel=METRICS[metric], title=column_in_words(name), xlim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     return figure
@@ -277,8 +240,8 @@ def curves_figure(rows: Sequence[Row], metric: str) -> Figure:
 
 def networks_table(rows: Sequence[Row]) -> str:
     """Size, quality and milliseconds of each network, as Markdown."""
-    panels = _panels(rows)
-    head = ["order", "share", "", "MACs", *METRICS.values(), *(in_words(*name.split("_")[1:]) for name in panels)]
+    panels = time_columns(rows)
+    head = ["order", "share", "", "MACs", *METRICS.values(), *map(column_in_words, panels)]
     most = max(float(row["macs"]) for row in rows)
     lines = []
     for row in rows:
@@ -288,11 +251,6 @@ def networks_table(rows: Sequence[Row]) -> str:
         macs = f"{float(row['macs']) / most:.1%}"
         lines.append([row["order"], share, STAGES[row["stage"]], macs, *quality, *times])
     return markdown(head, lines)
-
-
-def in_words(runtime: str, threads: str) -> str:
-    """A runtime and a number of threads."""
-    return f"{runtime}, {threads} thread{'s' if threads != '1' else ''}"
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from pathlib import Path
 if not __package__:  # run as `python studies/study.py`: the repository root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from studies.plan import PLAN, add_data_option, data_sets, jobs
+from studies.plan import PLAN, add_data_option, data_sets, jobs, weights_of
 from studies.runner import Results, listing, run_all, selected, to_do
+from studies.times import add_times, add_times_options
 from utils.cli import ArgumentParser, run
 
 
@@ -26,6 +27,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(__doc__.split("\n\n")[0])
     parser.add_argument("--preset", nargs="+", choices=PLAN, default=["hands"], help="which parts of the plan")
     parser.add_argument("--only", type=re.compile, help="only runs whose id this regular expression finds")
+    add_times_options(parser)
     parser.add_argument("--list", action="store_true", help="only list the runs and the hours")
     parser.add_argument("--results", type=Path, default=Path("studies/results.csv"), help="the CSV to add to")
     add_data_option(parser)
@@ -42,6 +44,9 @@ def main(args: argparse.Namespace) -> None:
         print(listing(chosen, todo, results.done()))
         return
     run_all(chosen, todo, results)
+    for data in {job.data.name: job.data for job in chosen}.values() if args.times else ():
+        here = [job for job in chosen if job.data == data and Path(weights_of(job.id)).exists()]
+        add_times(here, results, args.runtimes, args.threads)
 
 
 if __name__ == "__main__":

@@ -71,13 +71,15 @@ def test_the_study_measures_everything_once_and_is_drawn(project, capsys):
     assert float(by_stage["final"]["cost"]) <= 5 < float(by_stage["final"]["epochs"])
 
     count = len(project)
-    go()
+    go("--times", "--runtimes", "pytorch", "--threads", "1")
     assert len(project) == count
+    assert all(float(row["ms_pytorch_1"]) > 0 for row in results().values())
 
     options = ["--results", "results.csv", "--output", "figures", "--images", "2"]
     draw.main(draw.get_args_parser().parse_args([*options, "--run", "tiny/final0.5/seed0"]))
     assert {path.name for path in Path("figures").iterdir()} == {
         "tiny_quality.png",
+        "tiny_latency.png",
         "tiny_detections.jpg",
         "results.md",
     }
