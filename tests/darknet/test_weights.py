@@ -275,3 +275,12 @@ def test_darknet53_fills_every_network_that_begins_with_it_and_the_count_is_said
     assert all(torch.equal(model.conv(c.index).weight, source.conv(c.index).weight) for c in backbone)
     with pytest.raises(InputError, match="too short: layer 75"):
         model.load_darknet_weights(tmp_path / "darknet53.conv.74")
+
+
+@pytest.mark.parametrize(("own", "theirs", "size"), [(1, 80, "too long"), (20, 2, "too short")])
+def test_a_file_of_other_classes_is_refused_with_their_number(tmp_path, own, theirs, size):
+    Darknet(create_cfg("v3-tiny", theirs, 64, width=0.25)).save_darknet_weights(tmp_path / "a.weights")
+    model = Darknet(create_cfg("v3-tiny", own, 64, width=0.25))
+    advice = f"the file is that of a cfg with classes={theirs}, not {own}"
+    with pytest.raises(InputError, match=rf"a\.weights: {size}: .*; {advice}"):
+        model.load_darknet_weights(tmp_path / "a.weights")

@@ -11,7 +11,7 @@ from tests.networks import CFG_FOLDER, narrow, randomize
 from utils.darknet.cfg import format_cfg
 from utils.detection.checkpoints import load_darknet, load_weights, read_checkpoint, save_checkpoint
 from utils.detection.options import check_batch_norm
-from utils.detection.pretrained import head_convolutions, load_pretrained, with_classes
+from utils.detection.pretrained import load_pretrained, with_classes
 from utils.errors import InputError
 
 BASES = ["v3", "v3-spp", "v3-tiny", "v4", "v4-tiny", "v4-csp", "v7-tiny", "v3-tiny-prn", "enet", "grey"]
@@ -57,7 +57,7 @@ def test_weights_of_other_classes_fill_all_but_the_last_convolutions_of_the_head
     source, model = network(base, 80), network(base, 3, seed=2)
     before = state(model)
     line = load_pretrained(model, save(source, tmp_path / file)).line
-    last = list(head_convolutions(model.spec))
+    last = list(model.spec.head_convolutions)
     assert last == [head.index - 1 for head in model.spec.heads]
     assert f"weights for all convolutions but layers {', '.join(map(str, last))}, the last of the heads" in line
     assert "80 classes" in line
@@ -113,7 +113,7 @@ def test_a_cfg_tells_what_a_file_of_other_anchors_is_of(tmp_path):
     with pytest.raises(InputError, match=r"a\.weights: too .*give it with --pretrained_cfg"):
         load_pretrained(model, path)
     assert "1 anchors per head, the cfg 1 and 3" in load_pretrained(model, path, str(tmp_path / "there.cfg")).line
-    assert_all_but(list(head_convolutions(model.spec)), model, before, source)
+    assert_all_but(list(model.spec.head_convolutions), model, before, source)
 
 
 def test_a_cfg_that_contradicts_the_one_in_the_checkpoint_is_refused(tmp_path):
@@ -179,7 +179,7 @@ def test_checkpoints_of_other_programs_are_read_to_start_from(tmp_path, way, cla
     torch.save(WAYS[way](state(source)), tmp_path / "last.pt")
     before = state(model)
     load_pretrained(model, str(tmp_path / "last.pt"))
-    assert_all_but(head_convolutions(model.spec) if classes == 3 else [], model, before, source)
+    assert_all_but(model.spec.head_convolutions if classes == 3 else [], model, before, source)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -14,7 +14,6 @@ from utils.export.onnx import add_suppression, export_onnx
 from utils.export.quantization import (
     FORMS,
     CalibrationImages,
-    head_convolutions,
     quantize,
     quantize_within,
     sensitivities,
@@ -147,7 +146,7 @@ def test_the_layer_whose_rounding_does_harm_is_the_most_sensitive(graphs):
         model.eval().batch_norm(2).weight[0] = model.batch_norm(2).bias[0] = 0
         model.conv(4).weight[:, 0] = 1e4 * model.conv(4).weight.abs().amax()
     errors = sensitivities(model, torch.cat(samples(2, seed=1)))
-    heads = head_convolutions(model.spec)
+    heads = set(model.spec.head_convolutions)
     assert set(errors) == {layer.index for layer in model.spec.convolutions} - heads
     assert max(errors, key=lambda index: errors[index]) == 4
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from utils.darknet.cfg import Block
-from utils.darknet.layers import IMAGE, AvgPool, Convolution, Empty, Layer, Yolo
+from utils.darknet.layers import IMAGE, Activation, AvgPool, Convolution, Dropout, Empty, Layer, Yolo
 from utils.darknet.parse import Context, Options, SizeError, check_type, parse_layer, place
 from utils.errors import InputError
 from utils.sizes import AnySize, Size
@@ -63,6 +63,18 @@ class NetworkSpec:
     def heads(self) -> list[Yolo]:
         """The detection heads in order."""
         return [layer for layer in self.layers if isinstance(layer, Yolo)]
+
+    @property
+    def head_convolutions(self) -> dict[int, Yolo]:
+        """The convolutions that the heads read, by layer number, and their heads."""
+        last = {}
+        for head in self.heads:
+            source = head.sources[0]
+            while source != IMAGE and isinstance(self.layers[source], Activation | Dropout | Empty):
+                source = self.layers[source].sources[0]
+            if source != IMAGE and isinstance(self.layers[source], Convolution):
+                last[source] = head
+        return last
 
     @property
     def parameters(self) -> int:

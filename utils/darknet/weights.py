@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.darknet.layers import IMAGE
 from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
 from utils.files import atomic_writer
@@ -88,6 +89,39 @@ def _open(path: str | Path) -> BinaryIO:
         raise InputError(f"{path}: there is no such weights file") from None
 
 
+def fitting_classes(spec: NetworkSpec, count: int) -> tuple[int, int] | None:
+    """The classes and input channels with which the network has so many values in a file; None where none fit.
+
+    Args:
+        spec: the network; its own classes are left open, and its input channels may be RGB's.
+        count: of the file, see :func:`count_values`.
+    """
+    heads = spec.head_convolutions
+    for channels in (spec.channels, 3):
+        fixed = per_class = 0  # values of all layers without classes, and those of one class
+        for layer in spec.convolutions:
+            inputs = channels if layer.sources == (IMAGE,) else layer.inputs
+            per_filter = inputs // layer.groups * layer.size**2 + (4 if layer.batch_normalize else 1)
+            if layer.index in heads:
+                anchors = len(heads[layer.index].anchors)
+                fixed += 5 * anchors * per_filter
+                per_class += anchors * per_filter
+            else:
+                fixed += layer.channels * per_filter
+        if per_class and count > fixed and (count - fixed) % per_class == 0:
+            return (count - fixed) // per_class, channels
+    return None
+
+
+def _other_classes(spec: NetworkSpec, count: int) -> str:
+    """What to say where the network would fit a file with ``count`` values if it had other classes; else nothing."""
+    if not (fitting := fitting_classes(spec, count)):
+        return ""
+    classes, channels = fitting
+    inputs = f" and {channels} input channels" if channels != spec.channels else ""
+    return f"; the file is that of a cfg with classes={classes}{inputs}, not {spec.heads[0].classes}"
+
+
 def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool = False) -> int:
     """Load a ``.weights`` file into ``model``; a file that does not fit changes nothing.
 
@@ -111,16 +145,18 @@ def load_darknet_weights(model: Convolutional, path: str | Path, partial: bool =
             break
         need = sum(tensor.numel() for tensor in tensors)
         if position + need > len(values):
-            raise InputError(
-                f"{path}: too short: layer {index} needs {need} values, {len(values) - position} are left"
-                + ("" if partial else "; a backbone file is for -pre")
-            )
+            left = len(values) - position
+            other = _other_classes(model.spec, len(values)) or ("" if partial else "; a backbone file is for -pre")
+            raise InputError(f"{path}: too short: layer {index} needs {need} values, {left} are left{other}")
         plan.append((position, tensors))
         position += need
         if not values[position - need : position].isfinite().all():
             raise InputError(f"{path}: layer {index} has weights that are not finite: its training has diverged")
     if position < len(values):
-        raise InputError(f"{path}: too long: {len(values) - position} values are left after layer {index}, the last")
+        other = _other_classes(model.spec, len(values))
+        raise InputError(
+            f"{path}: too long: {len(values) - position} values are left after layer {index}, the last{other}"
+        )
 
     with torch.no_grad():
         for start, tensors in plan:

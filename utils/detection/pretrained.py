@@ -16,7 +16,7 @@ from utils.darknet import layers
 from utils.darknet.cfg import Block, read_cfg
 from utils.darknet.layers import IMAGE
 from utils.darknet.spec import NetworkSpec
-from utils.darknet.weights import count_values, is_darknet_weights, load_darknet_weights
+from utils.darknet.weights import count_values, fitting_classes, is_darknet_weights, load_darknet_weights
 from utils.detection.checkpoints import check_same_cfg, load_state, read_checkpoint, stored_cfg
 from utils.detection.state_dicts import own_names
 from utils.errors import InputError
@@ -78,23 +78,11 @@ def _load_backbone(model: Darknet, path: str) -> Taken:
     return Taken(f"{path}: weights for {filled} of {count} convolutions", filled == count)
 
 
-def head_convolutions(spec: NetworkSpec) -> dict[int, layers.Yolo]:
-    """The last convolution of each head, by layer number, and its head."""
-    last = {}
-    for head in spec.heads:
-        source = spec.layers[head.sources[0]]
-        while isinstance(source, layers.Activation | layers.Dropout | layers.Empty) and source.sources[0] != IMAGE:
-            source = spec.layers[source.sources[0]]
-        if isinstance(source, layers.Convolution):
-            last[source.index] = head
-    return last
-
-
 def with_classes(spec: NetworkSpec, classes: int, channels: int) -> list[Block]:
     """The cfg of the same network with another number of classes in every head, and of input channels."""
     blocks = [block.copy() for block in spec.blocks]
     blocks[0]["channels"] = str(channels)
-    for index, head in head_convolutions(spec).items():
+    for index, head in spec.head_convolutions.items():
         blocks[1 + index]["filters"] = str(len(head.anchors) * (5 + classes))
         blocks[1 + head.index]["classes"] = str(classes)
     return blocks
@@ -102,22 +90,8 @@ def with_classes(spec: NetworkSpec, classes: int, channels: int) -> list[Block]:
 
 def _blocks_of_weights(spec: NetworkSpec, path: str) -> list[Block] | None:
     """The cfg of a ``.weights`` file that differs in the number of classes; None where no number fits its size."""
-    count = count_values(path)
-    heads = head_convolutions(spec)
-    for channels in (spec.channels, 3):
-        fixed = per_class = 0  # values of all layers without classes, and those of one class
-        for layer in spec.convolutions:
-            inputs = channels if layer.sources == (IMAGE,) else layer.inputs
-            per_filter = inputs // layer.groups * layer.size**2 + (4 if layer.batch_normalize else 1)
-            if layer.index in heads:
-                anchors = len(heads[layer.index].anchors)
-                fixed += 5 * anchors * per_filter
-                per_class += anchors * per_filter
-            else:
-                fixed += layer.channels * per_filter
-        if per_class and count > fixed and (count - fixed) % per_class == 0:
-            return with_classes(spec, (count - fixed) // per_class, channels)
-    return None
+    fitting = fitting_classes(spec, count_values(path))
+    return with_classes(spec, *fitting) if fitting else None
 
 
 def _blocks_of_state(spec: NetworkSpec, state: Mapping[str, Tensor], path: str) -> list[Block]:
@@ -131,7 +105,7 @@ def _blocks_of_state(spec: NetworkSpec, state: Mapping[str, Tensor], path: str) 
         weight = layer.kernel(weight)
         if layer.sources == (IMAGE,) and weight.shape[1] == 3:
             channels = 3
-        if head := head_convolutions(spec).get(layer.index):
+        if head := spec.head_convolutions.get(layer.index):
             of_anchor, remainder = divmod(len(weight), len(head.anchors))
             classes = of_anchor - 5 if remainder == 0 and of_anchor > 5 else classes
     return with_classes(spec, classes, channels)
@@ -144,7 +118,7 @@ def _take_over(source: Darknet, model: Darknet, path: str) -> list[int]:
     if len(source.spec.convolutions) != len(model.spec.convolutions):
         counts = f"{len(source.spec.convolutions)} convolutions, {len(model.spec.convolutions)} in the cfg"
         raise InputError(f"{path}: belongs to another cfg: it has {counts}")
-    heads, heads_in_file = head_convolutions(model.spec), head_convolutions(source.spec)
+    heads, heads_in_file = model.spec.head_convolutions, source.spec.head_convolutions
     fresh, copies = [], []
     for there, here in pairs:
         head, head_in_file = heads.get(here.index), heads_in_file.get(there.index)

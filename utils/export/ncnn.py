@@ -19,7 +19,6 @@ from utils.detection.description import describe
 from utils.detection.fusing import fuse
 from utils.detection.ncnn import FILES, NcnnModel
 from utils.errors import InputError
-from utils.export.quantization import head_convolutions
 from utils.optional import optional
 from utils.pruning.proof import proof_images
 from utils.sizes import AnySize, Size
@@ -163,7 +162,7 @@ class NcnnQuantizer:
         require_tools()
         self._contents = contents
         self._network = (model, names, Size.of(img_size))
-        self._heads = head_convolutions(model.spec)
+        self._heads = model.spec.head_convolutions
         self._layers = convolution_names(contents[".param"].decode(), model)
         with tempfile.TemporaryDirectory() as folder:
             self._write_float(Path(folder))

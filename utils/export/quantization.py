@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models import Darknet
-from utils.darknet.layers import Activation, Dropout, Empty
 from utils.darknet.spec import NetworkSpec
 from utils.detection.fusing import fuse
 from utils.errors import InputError
@@ -96,7 +95,7 @@ def quantize(
                 CalibrationImages(images),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
-                nodes_to_exclude=convolution_nodes(proto, {*head_convolutions(spec), *float_layers}),
+                nodes_to_exclude=convolution_nodes(proto, {*spec.head_convolutions, *float_layers}),
                 activation_type=quantization.QuantType.QInt8,
                 weight_type=quantization.QuantType.QInt8,
                 per_channel=True,
@@ -190,7 +189,7 @@ def sensitivities(model: Darknet, images: Tensor) -> dict[int, float]:
     """
     fused = fuse(model)
     reference = fused.raw_outputs(images)
-    heads = head_convolutions(model.spec)
+    heads = model.spec.head_convolutions
     errors = {}
     for layer in tqdm(model.spec.convolutions, desc="sensitivity", unit="layer", leave=False):
         if layer.index in heads:
@@ -216,17 +215,6 @@ def rounded(values: Tensor, largest: Tensor) -> Tensor:
 
 def _quantized_input(conv: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(rounded(x, x.abs().amax()) for x in inputs)
-
-
-def head_convolutions(spec: NetworkSpec) -> set[int]:
-    """The layer numbers of the convolutions that the heads read."""
-    indices = set()
-    for head in spec.heads:
-        source = spec.layers[head.sources[0]]
-        while isinstance(source, Activation | Dropout | Empty):
-            source = spec.layers[source.sources[0]]
-        indices.add(source.index)
-    return indices
 
 
 def convolution_nodes(proto: "ModelProto", indices: Collection[int]) -> list[str]:
