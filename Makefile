@@ -41,7 +41,7 @@ test: $(VENV)/.requirements-dev
 test-zoo: $(VENV)/.requirements-dev
 	$(PY) -m pytest -m zoo
 
-# On a machine with an NVIDIA GPU, less than 8 minutes on an H100: whether all is right there, and how fast it is.
+# On a machine with an NVIDIA GPU, meant for less than 8 minutes on an H100: whether all is right there, and how fast it is.
 test-gpu: $(VENV)/.requirements-dev
 	$(PY) -m pytest -m gpu -s tests/gpu
 

@@ -215,8 +215,10 @@ def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(proje
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--target_percent", "0.5"], "--target_percent: only for sparse training: add -sr"),
-        (["--s", "0.5", "--sr_method", "subgradient"], "--s, --sr_method: only for sparse training: add -sr"),
+        (["--target_percent", "0.5"], "--target_percent: only with -sr"),
+        (["--s", "0.5", "--sr_method", "subgradient"], "--s, --sr_method: only with -sr"),
+        (["--distill", "--threads", "2"], "--distill, --threads: only with -sr"),
+        (["-sr", "--s", "0.5", "--distill"], "--distill needs --s_schedule cut"),
         (
             ["--teacher_cfg", "a.cfg", "--teacher_weights", "checkpoints/baseline_yolov3_ckpt.pth"],
             "--name",

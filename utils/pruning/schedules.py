@@ -117,9 +117,7 @@ def check_schedule(schedule: str, method: str) -> None:
         InputError: ``target`` needs gammas of exactly 0, which the subgradient never gives.
     """
     if schedule == "target" and method != "proximal":
-        raise InputError(
-            f"--target_percent without --s needs gammas of exactly 0: use --sr_method proximal, not {method}"
-        )
+        raise InputError(f"--s_schedule target needs gammas of exactly 0: use --sr_method proximal, not {method}")
 
 
 def _condemned(penalty: GammaPenalty, ratio: float) -> dict[int, torch.Tensor]:

@@ -69,7 +69,7 @@ class TrainConfig:
     """The settings of a run. Each is named after the option of train.py that sets it.
 
     Attributes:
-        sparsity: the penalty on the gammas; None trains without one.
+        sparsity: of a run that makes the network small, by one cut or by a penalty on the gammas; else None.
     """
 
     # Network and data; the file names are only for messages.

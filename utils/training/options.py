@@ -115,7 +115,7 @@ def add_sparsity_options(parser: argparse.ArgumentParser) -> None:
         "-sr",
         dest="sr",
         action="store_true",
-        help="train with an L1 penalty on the gammas",
+        help="make the network small: by one cut, or with --s by an L1 penalty on the gammas",
     )
     group.add_argument("--s", type=number(float, 0), default=0.01, help="strength of the penalty")
     group.add_argument(
@@ -256,9 +256,9 @@ def complete_sparsity(args: argparse.Namespace) -> None:
         InputError: the options of the penalty contradict each other.
     """
     sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "target_ms", "sr_method", "penalty_cost"}
-    sparse_only |= {"runtime", "latency_table"}
+    sparse_only |= {"runtime", "latency_table", "threads", "distill"}
     if not args.sr and (given := sorted(sparse_only & args.given)):
-        raise InputError(f"{', '.join(f'--{name}' for name in given)}: only for sparse training: add -sr")
+        raise InputError(f"{', '.join(f'--{name}' for name in given)}: only with -sr")
     args.total_epochs = args.epochs
     if not args.sr:
         args.strategy, args.cut_epoch = args.strategy or "normal", 0
@@ -267,6 +267,8 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     cuts = args.s_schedule == CUT
     if cuts and (penalty := sorted({"s", "sr_method", "prune_every", "penalty_cost"} & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in penalty)}: for a penalty, which --s_schedule cut has not")
+    if args.distill and not cuts:
+        raise InputError("--distill needs --s_schedule cut; with a penalty, name a teacher with --teacher_weights")
     if args.target_macs is not None and not cuts:
         raise InputError("--target_macs needs --s_schedule cut; with a penalty, give it to test_prune.py")
     if args.target_ms is not None and not cuts:

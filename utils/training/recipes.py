@@ -10,7 +10,7 @@ from utils.darknet.weights import is_darknet_weights
 from utils.detection.checkpoints import read_checkpoint
 from utils.training.runs import is_pruned_cfg
 
-# A pruned network is trained as any other: smaller steps and no mosaics ended lower at equal epochs (docs/results.md).
+# A pruned network is trained as any other: one that was cut hard has much to learn.
 LEARNING_RATE = 0.01  # after the warm-up
 MOSAIC = 0.5  # probability of a mosaic of four images
 # Mosaics stop before the end: for this share of the epochs the network sees images as it will when it detects.

@@ -123,7 +123,7 @@ def default_name(sparse: bool, model_def: str, pruned: bool = False) -> str:
     """``yolov3`` for a sparse run, which test_prune.py reads; else by whether it trains a pruned network.
 
     Args:
-        sparse: whether the run trains with a penalty on the gammas.
+        sparse: whether the run makes the network small, by one cut or by a penalty on the gammas.
         model_def: the network's cfg; a pruned one by its file name counts as pruned.
         pruned: whether the run starts from a pruned network.
     """

@@ -55,7 +55,7 @@ class CheckpointWriter:
             self.save_last()
 
     def save_before_cut(self) -> None:
-        """Write the network before the cut: what is left learns from it, and is compared with it."""
+        """Write the network before the cut: what is left is compared with it, and may learn from it."""
         if distributed.is_main():
             save_checkpoint(self.run.before_cut, self.trainer.ema.model, **self._metadata())
 

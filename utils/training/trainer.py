@@ -66,7 +66,7 @@ class Trainer:
         pruned: whether the network is one whose channels were cut, now or before the run.
         trial_cut: of the network as it is before the first step, for :meth:`cut_once`.
         ema: the average of the weights.
-        penalty: on the gammas; None without ``config.sparsity``.
+        penalty: on the gammas; None where the run has none.
         distillation: the loss against the teacher; None without one.
         progress: of the epoch that is running.
     """
