@@ -62,7 +62,7 @@ def time_steps(blocks: Sequence[Block], batch_size: int, device: torch.device, r
     config = TrainConfig(batch_size=batch_size, img_size=size, epochs=1, sparsity=SparsityConfig())
     trainer = Trainer(config, model, steps_per_epoch=1)
     batch = random_batch(batch_size, size, classes)
-    images = to_device(batch[0], device, channels_last=True)
+    images = to_device(batch[0], device, torch.channels_last)
 
     def bare_step() -> None:
         bare.zero_grad()

@@ -103,6 +103,12 @@ def test_a_signal_in_one_process_stops_all_between_their_batches(project):
     ]
 
 
+def test_machines_meet_though_one_has_its_cache_already(project):
+    outcome = torchrun(PROGRAM, "cache")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "cached [1, 1]" in outcome.stdout
+
+
 def test_an_error_in_one_process_ends_all(project):
     start = time.perf_counter()
     outcome = torchrun(PROGRAM, "fail")

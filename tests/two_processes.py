@@ -1,13 +1,17 @@
 """What tests/test_distributed.py has torchrun do in two processes, in a project folder: not a test by itself."""
 
+import os
 import signal
 import sys
+from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
 import train
 from utils import distributed
+from utils.data.image_cache import Source, build_cache
 from utils.errors import InputError
 from utils.signals import Stopped, StopRequest
 
@@ -81,6 +85,20 @@ def stop() -> None:
                 print("stopped", distributed.gather((len(done), stopped.status)))
 
 
+def cache() -> None:
+    """As on two machines with disks of their own, of which the first has its cache already."""
+    os.environ["GROUP_RANK"] = str(distributed.rank())
+    for disks in (("disk of 0", "another disk"), ("disk of 0", "disk of 1")):
+        folder = Path(disks[distributed.rank()])
+        build_cache(Source([Path(__file__)], [(4, 4)], grey, "grey", folder), "disk", 0)
+    print("cached", distributed.gather(len(list(folder.iterdir()))))
+
+
+def grey(index: int) -> np.ndarray:
+    """An image of 4 x 4 pixels."""
+    return np.full((4, 4, 3), 127, np.uint8)
+
+
 def fail() -> None:
     """First only process 0 sees that an input is wrong, which is told to all; then process 1 fails while 0 waits."""
 
@@ -99,4 +117,4 @@ def fail() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.processes():
-        {"talk_and_train": talk_and_train, "stop": stop, "fail": fail}[sys.argv[1]]()
+        {"talk_and_train": talk_and_train, "stop": stop, "cache": cache, "fail": fail}[sys.argv[1]]()

@@ -19,6 +19,7 @@ from utils.sizes import AnySize, Size
 # better boxes suppress a box, so the limit on candidates has no effect if MAX_DETECTIONS of them stay.
 MAX_CANDIDATES = 8192
 MAX_DETECTIONS = 300
+AT_ONCE = 25_000  # candidates of a batch; beyond, torchvision's batched_nms calls NMS for each group on its own
 BEST_FIRST = 400  # candidates tried first; if MAX_DETECTIONS of them stay, the others are not needed
 FARTHEST = 1e5  # pixels; NMS on a GPU clips coordinates to this
 
@@ -90,11 +91,14 @@ def non_max_suppression(predictions: Tensor, conf_thres: float, nms_thres: float
     """
     images, _, attributes = predictions.shape
     xyxy, score, group = _candidates(predictions.float(), conf_thres)
-    suppress = _suppress_at_once if xyxy.is_cuda else _suppress_by_group
-    keep = suppress(xyxy, score, group, nms_thres)
-    image, order = (group[keep] // (attributes - 5)).sort(stable=True)
+    classes = attributes - 5
+    if xyxy.is_cuda:
+        keep = _suppress_at_once(xyxy, score, group, nms_thres, classes)
+    else:
+        keep = _suppress_by_group(xyxy, score, group, nms_thres)
+    image, order = (group[keep] // classes).sort(stable=True)
     keep = keep[order]
-    label = group[keep] % (attributes - 5)
+    label = group[keep] % classes
     detections = torch.cat([xyxy[keep], score[keep, None], label[:, None].to(xyxy.dtype)], dim=1)
     counts = image.bincount(minlength=images).tolist()
     return [of_image[:MAX_DETECTIONS] for of_image in detections.split(counts)]
@@ -176,10 +180,16 @@ def _suppress(boxes: Tensor, scores: Tensor, nms_thres: float) -> Tensor:
     return order[keep]
 
 
-def _suppress_at_once(xyxy: Tensor, score: Tensor, group: Tensor, nms_thres: float) -> Tensor:
-    """The same as :func:`_suppress_by_group` in one call, for a GPU, where a call costs more than its work.
+def _suppress_at_once(xyxy: Tensor, score: Tensor, group: Tensor, nms_thres: float, classes: int) -> Tensor:
+    """The same as :func:`_suppress_by_group` in few calls, for a GPU, where a call costs more than its work.
 
     torchvision separates groups by shifting each by a multiple of the largest coordinate. Float64 and clipped
     coordinates keep the precision of the boxes in spite of that.
     """
-    return batched_nms(xyxy.double().clamp(-FARTHEST, FARTHEST), score.double(), group, nms_thres)
+    counts = [len(score)] if len(score) <= AT_ONCE else (group // classes).bincount().tolist()
+    offset, parts = 0, []
+    for boxes, scores, groups in zip(xyxy.split(counts), score.split(counts), group.split(counts), strict=True):
+        of_part = batched_nms(boxes.double().clamp(-FARTHEST, FARTHEST), scores.double(), groups, nms_thres)
+        parts.append(offset + of_part)
+        offset += len(boxes)
+    return torch.cat(parts)

@@ -181,6 +181,15 @@ def test_to_device_gives_numbers_from_0_to_1():
     torch.testing.assert_close(images, torch.tensor([0.0, 0.2, 1.0]))
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_to_device_gives_the_layout_that_is_asked_for_whatever_the_loader_gave(layout):
+    images = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    for given in (images, images.to(memory_format=torch.channels_last)):
+        moved = to_device(given, torch.device("cpu"), layout)
+        assert moved.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(moved, images / 255)
+
+
 def noise(width, height, seed=0, cell=8):
     """An image of soft noise."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // cell + 1, width // cell + 1, 3), np.uint8)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import train
 from config.networks import create_cfg
@@ -23,12 +24,30 @@ from utils.pruning import graph_timer
 from utils.pruning.budget import LARGEST_RATIO, ratio_within
 from utils.pruning.costs import Counts
 from utils.pruning.coupling import couple
-from utils.pruning.graph_timer import COLUMNS, RUNNERS, OnnxWriter, measure_to_file, read_rows
-from utils.pruning.latency import LEAST_FACTOR, Fit, Latency, LatencyTable, bracket, read_table, written_values
+from utils.pruning.graph_timer import (
+    COLUMNS,
+    CUDA_PROVIDER,
+    RUNNERS,
+    OnnxWriter,
+    measure_to_file,
+    onnx_runner,
+    read_rows,
+)
+from utils.pruning.latency import (
+    LEAST_FACTOR,
+    Fit,
+    Latency,
+    LatencyTable,
+    bracket,
+    read_table,
+    timing_device,
+    written_values,
+)
 from utils.pruning.latency_graphs import (
     RANDOM,
     WIDTHS,
     axes,
+    border_graph,
     border_name,
     kind_of,
     network_graph,
@@ -230,6 +249,17 @@ def installed(runtime):
     except ModuleNotFoundError:
         return False
     return True
+
+
+def test_what_cannot_use_the_gpu_is_timed_on_the_cpu():
+    onnxruntime = pytest.importorskip("onnxruntime")
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [timing_device(runtime, gpu) for runtime in ("pytorch", "openvino", "ncnn")] == ["cuda", "cpu", "cpu"]
+    assert {timing_device(runtime, cpu) for runtime in RUNNERS} == {"cpu"}
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        assert timing_device("onnx", gpu) == "cpu"
+        with pytest.raises(RuntimeError, match="onnxruntime-gpu"):
+            onnx_runner(border_graph((4, 4), 8), 1, "cuda")
 
 
 def test_signals_are_handled_after_openvino_is_done():

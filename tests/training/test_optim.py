@@ -1,9 +1,12 @@
+import importlib
+
 import numpy as np
 import pytest
 import torch
 
 from config.networks import create_cfg
 from models import Darknet
+from tests.stepping import OneDevice
 from utils.training.optim import FINAL_LR, MOMENTUM, WEIGHT_DECAY, build_sgd, learning_rate
 
 
@@ -24,6 +27,19 @@ def test_weight_decay_is_on_kernels_and_on_nothing_else():
         kernel = ".conv_" in name and name.endswith(".weight")
         assert decay[parameter] == (WEIGHT_DECAY if kernel else 0), name
     assert {decay[p] for p in names} == {0, WEIGHT_DECAY}
+
+
+def test_a_step_takes_few_calls_for_all_tensors_where_the_device_has_them(monkeypatch):
+    # What PyTorch answers for parameters on a GPU.
+    module = importlib.import_module("torch.optim.sgd")  # torch.optim hides it
+    monkeypatch.setattr(module, "_default_to_fused_or_foreach", lambda *args, **options: (False, True))
+    model = tiny()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = build_sgd(model, 0.1)
+    with OneDevice() as calls:
+        optimizer.step()
+    assert 0 < calls.calls < len(list(model.parameters()))
 
 
 def test_a_step_without_gradient_shrinks_kernels_alone():

@@ -11,12 +11,14 @@ from config.networks import create_cfg
 from models import Darknet
 from tests.networks import uneven
 from tests.scene import make_project
+from utils import distributed
 from utils.darknet.cfg import format_cfg
 from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.errors import InputError
 from utils.pruning.penalty import GammaPenalty
 from utils.pruning.prune_in_training import KeptChannels
 from utils.signals import Stopped, StopRequest
+from utils.training.resume import restore_options
 from utils.training.trainer import Trainer
 
 FAST = ["--n_cpu", "0", "--batch_size", "2", "--mosaic", "0.5"]
@@ -149,6 +151,14 @@ def test_options_that_are_left_out_are_those_of_the_start_and_others_may_not_con
     assert options["evaluation_interval"] == 2
     with pytest.raises(InputError, match="the run mine is finished; to train on"):
         run("--name", "mine", "--resume")
+
+
+@pytest.mark.parametrize(("processes", "device"), [(1, "cuda:1"), (2, None)])
+def test_a_gpu_is_that_of_the_start_unless_each_process_has_its_own(monkeypatch, processes, device):
+    monkeypatch.setattr(distributed, "world", lambda: processes)
+    args = train.get_args_parser().parse_args(["--resume"])
+    restore_options(args, vars(train.get_args_parser().parse_args(["--device", "cuda:1"])))
+    assert args.device == device
 
 
 def test_another_cfg_or_data_set_is_no_continuation(project, monkeypatch):

@@ -138,9 +138,9 @@ def build_cache(source: Source, kind: str, max_bytes: int) -> ImageCache:
     make = _file_in_memory if kind == "ram" else _file_on_disk
     file = _together(lambda: make(source, max_bytes) if is_first else None)[local[0]]
     path = file.path
-    if not file.filled:
-        part = distributed.share(file.count, local.index(distributed.rank()), len(local))
-        _together(lambda: _fill(path, source, part))
+    part = distributed.share(file.count, local.index(distributed.rank()), len(local))
+    # Of several machines, each may have its file already or not; all processes must meet here.
+    _together(lambda: None if file.filled else _fill(path, source, part))
     if kind == "disk":
         path = str(_disk_path(source))
         _together(lambda: os.replace(file.path, path) if is_first and not file.filled else None)

@@ -289,10 +289,9 @@ def letterboxed(image: Image.Image, img_size: AnySize) -> Tensor:
     return torch.from_numpy(letterbox_pixels(np.array(image), img_size)).permute(2, 0, 1)
 
 
-def to_device(images: Tensor, device: torch.device, channels_last: bool = False) -> Tensor:
-    """Move images (B, 3, H, W) uint8 to ``device`` as float RGB in [0, 1], in channels_last layout if asked for."""
-    layout = torch.channels_last if channels_last else torch.preserve_format
-    return images.to(device, non_blocking=True, memory_format=layout).float().div_(255)
+def to_device(images: Tensor, device: torch.device, layout: torch.memory_format = torch.preserve_format) -> Tensor:
+    """Move images (B, 3, H, W) uint8 to ``device`` as float RGB in [0, 1], there in the memory format ``layout``."""
+    return images.to(device, non_blocking=True).float().div_(255).to(memory_format=layout)
 
 
 class Images(Dataset):

@@ -35,6 +35,7 @@ Graph = dict[str, Any]
 PACKAGES = {"pytorch": "torch", "onnx": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}
 ACTIVATIONS = ("linear", "leaky", "relie", "relu", "relu6", "logistic", "tanh", "elu", "mish", "swish", "h_swish")
 COLUMNS = ("graph", "ms", "runtime", "version", "threads", "device")
+CUDA_PROVIDER = "CUDAExecutionProvider"  # of ONNX Runtime
 IN_TURNS = 8  # graphs that are measured in turns
 IN_A_ROW = 5  # measurements of a graph in its turn: at first, its weights are fetched after those of the others
 LEAST_ROUNDS, MOST_ROUNDS = 15, 200  # measurements of a graph
@@ -234,8 +235,10 @@ def onnx_runner(graph: Graph, threads: int, device: str) -> Callable[[], object]
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    provider = ("CUDAExecutionProvider", {"use_tf32": "0"}) if device == "cuda" else "CPUExecutionProvider"
+    provider = (CUDA_PROVIDER, {"use_tf32": "0"}) if device == "cuda" else "CPUExecutionProvider"
     session = onnxruntime.InferenceSession(OnnxWriter(graph).content(), options, [provider])
+    if device == "cuda" and session.get_providers()[0] != CUDA_PROVIDER:  # it goes on without, on the CPU
+        raise RuntimeError("ONNX Runtime cannot use this machine's GPU: it takes the package onnxruntime-gpu")
     inputs = {"images": image(graph)}
     return lambda: session.run(None, inputs)
 
@@ -661,7 +664,7 @@ def main() -> int:
     except ModuleNotFoundError:
         print(f"{args.runtime} is not installed: pip install {PACKAGES[args.runtime]}", file=sys.stderr)
         return 2
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

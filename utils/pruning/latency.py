@@ -30,7 +30,7 @@ from utils.darknet.spec import NetworkSpec
 from utils.detection.fusing import fuse
 from utils.errors import InputError
 from utils.optional import optional
-from utils.pruning.graph_timer import PACKAGES, Graph, measure, measure_to_file, read_rows
+from utils.pruning.graph_timer import CUDA_PROVIDER, PACKAGES, Graph, measure, measure_to_file, read_rows
 from utils.pruning.latency_graphs import (
     STEP,
     Kind,
@@ -296,7 +296,11 @@ def measure_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: str
 
 def timing_device(runtime: str | None, device: torch.device) -> str:
     """Where a runtime is timed: on the GPU where ``device`` is one and the runtime can use it, else "cpu"."""
-    return "cuda" if device.type == "cuda" and runtime in ("pytorch", "onnx") else "cpu"
+    if device.type != "cuda" or runtime not in ("pytorch", "onnx"):
+        return "cpu"
+    if runtime == "onnx" and CUDA_PROVIDER not in optional(PACKAGES["onnx"]).get_available_providers():
+        return "cpu"
+    return "cuda"
 
 
 def network_times(

@@ -3,6 +3,8 @@
 import argparse
 from dataclasses import dataclass, fields
 
+import torch
+
 from utils.pruning.budget import DEFAULT_RATIO, Budget
 from utils.sizes import AnySize
 
@@ -98,6 +100,11 @@ class TrainConfig:
     evaluation_interval: int = 1  # epochs
     checkpoint_interval: int = 5  # epochs
     checkpoint_steps: int = 0  # optimizer steps between checkpoints within an epoch; 0: none
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """The memory format of images, kernels and feature maps."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def cuts_channels(self) -> bool:

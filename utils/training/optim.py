@@ -17,12 +17,12 @@ def build_sgd(model: nn.Module, lr: float, fused: bool = False) -> torch.optim.S
     """SGD with Nesterov momentum; weight decay on kernels only, not on biases and BatchNorm's gammas and betas.
 
     ``fused`` is for float16: a GradScaler asks the device before each step whether to skip it, except where the
-    optimizer can skip it on the device, as the fused one does.
+    optimizer can skip it on the device, as the fused one does. Else PyTorch chooses, on a GPU few calls for all.
     """
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, fused=fused)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, fused=fused or None)
     if fused:  # if it skips its first step, which is to set its momenta, it goes on with whatever the memory held
         for parameter in (*kernels, *others):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

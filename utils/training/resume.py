@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from utils import distributed
 from utils.cli import Options
 from utils.detection.checkpoints import read_checkpoint
 from utils.errors import InputError
@@ -102,7 +103,8 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
             "or start another run with another --name"
         )
     for name, value in started.items():
-        if name not in args.given and name not in ("name", "resume", "overwrite", "debug"):
+        is_assigned = name == "device" and distributed.world() > 1  # each process has its own
+        if name not in args.given and name not in ("name", "resume", "overwrite", "debug") and not is_assigned:
             setattr(args, name, value)
     args.total_epochs = total_epochs(started)
     if isinstance(args.cache, bool):  # as checkpoints of older versions have it

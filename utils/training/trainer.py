@@ -104,7 +104,7 @@ class Trainer:
         return learning_rates(config.epochs, self.steps_per_epoch, config.learning_rate)
 
     def _laid_out(self, model: Darknet) -> Darknet:
-        return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
+        return model.to(memory_format=self.config.layout)
 
     def _attach(self, model: Darknet) -> None:
         """Train ``model`` from now on, with a new optimizer and a penalty as strong as before."""
@@ -199,7 +199,7 @@ class Trainer:
         world = distributed.world()
         losses, reports = [], []
         for number, ((images, _), assigned) in enumerate(zip(parts, assignments, strict=True), start=1):
-            images = resize(to_device(images, self.device, self.config.channels_last), size)
+            images = resize(to_device(images, self.device, self.config.layout), size)
             is_last = number == len(parts)
             with self._algorithms_for(images), contextlib.nullcontext() if is_last else without_exchange(self.network):
                 with autocast(self.device, self.config.precision):
