@@ -66,12 +66,20 @@ def selected(everything: list[Job], only: re.Pattern | None) -> list[Job]:
 
 
 def to_do(chosen: list[Job], done: set[str]) -> list[Job]:
-    """The jobs without a row, and those of which one of them needs files that are gone, as on another machine."""
+    """The jobs without a row, and those of which one of them needs files that are gone, as on another machine.
+
+    A training that was interrupted has files, but not yet those that others need.
+    """
     ids: set[str] = set()
     for job in reversed(chosen):
         if job.id not in done or job.id in ids:
-            ids |= {job.id, *(need for need in job.needs if not Path(weights_of(need)).exists())}
+            ids |= {job.id, *(need for need in job.needs if not has_ended(need))}
     return [job for job in chosen if job.id in ids]
+
+
+def has_ended(job_id: str) -> bool:
+    """Whether the files of a job are there, and not those of a training that was interrupted."""
+    return Path(weights_of(job_id)).exists() and Run(run_name(job_id)).is_finished()
 
 
 def listing(chosen: list[Job], todo: list[Job], done: set[str]) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 if not __package__:  # run as `python studies/study.py`: the repository root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from studies.plan import PLAN, add_data_option, data_sets, jobs, weights_of
-from studies.runner import Results, listing, run_all, selected, to_do
+from studies.plan import PLAN, add_data_option, data_sets, jobs
+from studies.runner import Results, has_ended, listing, run_all, selected, to_do
 from studies.times import add_times, add_times_options
 from utils.cli import ArgumentParser, run
 
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
         return
     run_all(chosen, todo, results)
     for data in {job.data.name: job.data for job in chosen}.values() if args.times else ():
-        here = [job for job in chosen if job.data == data and Path(weights_of(job.id)).exists()]
+        here = [job for job in chosen if job.data == data and has_ended(job.id)]
         add_times(here, results, args.runtimes, args.threads)
 
 

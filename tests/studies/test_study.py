@@ -124,6 +124,19 @@ def test_an_interrupted_training_goes_on(project, monkeypatch):
     assert ["--resume" in words for program, words in project if program == "train.py"] == [False, True]
     assert list(results()) == ["tiny/baseline/seed0"]
 
+    for path in Path("checkpoints").iterdir():  # as on another machine, where it is interrupted, too
+        path.unlink()
+    project.clear()
+    seen.clear()
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go("--only", "oneshot0.5/")
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    assert Path(weights_of("tiny/baseline/seed0")).exists()
+    go("--only", "/oneshot0.5/")
+    programs = [(program, "--resume" in words) for program, words in project if program != "test.py"]
+    assert programs == [("train.py", False), ("train.py", True), ("test_prune.py", False)]
+
 
 def test_only_takes_what_is_needed_too_and_a_list_runs_nothing(project, capsys):
     go("--list", "--only", "slimming")
