@@ -97,7 +97,7 @@ def _blocks_of_weights(spec: NetworkSpec, path: str) -> list[Block] | None:
 def _blocks_of_state(spec: NetworkSpec, state: Mapping[str, Tensor], path: str) -> list[Block]:
     """The cfg of a state dict that differs in the number of classes, and in RGB for grey."""
     state = own_names(spec, state, path)
-    classes, channels = spec.heads[0].classes, spec.channels
+    classes, channels, heads = spec.heads[0].classes, spec.channels, spec.head_convolutions
     for layer in spec.convolutions:
         weight = state.get(f"module_list.{layer.index}.conv_{layer.index}.weight")
         if weight is None or weight.dim() != 4:
@@ -105,7 +105,7 @@ def _blocks_of_state(spec: NetworkSpec, state: Mapping[str, Tensor], path: str) 
         weight = layer.kernel(weight)
         if layer.sources == (IMAGE,) and weight.shape[1] == 3:
             channels = 3
-        if head := spec.head_convolutions.get(layer.index):
+        if head := heads.get(layer.index):
             of_anchor, remainder = divmod(len(weight), len(head.anchors))
             classes = of_anchor - 5 if remainder == 0 and of_anchor > 5 else classes
     return with_classes(spec, classes, channels)

@@ -102,10 +102,11 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
             f"--resume: the run {args.name} was started with {reasons}; leave them out to go on as it was started, "
             "or start another run with another --name"
         )
-    for name, value in started.items():
-        is_assigned = name == "device" and distributed.world() > 1  # each process has its own
-        if name not in args.given and name not in ("name", "resume", "overwrite", "debug") and not is_assigned:
-            setattr(args, name, value)
+    own = {"name", "resume", "overwrite", "debug", *args.given}
+    if distributed.world() > 1:  # each process has its own GPU
+        own.add("device")
+    for name in started.keys() - own:
+        setattr(args, name, started[name])
     args.total_epochs = total_epochs(started)
     if isinstance(args.cache, bool):  # as checkpoints of older versions have it
         args.cache = "ram" if args.cache else "none"
