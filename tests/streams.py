@@ -15,19 +15,23 @@ from PIL import Image
 
 SIZE = (96, 64)
 FRAMES_PER_SECOND = 25
-PERIOD = 12  # frames after which the images repeat
+BARS = 6  # each a bit of the frame's number
+PERIOD = 2**BARS  # frames after which the images repeat: more than a busy machine drops at once
 
 
 def jpeg(number: int, size: tuple[int, int] = SIZE) -> bytes:
-    """A grey image whose brightness says which frame of the period it is."""
+    """An image of upright bars, black and white, which say in binary which frame of the period it is."""
     buffer = io.BytesIO()
-    Image.new("RGB", size, (20 * (number % PERIOD),) * 3).save(buffer, format="JPEG", quality=90, subsampling="4:2:0")
+    bits = np.uint8([[255 * (number >> bar & 1) for bar in range(BARS)]])
+    image = Image.fromarray(bits).resize(size, Image.Resampling.NEAREST).convert("RGB")
+    image.save(buffer, format="JPEG", quality=90, subsampling="4:2:0")
     return buffer.getvalue()
 
 
-def brightness(image: Image.Image) -> float:
-    """The mean of an image's pixels."""
-    return float(np.asarray(image).mean())
+def frame_number(image: Image.Image) -> int:
+    """Which frame of the period an image is."""
+    bars = np.array_split(np.asarray(image.convert("L")), BARS, axis=1)
+    return sum(int(bar.mean() > 127) << place for place, bar in enumerate(bars))
 
 
 class _Server(socketserver.ThreadingTCPServer):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tests.streams import FRAMES_PER_SECOND, PERIOD, SIZE, HttpCamera, RtspCamera, brightness
+from tests.streams import FRAMES_PER_SECOND, PERIOD, SIZE, HttpCamera, RtspCamera, frame_number
 from utils.detection.camera import Camera, FrameClock, Patience, host_name, is_url, safe_url
 from utils.detection.video import open_video
 from utils.errors import InputError
@@ -37,9 +37,9 @@ def test_the_frames_of_a_stream_come_in_order(kind):
         frames = take(video, 8)
     numbers = [number for number, _ in frames]
     assert numbers == sorted(numbers)
-    shown = [round(brightness(image) / 20) for _, image in frames]
+    shown = [frame_number(image) for _, image in frames]
     steps = [(after - before) % PERIOD for before, after in pairwise(shown)]
-    assert all(1 <= step <= 3 for step in steps)
+    assert all(1 <= step < PERIOD / 2 for step in steps)
 
 
 @STREAMS
@@ -51,8 +51,8 @@ def test_a_slow_reader_gets_the_newest_frame_and_the_others_are_counted(kind):
         for _ in range(3):
             time.sleep(0.4)
             _, image = next(frames)
-            late = (server.sent - round(brightness(image) / 20)) % PERIOD
-            assert late <= 5  # frames; it was asleep for ten
+            late = (server.sent - frame_number(image)) % PERIOD
+            assert late <= 8  # frames; it was asleep for ten, and a queue would make it later each time
         frames.close()
         assert video.camera.dropped >= 20
         assert not video.errors
