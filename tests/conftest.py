@@ -21,6 +21,14 @@ def _same_every_time():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Programs that draw nothing: that takes longer than all else, and is the point of few tests."""
+    drawing = ("train.plot_training", "train.report_training", "test_prune.plot_channels", "test_prune.report_pruning")
+    for function in drawing:
+        monkeypatch.setattr(function, lambda *words: None)
+
+
 @pytest.fixture(params=[*CFGS, *or_skip(DARKNET_CFGS)], ids=lambda path: path and path.stem)
 def darknet_cfg(request):
     """The path of each of our small networks, and of each network that Darknet ships."""

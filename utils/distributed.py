@@ -79,7 +79,7 @@ def processes() -> Iterator[None]:
         if not LOST.search(str(error)):
             raise
         raise SystemExit(EXIT_BAD_INPUT) from error
-    total([0])  # wait until all processes are done
+    wait_for_all()
     gc.collect()  # a distributed model is a reference cycle, and must be freed before the process group
     dist.destroy_process_group()
 
@@ -150,6 +150,11 @@ def total(values: Sequence[float]) -> list[float]:
     sums = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(sums)
     return sums.tolist()
+
+
+def wait_for_all() -> None:
+    """Return when every process has called this."""
+    total([0])
 
 
 def largest(number: int) -> int:

@@ -145,10 +145,7 @@ def test_another_number_of_classes_than_the_data_set_is_refused(project):
 @pytest.mark.parametrize(
     ("program", "words", "reason"),
     [
-        ("train.py", ["--img_size", "70"], "multiple of 32: 64"),
-        ("train.py", ["--data_config", "nowhere.data"], "nowhere.data: there is no such"),
         ("test_prune.py", ["--percent", "1.5"], "--percent: 1.5 is out of range"),
-        ("test_prune.py", ["--weights_path", "nowhere.pth"], "nowhere.pth: there is no such weights file"),
         ("detect.py", ["--image_folder", "nowhere"], "nowhere: no image there"),
         ("test.py", ["--iou_thres", "x"], "'x' is not a number"),
         ("train.py", ["--learning", "1"], "--learning"),
@@ -163,6 +160,18 @@ def test_programs_end_in_one_line_with_status_2(project, program, words, reason)
     assert reason in lines[0]
     assert lines[0].startswith(f"{program}: error: ")
     assert snapshot(project) == before
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "reason"),
+    [
+        ("train", ["--img_size", "70"], "multiple of 32: 64"),
+        ("train", ["--data_config", "nowhere.data"], "nowhere.data: there is no such"),
+        ("test_prune", ["--weights_path", "nowhere.pth"], "nowhere.pth: there is no such weights file"),
+    ],
+)
+def test_what_is_not_there_or_does_not_fit_is_named(project, program, words, reason):
+    assert reason in refused(program, *words)
 
 
 def test_debug_shows_the_traceback(project):

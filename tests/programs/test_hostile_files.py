@@ -160,11 +160,11 @@ def test_a_converter_writes_into_its_folder_only(tmp_path):
 
 
 def test_killed_trainings_and_prunings_lose_nothing():
-    words = [sys.executable, ROOT / "tests/kill.py", "--training", "3", "--pruning", "3", "--seed", "1"]
+    words = [sys.executable, ROOT / "tests/kill.py", "--training", "1", "--pruning", "2", "--seed", "1"]
     ended = subprocess.run(words, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "training: 3 runs" in ended.stdout
-    assert "pruning: 3 runs" in ended.stdout
+    assert "training: 1 runs" in ended.stdout
+    assert "pruning: 2 runs" in ended.stdout
 
 
 def test_ctrl_c_reaches_all_processes_and_the_program_ends_with_a_checkpoint(tmp_path):

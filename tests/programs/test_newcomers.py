@@ -32,11 +32,9 @@ test_prune.py --data_config {data} {fast} --percent 0.3
 
 
 @pytest.fixture(autouse=True)
-def _fast(tmp_path, monkeypatch):
-    """The working directory; without the plots, which take longer than the training."""
+def _fast(tmp_path, monkeypatch, no_plots):
+    """The working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "plot_training", lambda *_: None)
-    monkeypatch.setattr(train, "report_training", lambda name: None)
 
 
 def run(commands: str) -> int:

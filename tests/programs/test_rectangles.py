@@ -37,11 +37,9 @@ FAST = [*DATA, "--model_def", CFG, "--batch_size", "3", "--name", "wide"]
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, no_plots):
     """A project with a network for images of 64x96, its checkpoint, and images of several shapes in one folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
-    monkeypatch.setattr(test_prune, "save_figure", lambda figure, path: None)
     make_project(tmp_path)
     Path(CFG).write_text(format_cfg(create_cfg("v3-tiny", 1, SIZE, width=0.125)))
     model = lively(randomize(Darknet(CFG)))

@@ -24,13 +24,6 @@ def project(tmp_path, monkeypatch):
     return make_project(tmp_path)
 
 
-@pytest.fixture
-def no_images(monkeypatch):
-    """Drawing takes longer than training here; where the images are not the point, they are left out."""
-    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
-    monkeypatch.setattr(train, "report_training", lambda name: None)
-
-
 def run(program, *words):
     program.main(program.get_args_parser().parse_args([*words]))
 
@@ -74,6 +67,7 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
         assert (project / "checkpoints" / f"{name}.pth").exists()
     for name in ("training", "gamma_quintiles", "gamma_first_layer", "gamma_distribution"):
         assert (project / "runs/yolov3" / f"{name}.png").exists()
+    assert (project / "runs/prune_yolov3-hand/channels.png").exists()
     report = json.loads((project / "prune.json").read_text())
     assert report["after"]["parameters"] < report["before"]["parameters"]
     assert report["max_diff"] < 1e-4
@@ -89,7 +83,7 @@ def test_the_four_lines_of_the_recipe_work_and_none_overwrites_another(project):
     assert all((project / entry["output"]).exists() for entry in found)
 
 
-def test_a_checkpoint_describes_itself(project, no_images):
+def test_a_checkpoint_describes_itself(project, no_plots):
     run(train, "--epochs", "1", "-sr", "--s", "0.01", "--force", "--strategy", "slim", *FAST)
     checkpoint = torch.load("checkpoints/yolov3_ckpt.pth", weights_only=True)
     assert checkpoint["cfg"].startswith("[net]\n")
@@ -113,7 +107,7 @@ def test_a_checkpoint_describes_itself(project, no_images):
         ["-sr", "--s_schedule", "local", "--s", "1", "--force"],
     ],
 )
-def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_images, monkeypatch, extra):
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_plots, monkeypatch, extra):
     options = ["--epochs", "3", "--checkpoint_interval", "1", *FAST, *extra]
     run(train, *options, "--name", "whole")
 
@@ -143,7 +137,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(project, no_images
     assert [row["epoch"] for row in logs[0]] == [str(epoch) for epoch in range(epochs)]
 
 
-def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_images, monkeypatch, capsys):
+def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_plots, monkeypatch, capsys):
     options = ["--epochs", "1", "--name", "mine", *FAST]
     run(train, *options)
     first = weights("checkpoints/mine_ckpt.pth")
@@ -167,7 +161,7 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_needs_a_word(project, no_i
         run(train, "--epochs", "1", "--resume", "--name", "other", *FAST)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(project, no_images):
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(project, no_plots):
     run(train, "--epochs", "1", "--name", "good", *FAST)
     state = read_checkpoint("checkpoints/good_ckpt.pth")
     state["model"]["module_list.0.batch_norm_0.bias"][:] = 3e38  # finite, but its sums are not
@@ -181,13 +175,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints(proj
     assert len(set((shown / "images.txt").read_text().splitlines())) == 4
 
 
-def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(project, no_images):
+def test_a_strong_proximal_penalty_makes_gammas_exactly_zero_in_the_checkpoint(project, no_plots):
     run(train, "-sr", "--s", "30", "--epochs", "4", *FAST)
     gamma = weights("checkpoints/yolov3_ckpt.pth")["module_list.0.batch_norm_0.weight"]
     assert (gamma == 0).all()
 
 
-def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(project, no_images):
+def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(project, no_plots):
     run(
         train,
         "-sr",
@@ -255,7 +249,7 @@ def test_the_schedule_follows_from_what_is_known(options, schedule):
     assert args.s_schedule == schedule
 
 
-def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_images):
+def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_plots):
     for name, workers, seed in (("a", "0", "0"), ("b", "2", "0"), ("c", "0", "1")):
         options = ["--epochs", "1", "--batch_size", "4", "--n_cpu", workers, "--seed", seed, "--name", name]
         run(train, *options)
@@ -265,7 +259,7 @@ def test_same_seed_same_weights_whatever_the_number_of_workers(project, no_image
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_run_that_cuts_its_network_is_resumed_on_either_side_of_the_cut(project, no_images, monkeypatch, steps):
+def test_a_run_that_cuts_its_network_is_resumed_on_either_side_of_the_cut(project, no_plots, monkeypatch, steps):
     options = ["-sr", "--target_percent", "0.5", "--epochs", "5", "--checkpoint_interval", "1", *FAST]
     run(train, *options, "--name", "whole")
     train_step, calls = Trainer.train_step, []
@@ -284,7 +278,7 @@ def test_a_run_that_cuts_its_network_is_resumed_on_either_side_of_the_cut(projec
     assert_same(weights("checkpoints/whole_last.pth"), weights("checkpoints/parts_last.pth"))
 
 
-def test_what_a_cut_leaves_learns_from_the_network_before_it_unless_told_otherwise(project, no_images):
+def test_what_a_cut_leaves_learns_from_the_network_before_it_unless_told_otherwise(project, no_plots):
     save_checkpoint("start.pth", Darknet("config/yolov3-hand.cfg"), pruned=False)
     logs = {}
     for name, words in (("taught", ["--distill"]), ("alone", [])):

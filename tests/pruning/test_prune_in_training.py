@@ -270,9 +270,7 @@ def run(program, *words):
     program.main(program.get_args_parser().parse_args([*words]))
 
 
-def test_a_run_with_cuts_gets_smaller_resumes_and_ends_in_files_for_test_prune(project, monkeypatch, capsys):
-    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
-    monkeypatch.setattr(train, "report_training", lambda name: None)
+def test_a_run_with_cuts_gets_smaller_resumes_and_ends_in_files_for_test_prune(project, monkeypatch, no_plots, capsys):
     options = [*FAST, "--epochs", "4", "--prune_every", "2"]
     run(train, *options, "--name", "whole")
     assert "dead channels cut out" in capsys.readouterr().out

@@ -97,10 +97,8 @@ def test_a_teacher_with_other_strides_is_refused(tmp_path):
         load_teacher(str(tmp_path / "teacher.pth"), str(tmp_path / "teacher.cfg"), spec(), SIZE, torch.device("cpu"))
 
 
-def test_train_takes_a_teacher_and_needs_its_weights(tmp_path, monkeypatch):
+def test_train_takes_a_teacher_and_needs_its_weights(tmp_path, monkeypatch, no_plots):
     monkeypatch.chdir(make_project(tmp_path))
-    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
-    monkeypatch.setattr(train, "report_training", lambda name: None)
     teacher = Darknet("config/yolov3-hand.cfg")
     save_checkpoint("teacher.pth", teacher)
     teacher.save_darknet_weights("teacher.weights")

@@ -26,10 +26,8 @@ from utils.workers import explain
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, no_plots):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
-    monkeypatch.setattr(train, "report_training", lambda name: None)
     return make_project(tmp_path)
 
 

@@ -17,10 +17,8 @@ from utils.training.penalty_advice import PenaltyAdvice, penalty_warnings
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, no_plots):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
-    monkeypatch.setattr(train, "report_training", lambda name: None)
     return make_project(tmp_path)
 
 

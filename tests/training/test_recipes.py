@@ -16,10 +16,8 @@ PRUNED_CFG = "config/prune_yolov3-hand.cfg"
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, no_plots):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
-    monkeypatch.setattr(train, "report_training", lambda name: None)
     make_project(tmp_path)
     (tmp_path / PRUNED_CFG).write_text((tmp_path / CFG).read_text())
     model = Darknet(CFG)

@@ -11,10 +11,8 @@ from utils.training.report import prunable_now
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, no_plots):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
-    monkeypatch.setattr(train, "report_training", lambda name: None)
     return make_project(tmp_path)
 
 

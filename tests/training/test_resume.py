@@ -25,11 +25,9 @@ FAST = ["--n_cpu", "0", "--batch_size", "2", "--mosaic", "0.5"]
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, no_plots):
     """A project with 7 training images, whose network has a dropout layer, which uses the random numbers of torch."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "plot_training", lambda rows, gammas, folder: None)
-    monkeypatch.setattr(train, "report_training", lambda name: None)
     make_project(tmp_path, train=7)
     text = format_cfg(create_cfg("v3-tiny", 1, 64, width=0.125))
     text = text.replace("[maxpool]", "[dropout]\nprobability=0.3\n\n[maxpool]", 1).replace("layers=-1,8", "layers=-1,9")

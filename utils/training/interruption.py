@@ -31,7 +31,7 @@ def resumable(checkpoints: CheckpointWriter, batches: DataLoader) -> Iterator[St
             yield stop
         except Stopped as stopped:
             checkpoints.save_last()
-            distributed.total([0])  # a process that ended before it is written would end the one that writes
+            distributed.wait_for_all()  # a process that ended before it is written would end the one that writes
             program = "torchrun ... -- train.py" if distributed.world() > 1 else "python train.py"
             again = f"{program} --resume --name {run.name}"
             raise Stopped(f"{stopped}; {run.last} is written, go on with: {again}", stopped.received) from None
