@@ -1,5 +1,4 @@
 import copy
-import math
 
 import torch
 from torch import nn
@@ -23,12 +22,12 @@ def shift(model):
 
 def test_the_average_is_the_formula_on_parameters_and_buffers():
     model = small()
-    ema = ModelEma(model, decay=0.9, ramp=5)
+    ema = ModelEma(model, decay=0.4)
     average = {name: value.double() for name, value in copy.deepcopy(model.state_dict()).items()}
     for update in range(1, 9):
         shift(model)
         ema.update(model)
-        decay = 0.9 * (1 - math.exp(-update / 5))
+        decay = min(0.4, (1 + update) / (10 + update))
         for name, value in model.state_dict().items():
             average[name] = decay * average[name] + (1 - decay) * value.double()
     found = ema.model.state_dict()
@@ -42,13 +41,26 @@ def test_the_average_is_the_formula_on_parameters_and_buffers():
             assert not torch.equal(value, model.state_dict()[name])
 
 
-def test_the_first_update_forgets_the_start():
+def test_a_few_updates_forget_the_start():
     model = small()
-    ema = ModelEma(model, ramp=300)
+    ema = ModelEma(model)
     shift(model)
-    ema.update(model)
+    for _ in range(10):
+        ema.update(model)
     for average, value in zip(ema.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(average, value.detach(), rtol=0, atol=0.01)
+        torch.testing.assert_close(average, value.detach(), rtol=0, atol=0.001)
+
+
+def test_the_average_is_over_about_the_last_ninth_of_the_updates():
+    model = small()
+    ema = ModelEma(model)
+    with torch.no_grad():
+        for update in range(1, 1801):
+            for parameter in model.parameters():
+                parameter.fill_(update)
+            ema.update(model)
+    for average in ema.model.parameters():
+        torch.testing.assert_close(average, torch.full_like(average, 1800 * (1 - 1 / 10)), rtol=0.01, atol=0)
 
 
 def test_a_late_average_moves_by_one_part_in_two_thousand():

@@ -1,7 +1,6 @@
 """The exponential moving average of a network's weights, which detects better than the weights in training."""
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +11,18 @@ from models import Darknet
 class ModelEma:
     """An average of ``model``'s parameters and buffers (Polyak averaging; Mean Teacher, arXiv 1703.01780).
 
-    The decay grows from 0 to ``decay`` over about ``ramp`` updates, so that the average forgets the start.
+    After n updates the decay is (1 + n) / (10 + n), and at most ``decay`` (as num_updates of TensorFlow's
+    ExponentialMovingAverage), so that it is an average over about the last ninth of them: it forgets the start, and soon
+    is long enough to even out that BatchNorm's running statistics follow the weights late, where these move fast.
 
     Attributes:
         model: the average; it may be replaced where the network in training is.
         updates: how many there were.
     """
 
-    def __init__(self, model: Darknet, decay: float = 0.9995, ramp: float = 300):
+    def __init__(self, model: Darknet, decay: float = 0.9995):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        self.ramp = ramp
         self.updates = 0
         # Of the two networks named first; collecting the tensors of a network takes milliseconds.
         self._lists: tuple[nn.Module, nn.Module, list[list[Tensor]]] | None = None
@@ -37,7 +37,7 @@ class ModelEma:
                 for a step that was taken. It stays on the device; a skipped step counts among the updates.
         """
         self.updates += 1
-        weight = 1 - self.decay * (1 - math.exp(-self.updates / self.ramp))
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages, values, average_counts, counts = self._tensors(model)
         if taken is None:
             torch._foreach_lerp_(averages, values, weight)
