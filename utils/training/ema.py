@@ -12,8 +12,8 @@ class ModelEma:
     """An average of ``model``'s parameters and buffers (Polyak averaging; Mean Teacher, arXiv 1703.01780).
 
     After n updates the decay is (1 + n) / (10 + n), and at most ``decay`` (as num_updates of TensorFlow's
-    ExponentialMovingAverage), so that it is an average over about the last ninth of them: it forgets the start, and soon
-    is long enough to even out that BatchNorm's running statistics follow the weights late, where these move fast.
+    ExponentialMovingAverage). So it is an average over about the last ninth of the updates: it forgets the start, and
+    is soon long enough to even out that BatchNorm's running statistics come late where the weights move fast.
 
     Attributes:
         model: the average; it may be replaced where the network in training is.
