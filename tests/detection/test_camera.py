@@ -52,7 +52,7 @@ def test_a_slow_reader_gets_the_newest_frame_and_the_others_are_counted(kind):
             time.sleep(0.4)
             _, image = next(frames)
             late = (server.sent - frame_number(image)) % PERIOD
-            assert late <= 8  # frames; it was asleep for ten, and a queue would make it later each time
+            assert late <= 5  # frames; it was asleep for ten, and a queue would make it later each time
         frames.close()
         assert video.camera.dropped >= 20
         assert not video.errors
