@@ -94,6 +94,8 @@ CONTROLS = tuple(stage for stage in STAGES if stage not in ("plain", *EQUAL_MACS
 NOT_SPARSE = tuple(stage for stage in CONTROLS if stage not in ("sparse", "pruned", "control_slimming"))
 
 TENTH, THIRD = 0.101, 0.346
+HANDS_LEAST = 0.065  # of the small network's MACs: 3 % of its parameters
+FULL_LEAST = 0.085  # of the full one's: 6 %
 PLAN: dict[str, tuple[Experiment, ...]] = {
     "hands": (Experiment("hands", TENTH, stages=CONTROLS),),
     "hands_third": (Experiment("hands", THIRD, stages=CONTROLS),),
@@ -107,6 +109,11 @@ PLAN: dict[str, tuple[Experiment, ...]] = {
     "few": (Experiment("few", TENTH, stages=("baseline", "continued", "final", "oneshot", "control_oneshot")),),
     # The network of the published table.
     "full": (Experiment("full", TENTH, (0,), ("baseline", "continued", "final", "oneshot", "control_oneshot")),),
+    # Fewer parameters than a tenth of the MACs leaves.
+    "least": (
+        Experiment("hands", HANDS_LEAST, stages=("baseline", "final", "oneshot", "control_oneshot")),
+        Experiment("full", FULL_LEAST, (0,), ("baseline", "final", "oneshot", "control_oneshot")),
+    ),
     "plain": (
         Experiment("hands", TENTH, stages=("plain", "baseline")),
         Experiment("bccd", TENTH, stages=("plain", "baseline")),
