@@ -9,9 +9,9 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export MALLOC_TOP_PAD_ := 268435456
 
-# A quarter of YOLOv3's width and images of 160 pixels, so that two cores need minutes only.
+# A quarter of YOLOv3's width and images of 128 pixels, so that two cores need minutes only.
 DEMO := --model_def config/yolov3-small-hand.cfg --data_config config/demo.data --n_cpu 2
-DEMO_TRAIN := $(DEMO) --img_size 160 --batch_size 8 --mosaic 0 --checkpoint_interval 30 --evaluation_interval 3 --overwrite
+DEMO_TRAIN := $(DEMO) --img_size 128 --batch_size 8 --mosaic 0 --checkpoint_interval 30 --evaluation_interval 3 --overwrite
 
 .PHONY: demo test test-zoo test-gpu test-kill fuzz bench lint docs-check clean
 
@@ -19,7 +19,7 @@ demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
 	$(PY) train.py $(DEMO_TRAIN) --name demo_baseline --epochs 12
 	@echo "== 2. small: the least important channels are cut, and what is left is trained"
-	$(PY) train.py $(DEMO_TRAIN) --name demo_small --epochs 5 -sr --target_percent 0.6 \
+	$(PY) train.py $(DEMO_TRAIN) --name demo_small --epochs 4 -sr --target_percent 0.6 \
 		-pre checkpoints/demo_baseline_ckpt.pth
 	@echo "== 3. proof: the files, and before and after in a table"
 	$(PY) test_prune.py --data_config config/demo.data --weights_path checkpoints/demo_small_ckpt.pth \
