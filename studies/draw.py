@@ -39,6 +39,7 @@ LABELS = {
     "continued": "baseline, trained on",
     "final": "train.py -sr",
     "final_distilled": "train.py -sr --distill, for as many epochs",
+    "final_from_random": "train.py -sr without a baseline, at equal cost",
     "oneshot": "one cut by magnitude, no training",
     "control_oneshot": "one cut by magnitude, trained plainly",
     "control_oneshot_equal_macs": "one cut by magnitude, trained plainly, at equal cost",

@@ -76,6 +76,7 @@ STAGES = (
     "continued",  # the baseline, trained on
     "final",  # train.py -sr: one cut, then training as long as costs what "continued" does
     "final_distilled",  # the same with --distill, for as many epochs as "continued"
+    "final_from_random",  # train.py -sr without a baseline, at the cost of the baseline and "final" together
     "oneshot",  # one-shot magnitude pruning over coupled sets
     "control_oneshot",  # and then plain training for as many epochs
     "control_oneshot_equal_macs",  # or for as many as cost the same
@@ -219,6 +220,8 @@ class Ways:
         cut = ("-sr", "--target_macs", f"{macs:g}")
         yield self._train("final", more, *cut, start="baseline")
         yield self._train("final_distilled", max(1, round(more * taught)), *cut, "--distill", start="baseline")
+        both = data.baseline + more
+        yield self._train("final_from_random", both, *cut)
         by_magnitude = ("--importance", "magnitude", "--strategy", "slim")
         yield self._prune("oneshot", "baseline", *by_magnitude)
         yield self._train("control_oneshot", more, start="oneshot", share=macs)
@@ -226,7 +229,6 @@ class Ways:
         yield self._prune("torch_pruning", "baseline", program="studies/peer_pruning.py")
         yield self._train("control_torch_pruning", more, start="torch_pruning", share=macs)
         cut_alone = cfg_of(self._id("oneshot"))  # the final architecture, before the hour that "final" takes
-        both = data.baseline + more
         narrow = cfg_of(self._id("control_narrow"))
         for suffix, epochs in (("", both), ("_equal_macs", round(both / macs))):
             yield self._train(f"control_scratch{suffix}", epochs, model_def=cut_alone, needs="oneshot", share=macs)

@@ -22,6 +22,7 @@ from utils.detection.checkpoints import git_revision, read_checkpoint
 from utils.detection.metrics import QUALITY
 from utils.errors import InputError
 from utils.files import write_csv, write_text
+from utils.training.config import BEFORE_CUT
 from utils.training.optim import WARMUP_EPOCHS
 from utils.training.recipes import TEACHER_COST
 from utils.training.runs import Run
@@ -193,7 +194,8 @@ def cost(job: Job, measured: dict[str, Any]) -> float:
         return measured["epochs"]
     whole = parse_network(read_cfg(job.data.model_def), job.data.img_size).macs
     share = measured["macs"] / whole
-    return measured["epochs"] * (share + TEACHER_COST * ("--distill" in job.options))
+    before = round(BEFORE_CUT * job.epochs) if job.stage == "final_from_random" else 0
+    return before + (measured["epochs"] - before) * (share + TEACHER_COST * ("--distill" in job.options))
 
 
 def call(program: str, *words: str, log: Path) -> None:
