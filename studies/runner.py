@@ -22,7 +22,7 @@ from utils.detection.checkpoints import git_revision, read_checkpoint
 from utils.detection.metrics import QUALITY
 from utils.errors import InputError
 from utils.files import write_csv, write_text
-from utils.training.config import BEFORE_CUT
+from utils.training.config import epochs_before_cut
 from utils.training.optim import WARMUP_EPOCHS
 from utils.training.recipes import TEACHER_COST
 from utils.training.runs import Run
@@ -194,7 +194,7 @@ def cost(job: Job, measured: dict[str, Any]) -> float:
         return measured["epochs"]
     whole = parse_network(read_cfg(job.data.model_def), job.data.img_size).macs
     share = measured["macs"] / whole
-    before = round(BEFORE_CUT * job.epochs) if job.stage == "final_from_random" else 0
+    before = epochs_before_cut(job.epochs) if job.stage == "final_from_random" else 0
     return before + (measured["epochs"] - before) * (share + TEACHER_COST * ("--distill" in job.options))
 
 

@@ -14,6 +14,11 @@ CUT = "cut"
 BEFORE_CUT = 0.4
 
 
+def epochs_before_cut(epochs: int) -> int:
+    """How many of a run's ``epochs`` come before its cut where it starts from scratch."""
+    return round(BEFORE_CUT * epochs)
+
+
 @dataclass(frozen=True)
 class SparsityConfig:
     """How a run with ``-sr`` makes its network small.

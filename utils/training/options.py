@@ -20,7 +20,7 @@ from utils.pruning.penalty import METHODS
 from utils.pruning.pruner import PruningResult
 from utils.pruning.schedules import SCHEDULES, check_schedule
 from utils.pruning.selection import STRATEGIES
-from utils.training.config import BEFORE_CUT, CUT, SparsityConfig
+from utils.training.config import CUT, SparsityConfig, epochs_before_cut
 from utils.training.recipes import LEARNING_RATE, MOSAIC, epochs_after_cut
 from utils.training.runs import Run
 
@@ -289,7 +289,7 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     check_schedule(args.s_schedule, args.sr_method)
     args.target_percent = args.target_percent or DEFAULT_RATIO
     args.strategy = args.strategy or ("slim" if cuts else "normal")
-    args.cut_epoch = round(BEFORE_CUT * args.epochs) if cuts else 0
+    args.cut_epoch = epochs_before_cut(args.epochs) if cuts else 0
 
 
 def complete_latency_table(args: argparse.Namespace, model: Darknet) -> None:
