@@ -49,6 +49,7 @@ LABELS = {
     "control_scratch_equal_macs": "final architecture, from random weights, at equal cost",
     "control_narrow": "narrow network, from random weights",
     "control_narrow_equal_macs": "narrow network, from random weights, at equal cost",
+    "control_narrow_own_cost": "narrow network, from random weights, at the recipe's own cost",
     "sparse": "sparse training",
     "pruned": "sparse training, pruned",
     "control_slimming": "sparse training, pruned, fine-tuned",

@@ -86,11 +86,12 @@ STAGES = (
     "control_scratch_equal_macs",  # or for as many as cost the same
     "control_narrow",  # all layers narrower by one factor, from random weights, for all epochs
     "control_narrow_equal_macs",  # or for as many as cost the same
+    "control_narrow_own_cost",  # or as "final" does beside the baseline, as if that had been there anyway
     "sparse",  # Network Slimming: sparse training,
     "pruned",  # pruning,
     "control_slimming",  # and fine-tuning
 )
-EQUAL_MACS = tuple(stage for stage in STAGES if stage.endswith("_equal_macs"))
+EQUAL_MACS = (*(stage for stage in STAGES if stage.endswith("_equal_macs")), "control_narrow_own_cost")
 CONTROLS = tuple(stage for stage in STAGES if stage not in ("plain", *EQUAL_MACS))
 NOT_SPARSE = tuple(stage for stage in CONTROLS if stage not in ("sparse", "pruned", "control_slimming"))
 
@@ -233,6 +234,7 @@ class Ways:
         for suffix, epochs in (("", both), ("_equal_macs", round(both / macs))):
             yield self._train(f"control_scratch{suffix}", epochs, model_def=cut_alone, needs="oneshot", share=macs)
             yield self._train(f"control_narrow{suffix}", epochs, model_def=narrow, share=macs)
+        yield self._train("control_narrow_own_cost", round(more / macs), model_def=narrow, share=macs)
         tune = more // 5
         sparse = ("-sr", "--s", f"{data.s:g}", "--strategy", "slim")
         yield self._train("sparse", more - tune, *sparse, start="baseline")
