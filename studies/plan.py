@@ -229,10 +229,10 @@ class Ways:
         yield self._train("control_oneshot_equal_macs", round(more / macs), start="oneshot", share=macs)
         yield self._prune("torch_pruning", "baseline", program="studies/peer_pruning.py")
         yield self._train("control_torch_pruning", more, start="torch_pruning", share=macs)
-        cut_alone = cfg_of(self._id("oneshot"))  # the final architecture, before the hour that "final" takes
+        architecture = str(Run(run_name(self._id("final"))).cfg(data.model_def))
         narrow = cfg_of(self._id("control_narrow"))
         for suffix, epochs in (("", both), ("_equal_macs", round(both / macs))):
-            yield self._train(f"control_scratch{suffix}", epochs, model_def=cut_alone, needs="oneshot", share=macs)
+            yield self._train(f"control_scratch{suffix}", epochs, model_def=architecture, needs="final", share=macs)
             yield self._train(f"control_narrow{suffix}", epochs, model_def=narrow, share=macs)
         yield self._train("control_narrow_own_cost", round(more / macs), model_def=narrow, share=macs)
         tune = more // 5

@@ -8,7 +8,7 @@ from models import Darknet
 from tests.networks import randomize
 from utils.detection.complexity import count_parameters
 from utils.errors import InputError
-from utils.pruning.budget import LARGEST_RATIO, STEP, largest_ratio, smallest_ratio
+from utils.pruning.budget import LARGEST_RATIO, STEP, Budget, cut_least_important, largest_ratio, smallest_ratio
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.proof import head_difference, prove
@@ -40,6 +40,37 @@ def test_the_search_meets_a_budget_of_parameters(model):
     ratio = smallest_ratio(lambda p: count_parameters(pruner.at(p).pruned.model) <= budget, "it")
     assert count_parameters(pruner.at(ratio).pruned.model) <= budget
     assert count_parameters(pruner.at(ratio - 2 * STEP).pruned.model) > budget
+
+
+@pytest.mark.parametrize(
+    ("budget", "group"),
+    [
+        (Budget(target_macs=0.4), 8),
+        (Budget(target_macs=0.03), 4),  # 8 channels in each layer have more MACs
+        (Budget(ratio=0.6), 8),
+        (Budget(ratio=0.95), 2),  # and 4 in each layer are more channels than are to be left, or nearly as many
+    ],
+)
+def test_a_cut_of_a_network_that_is_not_sparse_leaves_groups_as_large_as_the_budget_allows(budget, group):
+    model = randomize(Darknet(create_cfg("v3", 1, 64, width=0.25)))
+    result = cut_least_important(model, "slim", 64, budget)
+    spec, small = model.spec.at(64), result.pruned.model.spec.at(64)
+    shrunk = [layer.channels for layer in small.convolutions if layer.channels < spec.layers[layer.index].channels]
+    assert math.gcd(*shrunk) == group
+    if budget.target_macs:
+        assert 0.9 * budget.target_macs <= small.macs / spec.macs <= budget.target_macs
+    else:
+        whole, left = (sum(layer.channels for layer in s.convolutions) for s in (spec, small))
+        assert 1 - budget.ratio <= left / whole <= 1 - budget.ratio + 0.02
+    prove(result.reference, result.pruned.model, 64)
+
+
+def test_a_cut_where_no_channel_may_go_is_refused():
+    model = Darknet(create_cfg("v3-tiny", 1, 64, width=0.25))
+    fixed = next(layer.index for layer in model.spec.convolutions if not layer.batch_normalize)
+    head_alone = Darknet([model.spec.blocks[0], *model.spec.blocks[1 + fixed : 3 + fixed]])
+    with pytest.raises(InputError, match="no channel of this network may be pruned"):
+        cut_least_important(head_alone, "slim", 64, Budget(ratio=0.5))
 
 
 def test_counts_and_macs_fall_with_the_ratio_and_the_model_stays_as_it_was(model):

@@ -42,12 +42,13 @@ class MacCosts:
 
     Args:
         spec: the network at the size of its images.
+        step: how many channels go at once.
     """
 
-    step = 1
     per_value = 0.0
 
-    def __init__(self, spec: NetworkSpec):
+    def __init__(self, spec: NetworkSpec, step: int = 1):
+        self.step = step
         self._layers = {layer.index: layer for layer in spec.convolutions}
 
     def convolution_cost(self, index: int, inputs: float, outputs: float) -> float:

@@ -11,8 +11,8 @@ from utils.darknet.layers import IMAGE
 from utils.pruning.costs import Costs
 from utils.pruning.coupling import Coupling, couple
 from utils.pruning.importance import importance
-from utils.pruning.latency_order import RemovalOrder
 from utils.pruning.penalty import gamma_sizes
+from utils.pruning.removal_order import RemovalOrder
 from utils.pruning.residuals import (
     ResidualBlock,
     kept_layers,
@@ -57,8 +57,8 @@ class Pruner:
         prune_blocks: how many residual blocks to remove whole, the weakest first.
         fold_bias: fold constants into biases even where padding makes that wrong, as older tools do.
         kind: what decides how important a set is, see :mod:`utils.pruning.importance`.
-        costs: of the layers in milliseconds; channels then go in the order of :mod:`utils.pruning.latency_order`, and
-            residual blocks with them, in place of one threshold for all.
+        costs: of the layers; channels then go in the order of :mod:`utils.pruning.removal_order`, and residual blocks
+            with them, in place of one threshold for all.
         whole_blocks: whether residual blocks may go in that order.
 
     Attributes:
@@ -66,6 +66,7 @@ class Pruner:
         kept_layers: the old numbers of the layers that stay.
         coupling: the coupled channels of the network without those blocks.
         gammas: |gamma| of its convolutions.
+        order: in which channels go by ``costs``; None for one threshold.
     """
 
     def __init__(
@@ -93,16 +94,16 @@ class Pruner:
         self.coupling = couple(self._shallow.spec)
         self.gammas = gamma_sizes(self._shallow)
         self._importance = importance(self._shallow, self.coupling, strategy, kind)
-        self._order: RemovalOrder | None = None
+        self.order: RemovalOrder | None = None
         if costs:
             blocks = residual_blocks(model.spec) if whole_blocks else []
             self.round_to = max(round_to, costs.step)
-            self._order = RemovalOrder(self.coupling, self._importance, costs, layer_keep, blocks)
+            self.order = RemovalOrder(self.coupling, self._importance, costs, layer_keep, blocks)
 
     def at(self, ratio: float) -> PruningResult:
         """Prune at ``ratio`` of the prunable channels."""
-        if self._order:
-            return self._at_step(self._order, ratio)
+        if self.order:
+            return self._at_step(self.order, ratio)
         selection = select_least(self.coupling, self._importance, ratio, self.layer_keep)
         masked, pruned = prune(
             self._shallow, self.coupling, selection.dead, self._importance, self.round_to, self.fold_bias

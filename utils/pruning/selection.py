@@ -103,9 +103,8 @@ def select_least(coupling: Coupling, importance: np.ndarray, ratio: float, layer
     Raises:
         InputError: nothing may die.
     """
+    check_prunable(importance)
     order = np.argsort(importance, kind="stable")[: int(np.isfinite(importance).sum())]
-    if not len(order):
-        raise InputError("no channel of this network may be pruned under this strategy")
     sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
     share = np.cumsum(sizes[order]) / sizes[order].sum()
     dead = np.zeros(len(importance), bool)
@@ -113,6 +112,12 @@ def select_least(coupling: Coupling, importance: np.ndarray, ratio: float, layer
 
     floored = _keep_floors(coupling, importance, dead, layer_keep)
     return Selection(dead, floored, float(importance[dead].max(initial=0.0)))
+
+
+def check_prunable(importance: np.ndarray) -> None:
+    """Raise an InputError where no set may die."""
+    if not np.isfinite(importance).any():
+        raise InputError("no channel of this network may be pruned under this strategy")
 
 
 def _keep_floors(coupling: Coupling, importance: np.ndarray, dead: np.ndarray, layer_keep: float) -> tuple[int, ...]:

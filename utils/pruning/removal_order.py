@@ -1,4 +1,4 @@
-"""The order in which channels are removed so that milliseconds fall and importance stays.
+"""The order in which channels are removed so that milliseconds, or MACs, fall and importance stays.
 
 Channels go in groups of :attr:`Costs.step` coupled sets, the least important of their layers first, and residual blocks
 go whole. The next step is the one that loses the least importance for what it saves; what a group saves is looked up
@@ -22,6 +22,7 @@ import numpy as np
 from utils.pruning.costs import Costs, Counts, Touch, set_touches
 from utils.pruning.coupling import Coupling
 from utils.pruning.residuals import ResidualBlock
+from utils.pruning.selection import check_prunable
 
 LAST = 1.0  # what the last channels of a layer cost where a block is removed, in units of w
 TINY = 1e-12  # importance that is left where nothing is
@@ -72,6 +73,9 @@ class RemovalOrder:
     Attributes:
         steps: in order.
         channels: (steps,) the share of the prunable channels that is gone after each step.
+
+    Raises:
+        InputError: no set may die.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class RemovalOrder:
         layer_keep: float = 0.01,
         blocks: Sequence[ResidualBlock] = (),
     ):
+        check_prunable(importance)
         self._coupling = coupling
         self._costs = costs
         self._counts = Counts(coupling, costs)
@@ -95,6 +100,11 @@ class RemovalOrder:
         self.steps = self._take_steps()
         prunable = self._sizes[np.isfinite(importance)].sum()
         self.channels = np.cumsum([self._sizes[list(step.sets)].sum() for step in self.steps]) / max(prunable, 1)
+
+    @property
+    def largest_ratio(self) -> float:
+        """The share of the prunable channels that is gone after the last step."""
+        return float(self.channels[-1]) if len(self.steps) else 0.0
 
     def at(self, ratio: float) -> tuple[np.ndarray, list[ResidualBlock]]:
         """The dead sets, (number of sets,) bool, and the removed blocks where ``ratio`` of the channels may go."""

@@ -12,10 +12,10 @@ from utils.darknet.cfg import parse_cfg
 from utils.darknet.layers import Convolution
 from utils.pruning.costs import LEAST_PRICE, Counts, MacCosts, set_prices, set_touches
 from utils.pruning.coupling import couple
-from utils.pruning.latency_order import RemovalOrder
 from utils.pruning.penalty import GammaPenalty
 from utils.pruning.proof import head_difference
 from utils.pruning.pruner import Pruner
+from utils.pruning.removal_order import RemovalOrder
 from utils.pruning.residuals import residual_blocks
 from utils.pruning.selection import prunable_sets
 from utils.training.optim import MOMENTUM
@@ -82,7 +82,7 @@ def test_channels_without_importance_go_before_all_others_and_the_least_importan
 def test_floors_are_multiples_with_room_for_a_carrier(layer_keep):
     coupling = chain()
     importance = importance_of(coupling, l0=np.ones(32), l1=np.ones(32), l2=np.ones(32))
-    order = RemovalOrder(coupling, importance, MacCosts8(coupling.spec), layer_keep)
+    order = RemovalOrder(coupling, importance, MacCosts(coupling.spec, step=8), layer_keep)
     floor = 8 if layer_keep == 0.01 else 24
     assert counts_at(coupling, order, 0.9999) == [floor] * 3
     assert order.channels[-1] == pytest.approx(1 - floor / 32)
@@ -90,10 +90,6 @@ def test_floors_are_multiples_with_room_for_a_carrier(layer_keep):
         dead, _ = order.at(ratio)
         assert dead.sum() <= ratio * 96 + 1e-6
         assert all(count % 8 == 0 for count in counts_at(coupling, order, ratio))
-
-
-class MacCosts8(MacCosts):
-    step = 8
 
 
 def kept_importance(importance, coupling, dead):
@@ -115,7 +111,7 @@ def test_the_order_is_near_the_best_of_all_choices():
     coupling = chain()
     random = np.random.default_rng(3)
     layers = {f"l{n}": random.uniform(0.9, 1.1, 32) for n in range(3)}
-    importance, costs = importance_of(coupling, **layers), MacCosts8(coupling.spec)
+    importance, costs = importance_of(coupling, **layers), MacCosts(coupling.spec, step=8)
     costs._layers = dict(costs._layers)
     choices = []
     for kept in itertools.product((8, 16, 24, 32), repeat=3):
@@ -134,7 +130,7 @@ def test_the_order_is_near_the_best_of_all_choices():
 
 def test_pruning_by_costs_is_exact_with_carriers_counted_and_blocks_gone():
     model = randomize(Darknet(create_cfg("v3", 1, 64, width=0.125)))
-    costs = MacCosts8(model.spec.at(64))
+    costs = MacCosts(model.spec.at(64), step=8)
     for strategy in ("normal", "slim"):
         pruner = Pruner(model, strategy, costs=costs)
         macs = []
@@ -159,7 +155,7 @@ def test_a_block_goes_whole_where_its_channels_are_worth_nothing():
     worthless = blocks[5]
     for index in worthless.convolutions[:-1]:
         model.batch_norm(index).weight.data.zero_()
-    result = Pruner(model, "normal", costs=MacCosts8(model.spec.at(64))).at(0.1)
+    result = Pruner(model, "normal", costs=MacCosts(model.spec.at(64), step=8)).at(0.1)
     assert result.residual_blocks == [worthless]
 
 
