@@ -104,8 +104,12 @@ PLAN: dict[str, tuple[Experiment, ...]] = {
     "bccd": (Experiment("bccd", TENTH, stages=NOT_SPARSE),),
     "bccd_third": (Experiment("bccd", THIRD, stages=NOT_SPARSE),),
     "equal_macs": (
-        Experiment("hands", TENTH, (0,), ("baseline", "oneshot", "final", *EQUAL_MACS)),
+        Experiment("hands", TENTH, stages=("baseline", "oneshot", "final", *EQUAL_MACS)),
         Experiment("hands", THIRD, (0,), ("baseline", "oneshot", "final", *EQUAL_MACS)),
+        *(
+            Experiment(data, TENTH, (0,), ("baseline", "oneshot", "control_oneshot_equal_macs"))
+            for data in ("bccd", "few", "full")
+        ),
     ),
     # A few images: the first 160 of the hands.
     "few": (Experiment("few", TENTH, stages=("baseline", "continued", "final", "oneshot", "control_oneshot")),),
