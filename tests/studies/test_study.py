@@ -14,7 +14,7 @@ from utils.darknet.cfg import read_cfg
 from utils.darknet.spec import parse_network
 from utils.errors import InputError
 from utils.files import write_csv
-from utils.training.config import BEFORE_CUT
+from utils.training.config import epochs_before_cut
 
 TINY = DataSet("tiny", "config/oxfordhand.data", "config/yolov3-hand.cfg", 64, 2, 5, s=10.0, seconds=1, batch_size=4)
 STAGES = tuple(stage for stage in plan.STAGES if "torch_pruning" not in stage)  # which is not installed
@@ -110,7 +110,7 @@ def test_what_is_measured_is_run_again_only_where_its_files_are_gone_and_needed(
 def test_the_epochs_before_the_cut_cost_what_the_whole_network_does():
     job = next(job for job in jobs([Experiment("hands", 0.5, (0,), ("final_from_random",))]))
     whole = parse_network(read_cfg(job.model_def), job.data.img_size).macs
-    before = round(BEFORE_CUT * job.epochs)
+    before = epochs_before_cut(job.epochs)
     measured = {"epochs": before + 2 * (job.epochs - before), "macs": whole / 2}
     assert runner.cost(job, measured) == pytest.approx(job.epochs) == job.data.baseline + job.data.more
 

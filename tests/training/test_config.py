@@ -20,14 +20,19 @@ def test_the_defaults_are_those_of_the_options():
     }
 
 
+@pytest.mark.parametrize(("epochs", "before"), [(1, 0), (2, 1), (5, 1), (30, 3)])
+def test_a_run_from_scratch_trains_before_and_after_its_cut(epochs, before):
+    assert config_of("-sr", "--epochs", str(epochs)).sparsity.cut_epoch == before
+
+
 @pytest.mark.parametrize(
     ("words", "sparsity"),
     [
         ([], None),
-        (["-sr"], SparsityConfig(schedule="cut", cut_epoch=40)),
+        (["-sr"], SparsityConfig(schedule="cut", cut_epoch=10)),
         (["-sr", "--s", "0.3", "--s_schedule", "constant"], SparsityConfig(s=0.3)),
-        (["-sr", "--target_percent", "0.6"], SparsityConfig(schedule="cut", ratio=0.6, cut_epoch=40)),
-        (["-sr", "--target_macs", "0.1"], SparsityConfig(schedule="cut", target_macs=0.1, cut_epoch=40)),
+        (["-sr", "--target_percent", "0.6"], SparsityConfig(schedule="cut", ratio=0.6, cut_epoch=10)),
+        (["-sr", "--target_macs", "0.1"], SparsityConfig(schedule="cut", target_macs=0.1, cut_epoch=10)),
         (["-sr", "--s_schedule", "target"], SparsityConfig(schedule="target")),
         (["-sr", "--sr_method", "subgradient"], SparsityConfig(schedule="local", method="subgradient")),
     ],

@@ -10,13 +10,14 @@ from utils.sizes import AnySize
 
 # The run cuts the least important channels once, and trains what is left as an ordinary network.
 CUT = "cut"
-# Where a run with CUT starts from scratch, this share of its epochs trains the network that is to be cut.
-BEFORE_CUT = 0.4
+# Where a run with CUT starts from scratch, this share of its epochs trains the network that is to be cut. An epoch
+# before the cut costs as much as many after it, which teach more.
+BEFORE_CUT = 0.1
 
 
 def epochs_before_cut(epochs: int) -> int:
-    """How many of a run's ``epochs`` come before its cut where it starts from scratch."""
-    return round(BEFORE_CUT * epochs)
+    """How many of a run's ``epochs`` come before its cut where it starts from scratch; at least one comes after it."""
+    return min(max(1, round(BEFORE_CUT * epochs)), epochs - 1)
 
 
 @dataclass(frozen=True)
