@@ -18,10 +18,10 @@ DEFAULT_RATIO = 0.85  # of the channels, as the older tools have it
 LARGEST_RATIO = 0.9999
 STEP = 0.0025  # the search for a ratio ends when it is known to this
 CORRECTIONS = 3  # of a table's budget by what is measured
-# A cut by MACs takes so many channels of a layer at once. Runtimes compute 8 at a time, and they trained best, too.
+# A cut by MACs takes so many channels of a layer at once; runtimes compute 8 at a time.
 GROUPS = (8, 4, 2, 1)
-# Groups are smaller where every layer's last group would be more than this share of the budget: importance would have
-# too little left to choose.
+# Groups are smaller where the last groups of all layers are together more than this share of the budget: importance
+# would have too little left to choose.
 MOST_FLOORS = 0.75
 
 

@@ -99,7 +99,7 @@ class RemovalOrder:
         self._least = LEAST_SAVING * self._counts.saved_by_layers(tuple(layer.index for layer in coupling.spec.layers))
         self.steps = self._take_steps()
         prunable = self._sizes[np.isfinite(importance)].sum()
-        self.channels = np.cumsum([self._sizes[list(step.sets)].sum() for step in self.steps]) / max(prunable, 1)
+        self.channels = np.cumsum([self._sizes[list(step.sets)].sum() for step in self.steps]) / prunable
 
     @property
     def largest_ratio(self) -> float:
