@@ -63,7 +63,6 @@ Built = TypeVar("Built")
 # The check compares boxes that score at least this; low-scoring ones can be of any size.
 MIN_SCORE = 0.25
 PROBLEM_WIDTH = 60  # letters in a line of the check's table, of why a runtime has no row
-MEASURE = "import sys\n\nfrom graph_timer import main\n\nsys.exit(main())\n"  # the script for another device
 # Of the file in each format of --to. An ncnn model has two more files, an engine one, see utils/detection.
 SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param", "engine": ".engine"}
 # Options that only some formats have.
@@ -85,7 +84,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     task.add_argument(
         "--latency_table",
         metavar="FOLDER",
-        help="write a script and its graphs to this folder, which measure a table of latencies on another device, for "
+        help="write a program and its graphs to this folder, which measure a table of latencies on another device, for "
         "test_prune.py --latency_table",
     )
     add_model_options(parser, "checkpoints/prune_yolov3_ckpt.pth", onnx=False)
@@ -155,11 +154,11 @@ def main(args: argparse.Namespace) -> None:
 def write_latency_script(model: Darknet, img_size: Size, folder: Path) -> None:
     """Write what measures a table of latencies on another device, with nothing but numpy and the runtime."""
     graphs = table_graphs(model.spec.at(img_size))
-    write_text(folder / "graph_timer.py", Path(graph_timer.__file__).read_text(encoding="utf-8"))
-    write_text(folder / "measure.py", MEASURE)
+    for source in Path(graph_timer.__file__).parent.glob("*.py"):
+        write_text(folder / "graph_timer" / source.name, source.read_text(encoding="utf-8"))
     write_text(folder / "graphs.json", json.dumps(graphs))
     print(
-        f"{folder}: {len(graphs)} graphs; on the device: python measure.py --runtime RUNTIME --threads 1; "
+        f"{folder}: {len(graphs)} graphs; on the device, in it: python -m graph_timer --runtime RUNTIME --threads 1; "
         "then here: test_prune.py --latency_table latency.csv"
     )
 

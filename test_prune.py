@@ -27,7 +27,7 @@ from utils.plots import channels_figure, save_figure
 from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, Budget, choose_ratio, trained_ratio
 from utils.pruning.compare import Bench, Measures, comparison_table
 from utils.pruning.coupling import couple
-from utils.pruning.graph_timer import RUNNERS
+from utils.pruning.graph_timer.runners import RUNNERS
 from utils.pruning.importance import IMPORTANCES
 from utils.pruning.latency import Latency, latency_of, timing_device
 from utils.pruning.proof import head_difference, prove, write_pruned

@@ -34,7 +34,7 @@ from utils.cli import ArgumentParser, number, run
 from utils.detection.checkpoints import git_revision, load_darknet
 from utils.files import write_text
 from utils.plots import save_figure
-from utils.pruning.graph_timer import describe_device
+from utils.pruning.graph_timer.measure import describe_device
 from utils.pruning.latency import measured_table, network_times
 from utils.pruning.pruner import Pruner
 

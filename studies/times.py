@@ -12,7 +12,7 @@ from studies.runner import Results
 from studies.tables import Row
 from utils.cli import number
 from utils.detection.checkpoints import load_darknet
-from utils.pruning.graph_timer import RUNNERS
+from utils.pruning.graph_timer.runners import RUNNERS
 from utils.pruning.latency import network_times
 
 COLUMNS = 2  # of panels in a plot: by default one thread and two

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import astuple, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,26 +12,19 @@ import torch
 
 import train
 from config.networks import create_cfg
-from export import MEASURE
+from export import write_latency_script
 from models import Darknet
 from tests.networks import CFG_FOLDER, CFGS, narrow, randomize
 from tests.scene import make_project
 from utils.darknet.spec import parse_network
 from utils.detection.checkpoints import load_darknet, save_checkpoint
 from utils.errors import InputError
-from utils.pruning import graph_timer
 from utils.pruning.budget import LARGEST_RATIO, ratio_within
 from utils.pruning.costs import Counts
 from utils.pruning.coupling import couple
-from utils.pruning.graph_timer import (
-    COLUMNS,
-    CUDA_PROVIDER,
-    RUNNERS,
-    OnnxWriter,
-    measure_to_file,
-    onnx_runner,
-    read_rows,
-)
+from utils.pruning.graph_timer.measure import COLUMNS, measure_to_file, read_rows, runtime_version
+from utils.pruning.graph_timer.onnx_file import OnnxWriter
+from utils.pruning.graph_timer.runners import CUDA_PROVIDER, RUNNERS, onnx_runner
 from utils.pruning.latency import (
     LEAST_FACTOR,
     Fit,
@@ -58,6 +50,7 @@ from utils.pruning.latency_graphs import (
 )
 from utils.pruning.pruner import Pruner
 from utils.pruning.residuals import cfg_without_blocks, residual_blocks
+from utils.sizes import Size
 
 SIZE = 64
 
@@ -245,7 +238,7 @@ def test_graphs_are_the_networks_in_every_runtime(cfg):
 
 def installed(runtime):
     try:
-        graph_timer.runtime_version(runtime)
+        runtime_version(runtime)
     except ModuleNotFoundError:
         return False
     return True
@@ -268,7 +261,8 @@ def test_signals_are_handled_after_openvino_is_done():
     code = """
         import signal
         from utils.detection.runtimes import OpenVinoModel
-        from utils.pruning.graph_timer import OnnxWriter, openvino_runner
+        from utils.pruning.graph_timer.onnx_file import OnnxWriter
+        from utils.pruning.graph_timer.runners import openvino_runner
         from utils.pruning.latency_graphs import border_graph
 
         signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
@@ -298,18 +292,19 @@ def test_ncnn_computes_what_onnx_runtime_does():
 
 
 def test_the_script_for_another_device_needs_nothing_of_this_project(spec, tmp_path):
-    source = Path(graph_timer.__file__).read_text(encoding="utf-8")
+    write_latency_script(Darknet(spec.blocks), Size(spec.height, spec.width), tmp_path)
+    written = json.loads((tmp_path / "graphs.json").read_text())
+    assert written.keys() == table_graphs(spec).keys()
     modules = {
-        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Import | ast.ImportFrom)
+        (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for path in (tmp_path / "graph_timer").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0)
     }
     assert modules <= set(sys.stdlib_module_names) | {"numpy", "torch", "onnxruntime", "openvino", "ncnn"}
-    (tmp_path / "graph_timer.py").write_text(source)
-    (tmp_path / "measure.py").write_text(MEASURE)
-    graphs = dict(list(table_graphs(spec).items())[:3])
+    graphs = dict(list(written.items())[:3])
     (tmp_path / "graphs.json").write_text(json.dumps(graphs))
-    command = [sys.executable, str(tmp_path / "measure.py"), "--runtime", "pytorch"]
+    command = [sys.executable, "-m", "graph_timer", "--runtime", "pytorch"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [row["graph"] for row in read_rows(tmp_path / "latency.csv")] == list(graphs)

@@ -30,7 +30,9 @@ from utils.darknet.spec import NetworkSpec
 from utils.detection.fusing import fuse
 from utils.errors import InputError
 from utils.optional import optional
-from utils.pruning.graph_timer import CUDA_PROVIDER, PACKAGES, Graph, measure, measure_to_file, read_rows
+from utils.pruning.graph_timer.graph import Graph
+from utils.pruning.graph_timer.measure import measure, measure_to_file, read_rows
+from utils.pruning.graph_timer.runners import CUDA_PROVIDER, PACKAGES
 from utils.pruning.latency_graphs import (
     STEP,
     Kind,
@@ -269,7 +271,7 @@ def measure_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: str
 
     Args:
         spec: the network at the size of its images.
-        runtime: one of :data:`utils.pruning.graph_timer.RUNNERS`.
+        runtime: one of :data:`utils.pruning.graph_timer.runners.RUNNERS`.
         threads: of the runtime.
         device: "cpu" or "cuda".
 
@@ -366,7 +368,7 @@ def latency_of(
 
     Args:
         spec: the network at the size of its images.
-        runtime: one of :data:`utils.pruning.graph_timer.RUNNERS`; with ``table``, the one that it must be of.
+        runtime: one of :data:`utils.pruning.graph_timer.runners.RUNNERS`; with ``table``, the one that it must be of.
         table: the CSV file of a table.
         threads, device: of the runtime here.
 

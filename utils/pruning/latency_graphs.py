@@ -17,7 +17,7 @@ from utils.darknet.layers import IMAGE, Convolution
 from utils.darknet.spec import NetworkSpec, parse_network
 from utils.errors import InputError
 from utils.pruning.coupling import Coupling, couple
-from utils.pruning.graph_timer import ACTIVATIONS, Graph
+from utils.pruning.graph_timer.graph import ACTIVATIONS, Graph
 from utils.pruning.residuals import cfg_without_blocks, residual_blocks
 from utils.pruning.surgery import compact_blocks
 from utils.sizes import AnySize

@@ -14,7 +14,7 @@ from utils.devices import computes_bf16, default_precision, describe_device, pic
 from utils.errors import InputError
 from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, cut_least_important
 from utils.pruning.costs import COSTS
-from utils.pruning.graph_timer import RUNNERS
+from utils.pruning.graph_timer.runners import RUNNERS
 from utils.pruning.latency import latency_of, measure_table, timing_device
 from utils.pruning.penalty import METHODS
 from utils.pruning.pruner import PruningResult
