@@ -7,14 +7,12 @@ import argparse
 import hashlib
 import json
 import tempfile
-import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import torch
-from terminaltables import AsciiTable
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -40,9 +38,10 @@ from utils.detection.options import (
     label_rules,
     network_size,
 )
-from utils.detection.runtimes import OnnxModel, OpenVinoModel, prediction_difference
+from utils.detection.runtimes import OnnxModel, OpenVinoModel
 from utils.errors import InputError
-from utils.export.deployment import Deployment, deployments
+from utils.export.comparison import MIN_SCORE, differences, runtime_row, runtimes_table
+from utils.export.deployment import deployments
 from utils.export.ncnn import NcnnQuantizer, export_ncnn, load_contents, require_tools
 from utils.export.onnx import HALF_TOLERANCE, TOLERANCE, add_suppression, export_onnx, prove, prove_predictions
 from utils.export.quantization import FORMS, SENSITIVITY_IMAGES, quantize, quantize_within, sensitivities
@@ -53,16 +52,13 @@ from utils.pruning import graph_timer
 from utils.pruning.latency_graphs import table_graphs
 from utils.pruning.proof import proof_images
 from utils.sizes import Size
-from utils.timing import Timing, forward_times
+from utils.timing import forward_times
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 Built = TypeVar("Built")
 
-# The check compares boxes that score at least this; low-scoring ones can be of any size.
-MIN_SCORE = 0.25
-PROBLEM_WIDTH = 60  # letters in a line of the check's table, of why a runtime has no row
 # Of the file in each format of --to. An ncnn model has two more files, an engine one, see utils/detection.
 SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param", "engine": ".engine"}
 # Options that only some formats have.
@@ -354,28 +350,17 @@ def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Names
     gaps = differences(running, batches_of_one(paths, img_size))
     scores = mean_aps(running, model, img_size, args) if args.data_config else [None] * len(running)
     measures = zip(times, gaps, scores, strict=True)
-    rows = [row(deployment, *(next(measures) if deployment.model else (None, None, None))) for deployment in deployed]
-    print(check_table(rows))
+    rows = [
+        runtime_row(deployment, *(next(measures) if deployment.model else (None, None, None)))
+        for deployment in deployed
+    ]
+    print(runtimes_table(rows))
     print(
         f"{len(paths)} images of {img_size.pixels}, {torch.get_num_threads()} thread(s). The difference to PyTorch is "
         f"the largest of any score, and of any box relative to its pixels, among boxes that score at least {MIN_SCORE}."
     )
     if args.json:
         write_json(args.json, rows)
-
-
-@torch.inference_mode()
-def differences(models: list[nn.Module], batches: Iterable[Tensor]) -> list[float | None]:
-    """The largest difference of each model to the first over all images; None if no image has a box."""
-    gaps = []
-    for images in batches:
-        outputs = [model(images) for model in models]
-        gaps.append([prediction_difference(outputs[0], output, MIN_SCORE) for output in outputs])
-    # Python's max may lose a NaN.
-    return [
-        float(torch.tensor(known).max()) if (known := [gap for gap in of_model if gap is not None]) else None
-        for of_model in zip(*gaps, strict=True)
-    ]
 
 
 def mean_aps(models: list[nn.Module], model: Darknet, img_size: Size, args: argparse.Namespace) -> list[float]:
@@ -391,30 +376,6 @@ def validation(model: Darknet, img_size: Size, args: argparse.Namespace) -> tupl
         model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
     )
     return batches, data.names
-
-
-def row(deployment: Deployment, forward: Timing | None, gap: float | None, score: float | None) -> dict[str, Any]:
-    """One row of the table, as plain values."""
-    description = {name: getattr(deployment, name) for name in ("runtime", "format", "size_bytes", "problem")}
-    return description | {"forward_ms": forward and forward.median, "largest_difference": gap, "mAP": score}
-
-
-def check_table(rows: list[dict[str, Any]]) -> str:
-    """The table of the check for the terminal."""
-    columns = {
-        "MB": lambda row: f"{row['size_bytes'] / 1e6:.2f}",
-        "Forward (ms)": lambda row: f"{row['forward_ms']:.2f}",
-        "Difference": lambda row: "no box" if row["largest_difference"] is None else f"{row['largest_difference']:.1e}",
-        "mAP@0.5": lambda row: "" if row["mAP"] is None else f"{row['mAP']:.4f}",
-    }
-    lines = [["Runtime", "Format", *columns]]
-    for row in rows:
-        problem = textwrap.fill(row["problem"] or "", PROBLEM_WIDTH, break_long_words=False, break_on_hyphens=False)
-        cells = [problem, "", "", ""] if problem else [cell(row) for cell in columns.values()]
-        lines.append([row["runtime"], row["format"], *cells])
-    table = AsciiTable(lines)
-    table.justify_columns = dict.fromkeys(range(2, 6), "right")
-    return table.table
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import re
 import pytest
 
 from config.networks import create_cfg
+from utils.darknet.activations import ACTIVATIONS
 from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.layers import IMAGE, AvgPool, Convolution, Dropout, LocalAvgPool, MaxPool
-from utils.darknet.parse import ACTIVATIONS
 from utils.darknet.spec import parse_network
 from utils.errors import InputError
 

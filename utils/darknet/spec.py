@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from utils.darknet.cfg import Block
 from utils.darknet.layers import IMAGE, Activation, AvgPool, Convolution, Dropout, Empty, Layer, Yolo
-from utils.darknet.parse import Context, Options, SizeError, check_type, parse_layer, place
+from utils.darknet.parse import Context, check_type, parse_layer
+from utils.darknet.section import Options, SizeError, place
 from utils.errors import InputError
 from utils.sizes import AnySize, Size
 

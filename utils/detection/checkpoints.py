@@ -22,7 +22,7 @@ from torch import Tensor
 from models import Darknet
 from utils.darknet.cfg import Block, format_cfg, parse_cfg
 from utils.darknet.cfg_keys import training_only
-from utils.darknet.parse import place
+from utils.darknet.section import place
 from utils.darknet.weights import is_darknet_weights, load_darknet_weights
 from utils.detection.state_dicts import find_state_dict, is_state_dict, own_names
 from utils.errors import InputError
