@@ -25,16 +25,7 @@ from utils.pruning.coupling import couple
 from utils.pruning.graph_timer.measure import COLUMNS, measure_to_file, read_rows, runtime_version
 from utils.pruning.graph_timer.onnx_file import OnnxWriter
 from utils.pruning.graph_timer.runners import CUDA_PROVIDER, RUNNERS, onnx_runner
-from utils.pruning.latency import (
-    LEAST_FACTOR,
-    Fit,
-    Latency,
-    LatencyTable,
-    bracket,
-    read_table,
-    timing_device,
-    written_values,
-)
+from utils.pruning.latency import Latency, timing_device
 from utils.pruning.latency_graphs import (
     RANDOM,
     WIDTHS,
@@ -48,6 +39,7 @@ from utils.pruning.latency_graphs import (
     table_graphs,
     whole_networks,
 )
+from utils.pruning.latency_table import LEAST_FACTOR, Fit, LatencyTable, bracket, read_table, written_values
 from utils.pruning.pruner import Pruner
 from utils.pruning.residuals import cfg_without_blocks, residual_blocks
 from utils.sizes import Size
