@@ -38,6 +38,7 @@ from utils.pruning.sweep import plot_sweep, print_sweep, sweep, sweep_subject
 from utils.report.detections import Collected
 from utils.report.runs import Network, report_pruning
 from utils.sizes import Size
+from utils.training.runs import network_before_cut
 
 MODEL_DEF = "config/yolov3-hand.cfg"  # what the pruned cfg is called after where a checkpoint names no cfg
 
@@ -153,7 +154,8 @@ def main(args: argparse.Namespace) -> None:
     options = (args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias", args.importance)
     pruner = Pruner(model, strategy, *options, costs)
     print_removed(pruner.residual_blocks)
-    print(f"strategy {strategy}: {describe_room(pruner.coupling, strategy, pruner.gammas)}")
+    room = "cut in training" if "before_cut" in metadata else describe_room(pruner.coupling, strategy, pruner.gammas)
+    print(f"strategy {strategy}: {room}")
     if args.sweep:
         pruners = {"threshold": pruner}
         if latency:
@@ -256,12 +258,12 @@ def budget_of(args: argparse.Namespace, metadata: dict[str, Any]) -> Budget:
 
 def original_network(metadata: dict[str, Any], model: Darknet, weights_path: str) -> Network:
     """What the pruned network is compared with: ``model``, or where training has cut it, the network before."""
-    path = metadata.get("before_cut")
-    if not path or not Path(path).is_file():
+    path = network_before_cut(Path(weights_path), metadata)
+    if not path:
         return Network("before", Path(weights_path), model, metadata)
     original, its_metadata = load_darknet(path, None)
     print(f"before is {path}, the network that training has cut")
-    return Network("before", Path(path), original.to(device_of(model)).eval(), its_metadata)
+    return Network("before", path, original.to(device_of(model)).eval(), its_metadata)
 
 
 def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> None:

@@ -81,16 +81,10 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     check_nms(device)
 
     config = TrainConfig.from_options(args)
-    teacher, weights = None, args.teacher_weights
-    if not weights and args.distill and kept_channels and kept_channels.removed and args.s_schedule == CUT:
-        weights = str(run_files.before_cut)
-    if weights:
-        teacher = load_teacher(weights, args.teacher_cfg, model, args.img_size, device)
+    teacher = make_teacher(args, run_files, model, kept_channels, device)
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
-    trainer.pruned = pruned
-    if args.cut_epoch == 0:
-        trainer.trial_cut = trial_cut  # the cut comes before the first step
+    trainer.pruned, trainer.trial_cut = pruned, trial_cut
     if trainer.penalty and not checkpoint:
         PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.distances(), args.force)
     if args.pretrained_weights and not checkpoint:
@@ -185,6 +179,16 @@ def make_model(args: Options, run_files: Run, checkpoint: dict[str, Any] | None)
         kept_channels.load_state(kept_channels_state(checkpoint), run_files.last)
         model = Darknet(kept_channels.blocks(model.blocks))
     return model, kept_channels
+
+
+def make_teacher(
+    args: Options, run_files: Run, model: Darknet, kept_channels: KeptChannels | None, device: torch.device
+) -> Darknet | None:
+    """The network to learn from: of --teacher_weights, or with --distill, after the cut, the network before it."""
+    weights = args.teacher_weights
+    if not weights and args.distill and kept_channels and kept_channels.removed:
+        weights = str(run_files.before_cut)
+    return load_teacher(weights, args.teacher_cfg, model, args.img_size, device) if weights else None
 
 
 def prune(trainer: Trainer) -> None:

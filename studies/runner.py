@@ -160,12 +160,17 @@ def write_narrow_cfg(job: Job) -> None:
 
 
 def train(job: Job, log: Path) -> None:
-    """Train to the last epoch, from where an earlier start stopped; what was trained for other epochs is kept aside."""
+    """Train to the last epoch, from where an earlier start stopped.
+
+    What was trained for other epochs is kept aside where it is finished, and given up where it is not.
+    """
     files = Run(run_name(job.id))
     unfinished = files.unfinished()
-    if files.last.exists() and not unfinished and read_checkpoint(files.last)["options"]["epochs"] == job.epochs:
+    goes_on = files.last.exists() and read_checkpoint(files.last)["options"]["epochs"] == job.epochs
+    if goes_on and not unfinished:
         return
-    call(job.program, *job.options, "--name", files.name, *(["--resume"] if unfinished else []), log=log)
+    start = ["--resume" if goes_on else "--overwrite"] if unfinished else []
+    call(job.program, *job.options, "--name", files.name, *start, log=log)
 
 
 def evaluate(job: Job, folder: Path, log: Path) -> dict[str, Any]:

@@ -233,12 +233,19 @@ def test_a_run_that_cut_its_network_is_compared_with_the_one_that_it_started_fro
     save_checkpoint("baseline.pth", Darknet("config/yolov3-hand.cfg"), pruned=False)
     words = ["-sr", "-pre", "baseline.pth", "--epochs", "1", "--n_cpu", "0", "--batch_size", "4"]
     train.main(train.get_args_parser().parse_args(words))
-    capsys.readouterr()
+    assert "can be pruned" not in capsys.readouterr().out
     result = report()
-    assert "before is checkpoints/yolov3_before_cut.pth" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "before is checkpoints/yolov3_before_cut.pth" in printed
+    assert "strategy slim: cut in training" in printed
     assert result["before"]["parameters"] > 10 * result["after"]["parameters"]
     assert result["percent"] == 0
     assert sum(layer["before"] for layer in result["layers"]) > 2 * sum(layer["after"] for layer in result["layers"])
+
+    train.main(train.get_args_parser().parse_args(words))
+    capsys.readouterr()
+    report("--weights_path", "checkpoints/yolov3-2_ckpt.pth")
+    assert "before is checkpoints/yolov3-2_before_cut.pth" in capsys.readouterr().out
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped_and_uses_no_rows_of_another_file(

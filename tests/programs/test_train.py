@@ -224,7 +224,9 @@ def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(proje
         (["-sr", "--s_schedule", "cut", "--s", "1"], "--s: for a penalty, which --s_schedule cut has not"),
         (["-sr", "--target_macs", "0.5", "--s", "1"], "--target_macs needs --s_schedule cut"),
         (["-sr", "--target_macs", "0.5", "--target_percent", "0.5"], "give one of them"),
-        (["-sr", "--target_macs", "0.0001"], "at most 0.0% of the MACs cannot be reached"),
+        (["-sr", "--target_macs", "0.0001"], "at most 0.01% of the MACs cannot be reached"),
+        (["-sr", "--target_macs", "0.05"], "at most 5% of the MACs cannot be reached"),  # with constant carriers
+        (["-sr", "--target_macs", "1"], "no channel would be cut for at most 100% of the MACs"),
     ],
 )
 def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, options, words):

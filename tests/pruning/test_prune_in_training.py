@@ -174,7 +174,7 @@ def test_the_optimizer_keeps_what_it_knows_of_the_channels_that_stay():
     for layer in model.spec.convolutions:
         i = layer.index
         kept, read = cut.kept_outputs(i), cut.kept_inputs(layer)
-        still = cut.dead_outputs(i)[kept]
+        still = cut.dead[cut.coupling.outputs[i]][kept]
         carriers += still.sum()
         names = (
             ["conv_{}.weight", "batch_norm_{}.weight", "batch_norm_{}.bias"]
@@ -210,7 +210,8 @@ def test_carriers_start_as_constants_and_come_back_to_life_without_a_penalty():
     new = build_sgd(small, 0.001)
     carry_optimizer(optimizer, new, model, small, cut)
     carriers = {
-        layer.index: cut.dead_outputs(layer.index)[cut.kept_outputs(layer.index)] for layer in small.spec.convolutions
+        layer.index: cut.dead[cut.coupling.outputs[layer.index]][cut.kept_outputs(layer.index)]
+        for layer in small.spec.convolutions
     }
 
     def gammas():

@@ -8,7 +8,16 @@ from models import Darknet
 from tests.networks import randomize
 from utils.detection.complexity import count_parameters
 from utils.errors import InputError
-from utils.pruning.budget import LARGEST_RATIO, STEP, Budget, cut_least_important, largest_ratio, smallest_ratio
+from utils.notices import forget
+from utils.pruning.budget import (
+    LARGEST_RATIO,
+    STEP,
+    Budget,
+    cut_least_important,
+    largest_ratio,
+    percent,
+    smallest_ratio,
+)
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.proof import head_difference, prove
@@ -25,21 +34,29 @@ def model():
 def test_bisection_finds_the_edge_from_the_right_side(edge):
     ratio = largest_ratio(lambda r: r <= edge, "it")
     assert edge - STEP <= ratio <= edge
-    ratio = smallest_ratio(lambda r: r >= edge, "it")
+    ratio = smallest_ratio(lambda r: 1 - r, 1 - edge, "it", str)
     assert edge <= ratio <= edge + STEP
 
 
 def test_a_goal_out_of_reach_is_said():
-    with pytest.raises(InputError, match="1 % of the MACs cannot be reached"):
-        smallest_ratio(lambda ratio: False, "1 % of the MACs")
+    with pytest.raises(InputError, match=r"1 % of the MACs cannot be reached: .* leave 3%"):
+        smallest_ratio(lambda ratio: 0.03, 0.01, "1 % of the MACs", percent)
 
 
 def test_the_search_meets_a_budget_of_parameters(model):
     pruner = Pruner(model, "normal")
     budget = 0.4 * count_parameters(model)
-    ratio = smallest_ratio(lambda p: count_parameters(pruner.at(p).pruned.model) <= budget, "it")
+    ratio = smallest_ratio(lambda p: count_parameters(pruner.at(p).pruned.model), budget, "it", str)
     assert count_parameters(pruner.at(ratio).pruned.model) <= budget
     assert count_parameters(pruner.at(ratio - 2 * STEP).pruned.model) > budget
+
+
+def test_a_ratio_beyond_the_floors_is_not_claimed(model, capsys):
+    forget()
+    result = cut_least_important(model, "normal", 64, Budget(ratio=0.9999))
+    before, after = (sum(layer.channels for layer in m.spec.convolutions) for m in (model, result.pruned.model))
+    assert 1 - after / before <= result.ratio < 0.99
+    assert f"only {result.ratio:.1%} of the prunable channels are cut, not 100%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def importance_of(coupling, **layers):
 
 
 def counts_at(coupling, order, ratio):
-    dead, _ = order.at(ratio)
+    dead, _, _ = order.at(ratio)
     return [int((~dead[coupling.outputs[index]]).sum()) for index in range(3)]
 
 
@@ -87,7 +87,7 @@ def test_floors_are_multiples_with_room_for_a_carrier(layer_keep):
     assert counts_at(coupling, order, 0.9999) == [floor] * 3
     assert order.channels[-1] == pytest.approx(1 - floor / 32)
     for ratio in np.linspace(0, 1, 11):
-        dead, _ = order.at(ratio)
+        dead, _, _ = order.at(ratio)
         assert dead.sum() <= ratio * 96 + 1e-6
         assert all(count % 8 == 0 for count in counts_at(coupling, order, ratio))
 
@@ -122,7 +122,7 @@ def test_the_order_is_near_the_best_of_all_choices():
         choices.append((cost(coupling, costs, dead), kept_importance(importance, coupling, dead)))
     order = RemovalOrder(coupling, importance, costs)
     for ratio in order.channels:
-        dead, _ = order.at(ratio)
+        dead, _, _ = order.at(ratio)
         spent = cost(coupling, costs, dead)
         best = max(kept for used, kept in choices if used <= spent + 1e-6)
         assert kept_importance(importance, coupling, dead) >= best - 0.25

@@ -182,7 +182,7 @@ def as_older_versions_wrote_it(path):
     spec = Darknet(checkpoint["options"]["model_def"]).spec
     state["survivors"] = state.pop("kept_channels", KeptChannels(spec).state())
     state.setdefault("penalty", GammaPenalty(Darknet(spec.blocks), 0.0, "normal", "proximal", 0.9).state())
-    del checkpoint["pruned"]
+    del checkpoint["pruned"], checkpoint["options"]["cut_epoch"], checkpoint["options"]["total_epochs"]
     torch.save(checkpoint, path)
 
 

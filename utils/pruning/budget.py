@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from models import Darknet
 from utils.detection.complexity import count_parameters
 from utils.errors import InputError
+from utils.notices import notice
 from utils.pruning.compare import Bench
 from utils.pruning.costs import Costs, MacCosts
 from utils.pruning.latency import Latency
@@ -19,7 +19,7 @@ LARGEST_RATIO = 0.9999
 STEP = 0.0025  # the search for a ratio ends when it is known to this
 CORRECTIONS = 3  # of a table's budget by what is measured
 # A cut by MACs takes so many channels of a layer at once; runtimes compute 8 at a time.
-GROUPS = (8, 4, 2, 1)
+GROUP_SIZES = (8, 4, 2, 1)
 # Groups are smaller where the last groups of all layers are together more than this share of the budget: importance
 # would have too little left to choose.
 MOST_FLOORS = 0.75
@@ -46,9 +46,9 @@ class Budget:
     def goal(self) -> str | None:
         """What the ratio is searched for, in words; None where it is given."""
         if self.target_macs is not None:
-            return f"at most {self.target_macs:.1%} of the MACs"
+            return f"at most {percent(self.target_macs)} of the MACs"
         if self.target_params is not None:
-            return f"at most {self.target_params:.1%} of the parameters"
+            return f"at most {percent(self.target_params)} of the parameters"
         if self.target_ms is not None:
             return f"a forward pass of at most {self.target_ms:g} ms"
         if self.max_map_drop is not None:
@@ -56,11 +56,19 @@ class Budget:
         return None
 
 
+def percent(share: float) -> str:
+    """A share in percent, to three digits: 0.0004 is 0.04%."""
+    return f"{100 * share:.3g}%"
+
+
 def trained_ratio(metadata: dict[str, Any]) -> float:
-    """The ratio that sparse training was to reach, by what its checkpoint says; else DEFAULT_RATIO."""
-    options = metadata.get("options", {})
-    if options.get("s_schedule") == "cut":  # within the run
+    """The ratio that a network is still to be pruned at, by what its checkpoint says.
+
+    That is 0 where its run has cut it once, the ratio that sparse training was to reach, or else DEFAULT_RATIO.
+    """
+    if "before_cut" in metadata:
         return 0.0
+    options = metadata.get("options", {})
     return options["target_percent"] if options.get("s_schedule") in ("local", "target") else DEFAULT_RATIO
 
 
@@ -87,17 +95,16 @@ def choose_ratio(
         return pruner.at(ratio).pruned.model
 
     if budget.target_macs is not None:
-        most_macs = budget.target_macs * model.spec.at(img_size).macs
-        return smallest_ratio(lambda r: pruned(r).spec.at(img_size).macs <= most_macs, goal)
+        macs = model.spec.at(img_size).macs
+        return smallest_ratio(lambda r: pruned(r).spec.at(img_size).macs / macs, budget.target_macs, goal, percent)
     if budget.target_params is not None:
-        most = budget.target_params * count_parameters(model)
-        return smallest_ratio(lambda r: count_parameters(pruned(r)) <= most, goal)
+        count = count_parameters(model)
+        return smallest_ratio(lambda r: count_parameters(pruned(r)) / count, budget.target_params, goal, percent)
     if budget.target_ms is not None and latency:
         return ratio_within(budget.target_ms, pruned, latency)
     assert bench
     if budget.target_ms is not None:
-        most_ms = budget.target_ms
-        return smallest_ratio(lambda r: bench.forward(pruned(r))[0].median <= most_ms, goal)
+        return smallest_ratio(lambda r: bench.forward(pruned(r))[0].median, budget.target_ms, goal, in_ms)
     assert budget.max_map_drop is not None
     least = bench.mean_ap(model) - budget.max_map_drop
     return largest_ratio(lambda r: bench.mean_ap(pruned(r)) >= least, f"{goal}, to {least:.4f},")
@@ -118,23 +125,30 @@ def cut_least_important(
         latency: for a ``target_ms``: what prices the channels; else MACs do.
 
     Raises:
-        InputError: no channel may be cut, or the budget cannot be reached.
+        InputError: no channel may be cut, the budget cannot be reached, or it is reached without a cut.
     """
     if latency:
         pruner = _pruner_by_magnitude(model, strategy, latency.table)
     else:
         pruner = _pruner_by_macs(model, strategy, img_size, budget)
-    return pruner.at(choose_ratio(pruner, budget, img_size, latency))
+    result = pruner.at(choose_ratio(pruner, budget, img_size, latency))
+    asked = budget.goal or f"{percent(budget.ratio)} of the prunable channels"
+    if not result.pruned.mask.removed_channels:
+        raise InputError(f"no channel would be cut for {asked}: ask for a smaller network, or train without -sr")
+    assert pruner.order
+    if not budget.goal and budget.ratio > pruner.order.ratio_at_floors:
+        notice(f"warning: only {result.ratio:.1%} of the prunable channels are cut, not {asked}: the rest are floors")
+    return result
 
 
 def _pruner_by_macs(model: Darknet, strategy: str, img_size: AnySize, budget: Budget) -> Pruner:
-    """The pruner with the largest of GROUPS whose floors leave room for a ratio or a ``target_macs``."""
+    """The pruner with the largest of GROUP_SIZES whose floors leave room for a ratio or a ``target_macs``."""
     whole = model.spec.at(img_size)
-    for step in GROUPS:
+    for step in GROUP_SIZES:
         pruner = _pruner_by_magnitude(model, strategy, MacCosts(whole, step))
         assert pruner.order
         if budget.target_macs is None:
-            floors, asked = 1 - pruner.order.largest_ratio, 1 - budget.ratio
+            floors, asked = 1 - pruner.order.ratio_at_floors, 1 - budget.ratio
         else:
             floors = pruner.at(LARGEST_RATIO).pruned.model.spec.at(img_size).macs / whole.macs
             asked = budget.target_macs
@@ -169,12 +183,12 @@ def ratio_within(target_ms: float, pruned: Callable[[float], Darknet], latency: 
     least = predicted(LARGEST_RATIO)
     if least > target_ms:
         raise InputError(
-            f"{target_ms:g} ms cannot be reached: the layers' floors (--layer_keep) and fixed channels leave "
-            f"{least:.2f} ms ({table.title})"
+            f"{target_ms:g} ms cannot be reached: the layers' floors and fixed channels leave {in_ms(least)} "
+            f"({table.title})"
         )
     budget = target_ms
     for _ in range(1 + CORRECTIONS):
-        ratio = smallest_ratio(partial(_is_within, predicted, budget), f"{budget:g} ms")
+        ratio = smallest_ratio(predicted, budget, f"{budget:g} ms", in_ms)
         (measured,) = latency.milliseconds([pruned(ratio)])
         if measured <= target_ms:
             return ratio
@@ -183,8 +197,9 @@ def ratio_within(target_ms: float, pruned: Callable[[float], Darknet], latency: 
     return ratio
 
 
-def _is_within(measure: Callable[[float], float], most: float, ratio: float) -> bool:
-    return measure(ratio) <= most
+def in_ms(milliseconds: float) -> str:
+    """Milliseconds in words."""
+    return f"{milliseconds:.2f} ms"
 
 
 def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
@@ -206,18 +221,24 @@ def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
     return low
 
 
-def smallest_ratio(reached: Callable[[float], bool], goal: str) -> float:
-    """The smallest ratio at which ``reached`` is true, to STEP above, by bisection.
+def smallest_ratio(measure: Callable[[float], float], most: float, goal: str, words: Callable[[float], str]) -> float:
+    """The smallest ratio at which what ``measure`` gives is at most ``most``, to STEP above, by bisection.
+
+    Args:
+        measure: what is left at a ratio.
+        most: what may be left.
+        goal: that in words.
+        words: what is left, in words.
 
     Raises:
         InputError: not even LARGEST_RATIO reaches the ``goal``.
     """
-    if reached(0.0):
+    if measure(0.0) <= most:
         return 0.0
-    if not reached(LARGEST_RATIO):
-        raise InputError(f"{goal} cannot be reached: the layers' floors (--layer_keep) and fixed channels leave more")
+    if (least := measure(LARGEST_RATIO)) > most:
+        raise InputError(f"{goal} cannot be reached: the layers' floors and fixed channels leave {words(least)}")
     low, high = 0.0, LARGEST_RATIO
     while high - low > STEP:
         middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
+        low, high = (low, middle) if measure(middle) <= most else (middle, high)
     return high

@@ -18,7 +18,7 @@ class Costs(Protocol):
     """What the layers of a network cost at any number of channels.
 
     Attributes:
-        step: how many channels must go so that the cost falls.
+        step: how many coupled sets go at once; of times, as many as the runtime computes at once.
         per_value: the cost of a value that a layer other than a convolution writes.
     """
 
@@ -42,7 +42,7 @@ class MacCosts:
 
     Args:
         spec: the network at the size of its images.
-        step: how many channels go at once.
+        step: how many coupled sets go at once.
     """
 
     per_value = 0.0

@@ -43,7 +43,7 @@ def magnitude(model: Darknet, coupling: Coupling) -> np.ndarray:
     total, parts = np.zeros(len(coupling.sets)), np.zeros(len(coupling.sets))
 
     def add(sets: np.ndarray, squares: torch.Tensor) -> None:
-        np.add.at(total, sets, squares.double().cpu().numpy())
+        np.add.at(total, sets, squares.cpu().double().numpy())
         np.add.at(parts, sets, 1)
 
     for layer in coupling.spec.convolutions:

@@ -48,10 +48,6 @@ class PruneMask:
         """(channels,) bool, the output channels that layer ``index`` keeps."""
         return self.keep[self.coupling.outputs[index]]
 
-    def dead_outputs(self, index: int) -> np.ndarray:
-        """(channels,) bool, the output channels of layer ``index`` that are constants, carriers among them."""
-        return self.dead[self.coupling.outputs[index]]
-
     def kept_inputs(self, layer: layers.Layer) -> np.ndarray:
         """(channels,) bool, the input channels that a layer with one source keeps."""
         return self.keep[self.coupling.inputs(layer)]

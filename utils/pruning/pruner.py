@@ -30,7 +30,8 @@ class PruningResult:
     """A network pruned at one ratio.
 
     Attributes:
-        ratio: the share of the prunable channels that was asked for.
+        ratio: the share of the prunable channels that died: what was asked for, but for what one threshold leaves at
+            the layers' floors; by costs, whole steps of the order.
         selection: which sets died.
         residual_blocks: those that were removed whole.
         reference: the full network, masked, with the removed residual blocks adding 0.
@@ -112,7 +113,7 @@ class Pruner:
 
     def _at_step(self, order: RemovalOrder, ratio: float) -> PruningResult:
         """Prune as far as an order gets by ``ratio``."""
-        dead, blocks = order.at(ratio)
+        dead, blocks, ratio = order.at(ratio)
         selection = Selection(dead, (), float(self._importance[dead].max(initial=0.0)))
         shallow, coupling, sets = self.model, self.coupling, np.arange(len(dead))
         if blocks:

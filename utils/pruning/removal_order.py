@@ -5,9 +5,9 @@ go whole. The next step is the one that loses the least importance for what it s
 again after each step, since the time of a convolution depends on both of its sides. Several groups may go in one step,
 because a runtime that computes 16 channels at once gains nothing by the first 8.
 
-What counts is the share of its importance that each layer keeps: a group that goes from the importance ``K`` to
-``K - lost`` loses ``w * log(K / (K - lost))``, where ``w`` is the importance of a typical channel of it, times the
-layers that it lies in. A sum over channels, the objective of HALP (arXiv 2210.06659, section 3), would empty an
+What counts is the share of its importance that each layer keeps: sets over the same layers, whose importance goes from
+``K`` to ``K - lost``, lose ``w * log(K / (K - lost))``, where ``w`` is the importance of a typical one of them, times
+the layers that they lie in. A sum over channels, the objective of HALP (arXiv 2210.06659, section 3), would empty an
 expensive layer to its floor before it touches a cheap one. Where importance is 0, as sparse training leaves it, both
 remove that first.
 """
@@ -38,7 +38,7 @@ class Removal:
 
 
 @dataclass(eq=False)
-class _Group:
+class _Family:
     """Sets that touch the same layers.
 
     Attributes:
@@ -94,91 +94,98 @@ class RemovalOrder:
         self._floors = {
             layer.index: _floor(layer.channels, layer_keep, costs.step) for layer in coupling.spec.convolutions
         }
-        self._groups = self._make_groups(importance)
-        self._blocks = {block: [g for g in self._groups if set(g.writers) <= set(block.layers)] for block in blocks}
+        self._families = self._make_families(importance)
+        self._blocks = {block: [g for g in self._families if set(g.writers) <= set(block.layers)] for block in blocks}
         self._least = LEAST_SAVING * self._counts.saved_by_layers(tuple(layer.index for layer in coupling.spec.layers))
         self.steps = self._take_steps()
         prunable = self._sizes[np.isfinite(importance)].sum()
         self.channels = np.cumsum([self._sizes[list(step.sets)].sum() for step in self.steps]) / prunable
 
     @property
-    def largest_ratio(self) -> float:
+    def ratio_at_floors(self) -> float:
         """The share of the prunable channels that is gone after the last step."""
-        return float(self.channels[-1]) if len(self.steps) else 0.0
+        return self._share_after(len(self.steps))
 
-    def at(self, ratio: float) -> tuple[np.ndarray, list[ResidualBlock]]:
-        """The dead sets, (number of sets,) bool, and the removed blocks where ``ratio`` of the channels may go."""
+    def at(self, ratio: float) -> tuple[np.ndarray, list[ResidualBlock], float]:
+        """The dead sets, (number of sets,) bool, and the removed blocks where ``ratio`` of the channels may go.
+
+        Also the share of them that goes: steps are not divided.
+        """
         dead = np.zeros(len(self._coupling.sets), bool)
-        taken = self.steps[: int(np.searchsorted(self.channels, ratio + 1e-9, side="right"))]
-        for step in taken:
+        count = int(np.searchsorted(self.channels, ratio + 1e-9, side="right"))
+        for step in self.steps[:count]:
             dead[list(step.sets)] = True
-        return dead, [step.block for step in taken if step.block]
+        return dead, [step.block for step in self.steps[:count] if step.block], self._share_after(count)
 
-    def _make_groups(self, importance: np.ndarray) -> list[_Group]:
+    def _share_after(self, count: int) -> float:
+        return float(self.channels[count - 1]) if count else 0.0
+
+    def _make_families(self, importance: np.ndarray) -> list[_Family]:
         touches = set_touches(self._coupling)
         alike: dict[tuple, list[int]] = {}
         for number in np.flatnonzero(np.isfinite(importance)).tolist():
             alike.setdefault((touches[number], self._coupling.sets[number].layers), []).append(number)
-        groups = []
+        families = []
         for (touched, writers), numbers in alike.items():
             numbers.sort(key=lambda number: (importance[number], number))
             values = importance[numbers]
             typical = float((values**2).sum() / values.sum()) if values.any() else 0.0
             total = float(values.sum())
-            group = _Group(touched, writers, numbers, values.tolist(), len(writers) * typical, total, 0.0)
-            group.at_floor = sum(group.importance[self._room(group) :])
-            groups.append(group)
-        return groups
+            family = _Family(touched, writers, numbers, values.tolist(), len(writers) * typical, total, 0.0)
+            family.at_floor = sum(family.importance[self._room(family) :])
+            families.append(family)
+        return families
 
-    def _room(self, group: _Group) -> int:
-        """How many sets of a group may still go."""
-        outputs = {index: count for index, _, count in group.touches}
+    def _room(self, family: _Family) -> int:
+        """How many sets of a family may still go."""
+        outputs = {index: count for index, _, count in family.touches}
         rooms = [
             (self._counts.outputs[index] - self._floors[index]) // outputs[index]
-            for index in group.writers
+            for index in family.writers
             if index in self._counts.outputs
         ]
-        return max(min([len(group.numbers), *rooms]), 0)
+        return max(min([len(family.numbers), *rooms]), 0)
 
-    def _sizes_of_steps(self, group: _Group) -> list[int]:
+    def _sizes_of_steps(self, family: _Family) -> list[int]:
         """The numbers of sets that may go at once, so that a multiple of the step is left: one step, two, four, ..."""
         step = self._costs.step
-        writers = [index for index in group.writers if index in self._counts.outputs]
+        writers = [index for index in family.writers if index in self._counts.outputs]
         first = self._counts.outputs[writers[0]] % step or step if writers else 1
-        room, sizes, more = self._room(group), [], 0
+        room, sizes, more = self._room(family), [], 0
         while first + more <= room:
             sizes.append(first + more)
             more = max(2 * more, step)
         return sizes
 
-    def _offer(self, candidate: _Group | ResidualBlock) -> tuple[float, float, int] | None:
+    def _offer(self, candidate: _Family | ResidualBlock) -> tuple[float, float, int] | None:
         """The importance that is lost for what is saved; what is saved, negative; and how many sets go for that.
 
         None where nothing may go.
         """
         if isinstance(candidate, ResidualBlock):
-            groups = self._blocks[candidate]
-            price = sum(group.weight * _log_ratio(group.kept, group.at_floor) for group in groups)
-            price += LAST * len(candidate.convolutions) * sum(group.weight for group in groups) / max(len(groups), 1)
+            families = self._blocks[candidate]
+            price = sum(family.weight * _log_ratio(family.kept, family.at_floor) for family in families)
+            typical = sum(family.weight for family in families) / max(len(families), 1)
+            price += LAST * len(candidate.convolutions) * typical
             saved = self._counts.saved_by_layers(candidate.layers)
-            return (price / max(saved, self._least), -saved, 0) if groups else None
+            return (price / max(saved, self._least), -saved, 0) if families else None
         offers = [self._offer_of(candidate, count) for count in self._sizes_of_steps(candidate)]
         # What saves nothing stays, unless it is worth nothing either.
         return min((offer for offer in offers if offer[0] == 0 or -offer[1] > self._least), default=None)
 
-    def _offer_of(self, group: _Group, count: int) -> tuple[float, float, int]:
-        lost = sum(group.importance[:count])
-        left = max(group.kept - lost, TINY)
-        price = group.weight * math.log(max(group.kept, TINY) / left) if lost else 0.0
-        saved = self._counts.saved(group.touches, count)
+    def _offer_of(self, family: _Family, count: int) -> tuple[float, float, int]:
+        lost = sum(family.importance[:count])
+        left = max(family.kept - lost, TINY)
+        price = family.weight * math.log(max(family.kept, TINY) / left) if lost else 0.0
+        saved = self._counts.saved(family.touches, count)
         return price / max(saved, self._least), -saved, count
 
     def _take_steps(self) -> list[Removal]:
-        """The steps, from a queue of the best offer of each group and block.
+        """The steps, from a queue of the best offer of each family and block.
 
         What an offer saves falls as the layers that it touches shrink, so it is computed again when its turn comes.
         """
-        candidates: list[_Group | ResidualBlock] = [*self._groups, *self._blocks]
+        candidates: list[_Family | ResidualBlock] = [*self._families, *self._blocks]
         readers: dict[int, set[int]] = {}  # the numbers of the candidates whose offers depend on a layer
         for number, candidate in enumerate(candidates):
             for index in _layers(candidate):
@@ -196,7 +203,7 @@ class RemovalOrder:
             if number not in changed:
                 if isinstance(candidate, ResidualBlock):
                     steps.append(self._remove_block(candidate))
-                    gone |= {number, *(candidates.index(group) for group in self._blocks[candidate])}
+                    gone |= {number, *(candidates.index(family) for family in self._blocks[candidate])}
                 else:
                     steps.append(self._remove_sets(candidate, count))
                 changed |= set().union(*(readers[index] for index in _layers(candidate)))
@@ -205,19 +212,19 @@ class RemovalOrder:
                 heapq.heappush(queue, (*offer, number))
         return steps
 
-    def _remove_sets(self, group: _Group, count: int) -> Removal:
-        removal = Removal(tuple(group.numbers[:count]))
-        self._counts.remove(group.touches, count)
-        group.kept = max(group.kept - sum(group.importance[:count]), 0.0)
-        del group.numbers[:count], group.importance[:count]
+    def _remove_sets(self, family: _Family, count: int) -> Removal:
+        removal = Removal(tuple(family.numbers[:count]))
+        self._counts.remove(family.touches, count)
+        family.kept = max(family.kept - sum(family.importance[:count]), 0.0)
+        del family.numbers[:count], family.importance[:count]
         return removal
 
     def _remove_block(self, block: ResidualBlock) -> Removal:
         self._counts.remove_layers(block.layers)
-        return Removal(tuple(number for group in self._blocks[block] for number in group.numbers), block)
+        return Removal(tuple(number for family in self._blocks[block] for number in family.numbers), block)
 
 
-def _layers(candidate: _Group | ResidualBlock) -> Sequence[int]:
+def _layers(candidate: _Family | ResidualBlock) -> Sequence[int]:
     """The layers that a candidate's offer depends on."""
     if isinstance(candidate, ResidualBlock):
         return candidate.layers

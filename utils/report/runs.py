@@ -28,7 +28,7 @@ from utils.report.drawing import draw_network
 from utils.report.gallery import make_gallery
 from utils.report.logs import sweep_sections, training_section
 from utils.report.page import Column, Page
-from utils.training.runs import Run
+from utils.training.runs import Run, network_before_cut
 
 FILE_NAME = "report.html"
 # What report.py can be told, and what it does where it is not. Of these, a run's own options decide some.
@@ -188,7 +188,7 @@ def warned_of(path: Path) -> Iterator[None]:
 def started_from(network: Network, data: DataConfig) -> list[Network]:
     """The network that a run, or test_prune.py, started from, where its file still tells; else none."""
     pruned = network.metadata.get("pruned")
-    path = network.metadata.get("before_cut") or network.options.get("pretrained_weights")
+    path = network_before_cut(network.path, network.metadata) or network.options.get("pretrained_weights")
     if isinstance(pruned, Mapping):  # of test_prune.py
         path = pruned.get("from")
     if not path or Path(path).resolve() == network.path.resolve():

@@ -49,7 +49,8 @@ class EpochLog:
         if trainer.penalty:
             report.s = trainer.penalty.s
         self.gammas.record(report.epoch, self._coupling, strategy, sizes)
-        print_epoch(report, self.gammas, sparse_ratio(self._coupling, strategy, sizes))
+        # What a run has cut once counts as 0, and must not be called prunable.
+        print_epoch(report, self.gammas, None if trainer.has_cut else sparse_ratio(self._coupling, strategy, sizes))
         self._log.add(report.row(self.gammas))
         self.gammas.save(self._gamma_file)
         if self._advice and trainer.penalty:

@@ -1,9 +1,11 @@
 """The options of train.py, in groups, and what must hold between them."""
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from models import Darknet
 from utils import distributed
@@ -233,7 +235,8 @@ def check_options(args: argparse.Namespace) -> None:
     if args.teacher_cfg and not args.teacher_weights:
         raise InputError("--teacher_cfg needs --teacher_weights, the weights of that network")
     run = Run(args.name)
-    if args.teacher_weights and Path(args.teacher_weights).resolve() in (run.best.resolve(), run.last.resolve()):
+    written = [path.resolve() for path in (run.best, run.last, run.before_cut)]
+    if args.teacher_weights and Path(args.teacher_weights).resolve() in written:
         raise InputError(f"--teacher_weights {args.teacher_weights}: this run writes that file: give it another --name")
     if args.batch_size % distributed.world():
         raise InputError(
@@ -300,7 +303,7 @@ def complete_latency_table(args: argparse.Namespace, model: Darknet) -> None:
     args.latency_table = str(path)
 
 
-def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> PruningResult:
+def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> PruningResult | None:
     """Set how many epochs a run that cuts its network has, by how much of ``model`` the cut leaves; print it.
 
     From random weights the cut comes later and leaves about as much.
@@ -311,15 +314,16 @@ def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> Pr
         images: how many images there are to train on.
 
     Returns:
-        What a cut of ``model`` leaves.
+        The cut of ``model`` where it comes before the first step; else None.
 
     Raises:
-        InputError: no channel may be cut, or the budget cannot be reached.
+        InputError: no channel may be cut, the budget cannot be reached, or it is reached without a cut.
     """
     size = args.img_size
     latency = latency_of(model.spec.at(size), None, args.latency_table)
     budget = SparsityConfig.from_options(args).budget
-    left = cut_least_important(model.eval(), args.strategy, size, budget, latency)
+    network = with_constants(model) if args.cut_epoch else model
+    left = cut_least_important(network.eval(), args.strategy, size, budget, latency)
     small, whole = (spec.at(size).macs for spec in (left.pruned.model.spec, model.spec))
     before, after = args.cut_epoch, args.epochs - args.cut_epoch
     has_teacher = bool(args.distill or args.teacher_weights)
@@ -333,7 +337,15 @@ def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> Pr
     print(
         f"{args.total_epochs - before} epochs after the cut, {small / whole:.1%} of the MACs each, in place of {after}"
     )
-    return left
+    return None if args.cut_epoch else left
+
+
+def with_constants(model: Darknet) -> Darknet:
+    """A copy whose dead channels are constants other than 0, as they are after some training, not before the first."""
+    copied = copy.deepcopy(model)
+    for norm in copied.batch_norms.values():
+        nn.init.ones_(norm.bias)
+    return copied
 
 
 def _default_schedule(args: argparse.Namespace) -> str:

@@ -11,6 +11,7 @@ from utils.darknet import layers
 from utils.detection.loss import HeadSum
 from utils.detection.metrics import Metrics
 from utils.pruning.gamma_history import LEAST_NEAR_ZERO, GammaHistory
+from utils.pruning.selection import room_in_words
 
 MUCH_WAITING = 0.1  # share of an epoch
 LONG_WAITING = 1.0  # seconds; below, a new run's workers are starting
@@ -75,17 +76,19 @@ class EpochReport:
         return row if self.s is None else row | {"s": self.s}
 
 
-def print_epoch(report: EpochReport, gammas: GammaHistory, sparse_ratio: float) -> None:
+def print_epoch(report: EpochReport, gammas: GammaHistory, sparse_ratio: float | None) -> None:
     """Print what an epoch did.
 
     Args:
         report: of the epoch.
         gammas: up to the epoch.
-        sparse_ratio: the share of the prunable channels whose gammas are clearly below the others.
+        sparse_ratio: the share of the prunable channels whose gammas are clearly below the others; None where the
+            gammas say nothing about what to prune.
     """
     tqdm.write(head_table(report))
     tqdm.write(waiting_line(report.seconds, report.seconds_waiting))
-    tqdm.write(gamma_line(report, gammas, sparse_ratio))
+    if sparse_ratio is not None:
+        tqdm.write(gamma_line(report, gammas, sparse_ratio))
     if metrics := report.metrics:
         tqdm.write(
             f"mAP@0.5 {metrics.mAP:.4f}  mAP@0.5:0.95 {metrics.mAP_50_95:.4f}  precision {metrics.precision:.3f}  "
@@ -143,6 +146,4 @@ def prunable_now(near_zero: float, sparse_ratio: float, allowed_ratio: float) ->
     """
     if near_zero < LEAST_NEAR_ZERO or not sparse_ratio:
         return "not sparse yet"
-    if allowed_ratio <= sparse_ratio:
-        return f"up to {allowed_ratio:.1%} of the channels can be pruned before a layer is empty"
-    return f"up to {sparse_ratio:.1%} of the channels can be pruned: their gammas are clearly below the others"
+    return room_in_words(sparse_ratio, allowed_ratio)

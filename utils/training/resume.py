@@ -81,7 +81,8 @@ def resume_run(trainer: Trainer, checkpoint: dict[str, Any], run: Run) -> None:
     """
     remove_partial_files(run)
     restore_training(trainer, checkpoint, run.last)
-    if run.best.exists():  # it may be of a later epoch than the checkpoint, which is to be trained again
+    # It may be of a later epoch than the checkpoint, which is to be trained again.
+    if run.best.exists() and not trainer.config.sparsity:
         trainer.best_map = max(trainer.best_map, read_checkpoint(run.best).get("best_map", 0.0))
     within = f", batch {trainer.progress.batches + 1}" if trainer.progress.batches else ""
     print(f"resuming {run.name} at epoch {trainer.epoch + 1}{within}")
@@ -108,6 +109,7 @@ def restore_options(args: Options, started: dict[str, object]) -> None:
     for name in started.keys() - own:
         setattr(args, name, started[name])
     args.total_epochs = total_epochs(started)
+    args.cut_epoch = started.get("cut_epoch", 0)  # older versions had no cut
     if isinstance(args.cache, bool):  # as checkpoints of older versions have it
         args.cache = "ram" if args.cache else "none"
 

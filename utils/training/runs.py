@@ -91,6 +91,21 @@ class Run:
         return free
 
 
+def network_before_cut(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | None:
+    """The file of the network that a run has cut; None where it cut none, or the file is gone.
+
+    Args:
+        checkpoint: one of the run's. The file is called after it, since a run that was set aside has another name than
+            the one that its metadata tell, which may be that of a later run.
+        metadata: what the checkpoint says about itself.
+    """
+    if "before_cut" not in metadata:
+        return None
+    name = checkpoint.stem.removesuffix("_ckpt").removesuffix("_last")
+    folders = checkpoint.parent, Path(metadata["before_cut"]).parent
+    return next((path for folder in folders if (path := folder / f"{name}_before_cut.pth").is_file()), None)
+
+
 def total_epochs(options: Mapping[str, Any]) -> int:
     """The epochs of a run with these options; older versions had no others than those of ``--epochs``."""
     return options.get("total_epochs", options["epochs"])

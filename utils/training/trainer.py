@@ -64,7 +64,7 @@ class Trainer:
         epoch, step: how many epochs and optimizer steps are done.
         best_map: the best mAP@0.5 so far.
         pruned: whether the network is one whose channels were cut, now or before the run.
-        trial_cut: of the network as it is before the first step, for :meth:`cut_once`.
+        trial_cut: the cut that :meth:`cut_once` is to make, where it is known before the first step.
         ema: the average of the weights.
         penalty: on the gammas; None where the run has none.
         distillation: the loss against the teacher; None without one.
@@ -305,6 +305,7 @@ class Trainer:
         self.ema = ModelEma(self.model)
         kept_channels.cut(result.pruned.mask)
         self.pruned = True
+        self.best_map = 0.0
         return result
 
     def end_epoch(self) -> None:
