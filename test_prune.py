@@ -261,7 +261,7 @@ def original_network(metadata: dict[str, Any], model: Darknet, weights_path: str
     path = network_before_cut(Path(weights_path), metadata)
     if not path:
         return Network("before", Path(weights_path), model, metadata)
-    original, its_metadata = load_darknet(path, None)
+    original, its_metadata = load_darknet(str(path), None)
     print(f"before is {path}, the network that training has cut")
     return Network("before", path, original.to(device_of(model)).eval(), its_metadata)
 

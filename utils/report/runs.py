@@ -194,7 +194,7 @@ def started_from(network: Network, data: DataConfig) -> list[Network]:
     if not path or Path(path).resolve() == network.path.resolve():
         return []
     try:
-        earlier = load_network(path)
+        earlier = load_network(str(path))
         check_classes(earlier.model, data)
     except InputError:  # it is gone, has no cfg in it, or was made for other classes
         return []
