@@ -93,6 +93,17 @@ def test_two_processes_talk_and_a_resumed_run_of_theirs_ends_as_a_whole_one(proj
     assert_same(read_checkpoint("checkpoints/parts_ckpt.pth")["model"], whole["ema"])
 
 
+def test_what_two_processes_cut_is_what_the_first_one_chose(project):
+    outcome = torchrun(PROGRAM, "cut")
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.count("prunable channels cut") == 1
+    first, second = (torch.load(f"cut_{rank}.pth") for rank in (0, 1))
+    for part in ("model", "ema"):
+        assert_same(first[part], second[part])
+    before, after = (read_checkpoint(f"checkpoints/cut_{kind}.pth")["model"] for kind in ("before_cut", "ckpt"))
+    assert sum(map(torch.numel, after.values())) < sum(map(torch.numel, before.values())) / 2
+
+
 def test_a_signal_in_one_process_stops_all_between_their_batches(project):
     outcome = torchrun(PROGRAM, "stop")
     assert outcome.returncode == 0, outcome.stderr

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,6 +17,7 @@ from utils.data.image_cache import Source, build_cache
 from utils.errors import InputError
 from utils.signals import Stopped, StopRequest
 
+CUT = ["-sr", "--epochs", "2", "--batch_size", "4", "--n_cpu", "0"]
 SPARSE = ["--epochs", "3", "--batch_size", "4", "--n_cpu", "0", "--checkpoint_interval", "1", "--prune_every", "1"]
 SPARSE += ["-sr", "--s", "1", "-pre", "start.pth"]
 
@@ -32,6 +35,16 @@ def talk_and_train() -> None:
         run("parts", "--resume")
 
 
+def cut() -> None:
+    """A run that cuts its network after an epoch: process 0 alone chooses what goes, and each trains what is left."""
+    with ExitStack() as patches:
+        patches.enter_context(patch("train.plot_training"))
+        if distributed.rank() == 1:
+            for module in ("options", "trainer"):
+                patches.enter_context(patch(f"utils.training.{module}.cut_least_important", None))
+        run("cut", options=CUT)
+
+
 def talk() -> None:
     """Every way in which processes talk."""
     me = distributed.rank()
@@ -47,9 +60,9 @@ def talk() -> None:
     print("heard from", me)
 
 
-def run(name: str, *words: str) -> None:
+def run(name: str, *words: str, options: Sequence[str] = SPARSE) -> None:
     """Train; each process keeps the weights that it ends with."""
-    trainer, *others = train.build(train.get_args_parser().parse_args([*SPARSE, "--name", name, *words]))
+    trainer, *others = train.build(train.get_args_parser().parse_args([*options, "--name", name, *words]))
     train.train(trainer, *others)
     states = {"model": trainer.model.state_dict(), "ema": trainer.ema.model.state_dict()}
     torch.save(states, f"{name}_{distributed.rank()}.pth")
@@ -117,4 +130,4 @@ def fail() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.processes():
-        {"talk_and_train": talk_and_train, "stop": stop, "cache": cache, "fail": fail}[sys.argv[1]]()
+        {"talk_and_train": talk_and_train, "cut": cut, "stop": stop, "cache": cache, "fail": fail}[sys.argv[1]]()

@@ -1,6 +1,7 @@
 """A training run: what an optimizer step changes, and the steps of an epoch."""
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
@@ -284,8 +285,9 @@ class Trainer:
     def cut_once(self) -> PruningResult:
         """Cut the least important channels out of the average of the weights, and start over with what is left.
 
-        What is left is trained as an ordinary network: with an optimizer, an average and learning rates of its own. Its
-        teacher is the network before the cut, unless another one was given or none is wanted.
+        Of several processes the main one chooses them, since others may round importance in another way. What is left
+        is trained as an ordinary network: with an optimizer, an average and learning rates of its own. Its teacher is
+        the network before the cut, unless another one was given or none is wanted.
 
         Raises:
             InputError: the budget cannot be reached, or the compact network does not compute the same.
@@ -295,8 +297,9 @@ class Trainer:
         assert kept_channels
         result, self.trial_cut = self.trial_cut, None
         if not result:
-            latency = self._latency(sparsity)
-            result = cut_least_important(self.ema.model, config.strategy, config.img_size, sparsity.budget, latency)
+            latency, average = self._latency(sparsity), copy.deepcopy(self.ema.model).cpu()
+            options = config.strategy, config.img_size, sparsity.budget, latency
+            result = distributed.from_main(lambda: cut_least_important(average, *options))
         compact = result.pruned.model.to(self.device)
         prove(result.reference.to(self.device), compact, config.img_size)
         if config.distill and not self.teacher:
