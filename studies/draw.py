@@ -16,12 +16,13 @@ if not __package__:  # run as `python studies/draw.py`: the repository root is n
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from studies.plan import STAGES, DataSet, add_data_option, data_sets, weights_of
-from studies.tables import METRICS, Row, last_epoch, markdown, size_of, spread
+from studies.tables import METRICS, Row, last_epoch, markdown, size_of, spread, whole_cost
 from studies.times import column_in_words, grid, time_columns
 from utils.cli import ArgumentParser, number, run
 from utils.data.data_config import read_data_config
@@ -56,6 +57,7 @@ LABELS = {
 }
 # What the plot leaves out: networks that are not small, or not trained after they were cut.
 NOT_IN_THE_PLOT = ("plain", "sparse", "oneshot", "torch_pruning", "pruned")
+COLORS = [*colormaps["tab10"].colors, *colormaps["Dark2"].colors]  # of the ways in the plot
 TITLE = """# Tables of the study
 
 Written by studies/draw.py out of studies/results.csv. docs/results.md says what they show. Metrics are those of the
@@ -120,13 +122,18 @@ def stage_table(rows: Sequence[Row], budget: str) -> str:
 
 
 def quality_figure(data: str, rows: Sequence[Row]) -> Figure:
-    """Both metrics against the share of the MACs."""
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    for axes, (metric, title) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
-        draw_ways(axes, rows, metric, lambda row: size_of(row, rows, "macs"))
-        axes.set(xlabel="% of the MACs", ylabel=title, xscale="log")
+    """Both metrics against the share of the MACs; and one at the smallest share against the cost of training."""
+    figure = Figure(figsize=(18, 5.5), layout="constrained")
+    *by_size, by_cost = figure.subplots(1, 3)
+    for axes, (metric, title) in zip(by_size, METRICS.items(), strict=True):
+        draw_ways(axes, rows, metric, lambda row: size_of(row, rows, "macs"), apart=1.025)
+        axes.set(xlabel="% of the MACs, ways of equal size drawn side by side", ylabel=title, xscale="log")
         axes.set_xticks((100, 50, 30, 20, 10), (100, 50, 30, 20, 10))
         axes.minorticks_off()
+    smallest = min((row["target_macs"] for row in rows if row["target_macs"]), key=float, default="")
+    shown = [row for row in rows if row["target_macs"] in ("", smallest)]
+    draw_ways(by_cost, shown, metric, lambda row: whole_cost(row, rows))
+    by_cost.set(xlabel="cost of training beside the baseline's, in epochs of the whole network", ylabel=title)
     return with_legend(figure, data)
 
 
@@ -141,25 +148,31 @@ def latency_figure(data: str, rows: Sequence[Row]) -> Figure:
     return with_legend(figure, data)
 
 
-def draw_ways(axes: Axes, rows: Sequence[Row], metric: str, across: Callable[[Row], float]) -> None:
-    """A metric against what ``across`` is of a row: the mean of the seeds, and a bar from the worst to the best."""
-    for number_of_stage, stage in enumerate(stage for stage in STAGES if stage not in NOT_IN_THE_PLOT):
+def draw_ways(axes: Axes, rows: Sequence[Row], metric: str, across: Callable[[Row], float], apart: float = 1.0) -> None:
+    """A metric against what ``across`` is of a row: the mean of the seeds, and a bar from the worst to the best.
+
+    Each way to a small network is drawn ``apart`` times as far to the right as the one before, so that all are seen.
+    """
+    stages = [stage for stage in STAGES if stage not in NOT_IN_THE_PLOT]
+    drawn = [stage for stage in stages if any(row["stage"] == stage for row in rows)]
+    for stage in drawn:
+        number_of_stage, shift = stages.index(stage), apart ** (drawn.index(stage) - len(drawn) / 2)
         group = [row for row in rows if row["stage"] == stage]
         points = []
         for budget in sorted({row["target_macs"] for row in group}):
             seeds = [row for row in group if row["target_macs"] == budget]
             quality = [last_epoch(row, metric) for row in seeds]
             points.append((np.mean([across(row) for row in seeds]), np.mean(quality), min(quality), max(quality)))
-        if points:
-            x, mean, least, most = np.array(points).T
-            style = {"color": f"C{number_of_stage % 10}", "marker": "os^vDPX*"[number_of_stage % 8], "capsize": 3}
-            axes.errorbar(x, mean, [mean - least, most - mean], label=LABELS[stage], **style)
+        x, mean, least, most = np.array(points).T
+        x = shift * x if group[0]["target_macs"] else x
+        style = {"color": COLORS[number_of_stage], "marker": "os^vDPX*"[number_of_stage % 8], "capsize": 3}
+        axes.errorbar(x, mean, [mean - least, most - mean], label=LABELS[stage], **style)
     axes.grid(alpha=0.3)
 
 
 def with_legend(figure: Figure, data: str) -> Figure:
     """The figure with the legend of its panels, and its title."""
-    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.suptitle(f"{data}: after the last epoch; bars reach from the worst to the best seed")
     return figure
 

@@ -28,6 +28,20 @@ def size_of(row: Row, rows: Sequence[Row], name: str) -> float:
     return 100 * float(row[name]) / max(float(row[name]) for row in rows)
 
 
+def whole_cost(row: Row, rows: Sequence[Row]) -> float:
+    """What a network costs beside the baseline, in epochs of the whole one: 0 for the baseline.
+
+    Fine-tuning after sparse training costs what that does, too.
+    """
+    if row["stage"] == "baseline":
+        return 0.0
+    alike = [
+        r for r in rows if (r["data"], r["seed"], r["target_macs"]) == (row["data"], row["seed"], row["target_macs"])
+    ]
+    before = [float(r["cost"]) for r in alike if r["stage"] == "sparse" and row["stage"] == "control_slimming"]
+    return float(row["cost"]) + sum(before)
+
+
 def last_epoch(row: Row, metric: str) -> float:
     """A metric after the last epoch of a run; of what no epoch changed, the only one."""
     return float(row.get(f"{metric}_last") or row[metric])

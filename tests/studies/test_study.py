@@ -178,6 +178,13 @@ def test_a_program_that_fails_is_quoted(tmp_path, monkeypatch):
     assert f"$ {sys.executable}" in (tmp_path / "logs/a.log").read_text()
 
 
+def test_fine_tuning_costs_what_sparse_training_did_too_and_a_baseline_nothing_beside_itself():
+    alike = {"data": "hands", "seed": "0", "target_macs": "0.1"}
+    rows = [alike | {"stage": stage, "cost": cost} for stage, cost in (("sparse", "31"), ("control_slimming", "0.7"))]
+    rows += [alike | {"stage": "final", "cost": "38"}, {"stage": "baseline", "cost": "40"}]
+    assert [tables.whole_cost(row, rows[:3]) for row in rows] == [31, 31.7, 38, 0]
+
+
 def test_a_spread_needs_several_seeds():
     assert tables.spread([0.5]) == "0.5000"
     assert tables.spread([0.5, 0.7, np.nan], 2) == "0.60 ± 0.14"
