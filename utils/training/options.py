@@ -322,8 +322,10 @@ def complete_epochs(args: argparse.Namespace, model: Darknet, images: int) -> Pr
     size = args.img_size
     latency = latency_of(model.spec.at(size), None, args.latency_table)
     budget = SparsityConfig.from_options(args).budget
-    network = (with_constants(model) if args.cut_epoch else model).eval()
-    left = distributed.from_main(lambda: cut_least_important(network, args.strategy, size, budget, latency))
+    options = args.strategy, size, budget, latency
+    left = distributed.from_main(
+        lambda: cut_least_important((with_constants(model) if args.cut_epoch else model).eval(), *options)
+    )
     small, whole = (spec.at(size).macs for spec in (left.pruned.model.spec, model.spec))
     before, after = args.cut_epoch, args.epochs - args.cut_epoch
     has_teacher = bool(args.distill or args.teacher_weights)

@@ -297,9 +297,8 @@ class Trainer:
         assert kept_channels
         result, self.trial_cut = self.trial_cut, None
         if not result:
-            latency, average = self._latency(sparsity), copy.deepcopy(self.ema.model).cpu()
-            options = config.strategy, config.img_size, sparsity.budget, latency
-            result = distributed.from_main(lambda: cut_least_important(average, *options))
+            options = config.strategy, config.img_size, sparsity.budget, self._latency(sparsity)
+            result = distributed.from_main(lambda: cut_least_important(copy.deepcopy(self.ema.model).cpu(), *options))
         compact = result.pruned.model.to(self.device)
         prove(result.reference.to(self.device), compact, config.img_size)
         if config.distill and not self.teacher:
