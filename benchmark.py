@@ -13,7 +13,7 @@ import torchvision
 
 from studies.bench import detection, metrics, training
 from studies.bench.table import Row, table
-from utils.cli import ArgumentParser, number, run
+from utils.cli import ArgumentParser, number, output_file, run
 from utils.detection.inference import for_inference
 from utils.detection.options import add_device_option
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
@@ -30,7 +30,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=number(int, 8), default=64, help="images in the row test")
     parser.add_argument("--n_cpu", type=number(int, 0), default=2, help="worker processes in the row test")
     add_device_option(parser)
-    parser.add_argument("--json", metavar="FILE", default="runs/benchmark.json", help="the file for the results")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", default="runs/benchmark.json", help="the file for the results"
+    )
     return parser
 
 

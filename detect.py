@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils.cli import ArgumentParser, run
+from utils.cli import ArgumentParser, output_file, run
 from utils.data.images import Images, find_images, input_size, letterboxed
 from utils.data.loader import batches_by_shape, loader
 from utils.detection.detections_file import DetectionsFile
@@ -62,7 +62,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_compile_option(parser)
     add_device_option(parser)
     parser.add_argument("--output", default="output", help="folder for the images or the video, and detections.json")
-    parser.add_argument("--json", metavar="FILE", help="file for the detections; default: detections.json in --output")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="file for the detections; default: detections.json in --output"
+    )
     return parser
 
 
@@ -82,6 +84,7 @@ def main(args: argparse.Namespace) -> None:
     unit = "frames" if args.video else "images"
     json_path = Path(args.json) if args.json else Path(args.output) / "detections.json"
     run_on = detect_video if args.video else detect_images
+    refuse_inputs([Path(args.video)] if args.video else find_images(args.image_folder), [json_path])
     remove_leftovers(Path(args.output))
     start = time.perf_counter()
     with StopRequest(NOTICE) as stop, DetectionsFile(json_path, unit) as file:
@@ -139,7 +142,7 @@ def refuse_inputs(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
     """Raise an InputError if a file to be written is one of the inputs."""
     resolved = {path.resolve() for path in inputs}
     if lost := next((target for target in targets if target.resolve() in resolved), None):
-        raise InputError(f"--output {lost.parent}: would overwrite {lost}, which is an input; give another folder")
+        raise InputError(f"{lost}: would be overwritten, but is an input: give another --output or --json")
 
 
 def write_image(target: Path, image: Image.Image, detections: Tensor, names: list[str]) -> None:

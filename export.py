@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models import Darknet
-from utils.cli import ArgumentParser, number, run
+from utils.cli import ArgumentParser, number, output_file, run
 from utils.darknet.cfg import format_cfg
 from utils.darknet.weights import write_darknet_weights
 from utils.data.check import check_data
@@ -68,6 +68,18 @@ ALLOWED = {
     "fp16": ("onnx", "ncnn", "engine"),
     "int8": ("onnx", "ncnn", "engine"),
     "max_map_drop": ("onnx", "ncnn", "engine"),
+}
+# Options that do something only beside one of these.
+BESIDE = {
+    "output": ("to",),
+    "fuse": ("to",),
+    "conf_thres": ("nms",),
+    "nms_thres": ("nms",),
+    "max_map_drop": ("int8",),
+    "image_folder": ("check",),
+    "json": ("check",),
+    **dict.fromkeys(("data_config", "calibration", "skip_bad", "strict", "labels_with_score"), ("check", "int8")),
+    "batch_size": ("check", "max_map_drop", "to engine"),
 }
 
 
@@ -128,7 +140,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add_loading_options(data, batch_size=8)
     add_check_options(data)
-    parser.add_argument("--json", metavar="FILE", help="also write the check's results to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the check's results to this file")
     return parser
 
 
@@ -168,8 +180,11 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise InputError(f"--int8 {args.int8}: a form of ONNX files; with --to {args.to} give --int8 alone")
     if args.fp16 and args.int8 and args.to != "engine":
         raise InputError("--fp16 and --int8 exclude each other; in the form of --int8 tensorrt the rest is in float16")
-    if args.max_map_drop is not None and not args.int8:
-        raise InputError("--max_map_drop: only with --int8")
+    for option, others in BESIDE.items():
+        if option in args.given and not {*args.given, f"to {args.to}"}.intersection(others):
+            raise InputError(f"--{option}: only with {' or '.join(f'--{other}' for other in others)}")
+    if args.fuse and args.output and Path(args.output).suffix == ".cfg":
+        raise InputError(f"--output {args.output}: --fuse writes a cfg beside this file: give it another suffix")
 
 
 def convert(

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import cast
 
-from utils.cli import ArgumentParser, number, run
+from utils.cli import ArgumentParser, number, output_file, run
 from utils.data.check import summary
 from utils.data.data_config import read_data_config
 from utils.data.datasets import DetectionDataset
@@ -43,7 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_rect_option(parser)
     add_compile_option(parser)
     add_device_option(parser)
-    parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results to this file")
     return parser
 
 

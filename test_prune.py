@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models import Darknet
-from utils.cli import ArgumentParser, add_size_option, number, run
+from utils.cli import ArgumentParser, add_size_option, number, output_file, run
 from utils.data.data_config import read_data_config
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
@@ -134,7 +134,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="images per batch")
     add_workers_option(parser)
     add_device_option(parser)
-    parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results to this file")
     return parser
 
 

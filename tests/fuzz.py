@@ -48,7 +48,7 @@ from utils.data.converters.voc import parse_xml, read_annotation
 from utils.data.converters.writer import format_labels
 from utils.data.converters.yolo import names_of_notes
 from utils.data.data_config import read_data_config
-from utils.data.image_lists import read_image_list
+from utils.data.image_lists import existing_images, read_list_entries
 from utils.data.images import open_image, read_image
 from utils.data.labels import LabelRules, find_labels, read_labels
 from utils.detection.pretrained import load_pretrained
@@ -165,7 +165,7 @@ def read_description(path: Path) -> str:
 
 def read_list(path: Path) -> str:
     """The list of images, and the labels that its lines lead to."""
-    for image in read_image_list(path):
+    for image in existing_images(read_list_entries(path)):
         find_labels(image)
     return "read"
 

@@ -41,6 +41,10 @@ class Letterbox:
         new_width, new_height = max(round(width * scale), 1), max(round(height * scale), 1)
         return cls(new_width / width, new_height / height, (columns - new_width) // 2, (rows - new_height) // 2)
 
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height in whole pixels of the input that a ``width`` x ``height`` image takes."""
+        return round(width * self.scale_x), round(height * self.scale_y)
+
     def to_image(self, xyxy: Tensor, width: int, height: int) -> Tensor:
         """Boxes (D, 4) xyxy from pixels of the input to pixels of the ``width`` x ``height`` image, clipped to it."""
         offset = xyxy.new_tensor([self.left, self.top, self.left, self.top])

@@ -1,7 +1,9 @@
 """What all programs' command lines share: help with defaults, errors of one line, exit status 2."""
 
 import argparse
+import io
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -73,6 +75,13 @@ def number(kind: type, low: float | None = None, high: float | None = None, *, a
     return parse
 
 
+def output_file(text: str) -> str:
+    """An argparse ``type`` for a file to write, so that a folder is refused before the work."""
+    if os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text} is a folder: give a file")
+    return text
+
+
 class _SizeAction(argparse.Action):
     """Makes an AnySize (:mod:`utils.sizes`) of one or two numbers."""
 
@@ -111,6 +120,8 @@ def run(parser: argparse.ArgumentParser, main: Callable[[Any], None]) -> None:
     the status of its signal.
     """
     args = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(args)
     except (InputError, OSError, RuntimeError) as error:

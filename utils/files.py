@@ -17,6 +17,7 @@ from utils.errors import InputError
 from utils.text import announce, declared_encoding, decode_text
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NAME_END = 40  # characters of a file's name that its temporary file has as well
 ABANDONED_AFTER = 60  # seconds without a write after which the temporary file of a dead process may be removed
 
 
@@ -33,9 +34,8 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     refuse_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{os.getpid()}.tmp.{path.name}"
-    )  # the suffix stays last: writers choose the format by it
+    # The suffix stays last, since writers choose the format by it; a name may be as long as the file system allows.
+    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name[-NAME_END:]}")
     try:
         with open(temporary, "wb") as file:
             yield file

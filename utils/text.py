@@ -77,6 +77,15 @@ def looks_chinese(content: bytes) -> bool:
     return chinese > western
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; the name of a file whose bytes are no UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def declared_encoding(content: bytes) -> str | None:
     """The codec that an XML declaration names; None where there is none that Python has."""
     match = re.match(rb"""\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.-]{1,40})["']""", content)

@@ -396,3 +396,14 @@ def test_deep_images_are_counted_with_a_warning(project):
         text = summary({"train": checked})
         assert "images scaled to 8 bits" in text
         assert "warning: 1 images have more than 8 bits" in text
+
+
+def test_the_folder_that_is_the_working_directory_can_be_checked(tmp_path, monkeypatch):
+    folder = tmp_path / "flat"
+    save(folder / "a.png")
+    write(folder / "a.txt", "0 0.5 0.5 0.5 0.5\n")
+    write(folder / "here.data", "classes=1\nnames=a.names\ntrain=.\nvalid=./\n")
+    write(folder / "a.names", "hand\n")
+    monkeypatch.chdir(folder)
+    assert check_data(read_data_config("here.data"), "train").images
+    assert (tmp_path / ".flat.checked.json").is_file()

@@ -1,14 +1,20 @@
+from pathlib import Path
+
 import pytest
 
 from tests.scene import save, write
 from utils.data.data_config import read_data_config
-from utils.data.image_lists import read_image_list
+from utils.data.image_lists import existing_images, read_list_entries
 from utils.errors import InputError
 
 
-def test_paths_are_absolute_or_relative_to_the_working_directory_or_to_the_file(tmp_path, monkeypatch):
+def read_image_list(path: str | Path) -> list[Path]:
+    return existing_images(read_list_entries(path))
+
+
+def test_paths_are_absolute_or_relative_to_the_file_or_else_to_the_working_directory(tmp_path, monkeypatch):
     here, there, data = tmp_path / "here", tmp_path / "there", tmp_path / "data"
-    for folder, name in ((here, "cwd.png"), (there, "absolute.png"), (data, "beside.png"), (data, "cwd.png")):
+    for folder, name in ((here, "cwd.png"), (there, "absolute.png"), (data, "beside.png"), (here, "beside.png")):
         save(folder / name)
     listing = write(data / "list.txt", f"cwd.png\n{there / 'absolute.png'}\n\nbeside.png  \n")
     monkeypatch.chdir(here)

@@ -2,6 +2,7 @@ import json
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,9 +101,26 @@ def test_each_frame_of_a_video_is_detected_like_an_image(project):
 def test_a_video_is_not_written_over_itself(project):
     write_video("in.mp4", frames(2))
     before = Path("in.mp4").read_bytes()
-    with pytest.raises(InputError, match=r"would overwrite in.mp4"):
+    with pytest.raises(InputError, match=r"in\.mp4: would be overwritten"):
         run("--video", "in.mp4", "--output", ".")
     assert Path("in.mp4").read_bytes() == before
+
+
+def test_a_video_that_was_cut_short_is_an_error(project):
+    writer = cv2.VideoWriter("cut.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10.0, SIZE)
+    for image in frames(40):
+        writer.write(np.asarray(image))
+    writer.release()
+    whole = open_video("cut.avi")
+    assert len(list(whole.frames(lambda: False))) == 40
+    assert whole.errors == []
+    content = Path("cut.avi").read_bytes()
+    Path("cut.avi").write_bytes(content[: len(content) // 2])
+    with pytest.raises(SystemExit) as error:
+        run("--video", "cut.avi")
+    assert error.value.code == 1
+    (problem,) = json.loads(Path("output/detections.json").read_text())["errors"]
+    assert problem["error"].startswith("is damaged: it ends after")
 
 
 def test_a_folder_of_frames_is_a_video_in_the_order_of_its_numbers(project):

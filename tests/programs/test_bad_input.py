@@ -211,4 +211,4 @@ def test_no_input_of_detect_is_overwritten_by_the_output_of_another(project):
         Path(name).parent.mkdir()
         Path(name).write_bytes(Path("data/images/train_0.png").read_bytes())
     message = refused("detect", "--image_folder", "*/a.png", "--output", "pics")
-    assert message == "--output pics: would overwrite pics/a.png, which is an input; give another folder"
+    assert message == "pics/a.png: would be overwritten, but is an input: give another --output or --json"

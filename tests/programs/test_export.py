@@ -164,6 +164,12 @@ def test_a_proof_that_fails_writes_nothing(project, monkeypatch):
         (["--check", "--fp16"], "--fp16: only for --to onnx or ncnn or engine"),
         (["--to", "engine", "--nms"], "--nms: only for --to onnx$"),
         (["--to", "onnx", "--max_map_drop", "0.01"], "--max_map_drop: only with --int8"),
+        (["--to", "onnx", "--conf_thres", "0.1"], "--conf_thres: only with --nms$"),
+        (["--to", "pth", "--json", "a.json"], "--json: only with --check$"),
+        (["--to", "onnx", "--strict"], "--strict: only with --check or --int8$"),
+        (["--latency_table", "lt", "--fuse"], "--fuse: only with --to$"),
+        (["--to", "ncnn", "--batch_size", "2"], "--batch_size: only with --check or --max_map_drop or --to engine$"),
+        (["--to", "weights", "--fuse", "--output", "a.cfg"], "--fuse writes a cfg beside this file"),
         (["--to", "pth"], "is the file to read"),
         (["--to", "onnx", "--img_size", "70"], "multiple of 32: 64"),
         (["--check", "--image_folder", "nowhere"], "nowhere: no image there"),
@@ -193,7 +199,7 @@ MISSING = {
 def test_without_tensorrt_one_line_says_what_does_the_same(project, monkeypatch, int8):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(InputError) as error:
-        run(export, "--to", "engine", "--batch_size", "4", *DATA, *(["--int8"] if int8 else []))
+        run(export, "--to", "engine", "--batch_size", "4", *(["--int8", *DATA] if int8 else []))
     message, mark = str(error.value), "_int8" if int8 else ""
     assert "\n" not in message
     assert message.startswith("tensorrt is not installed: pip install 'tensorrt>=10'")

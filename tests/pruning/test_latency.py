@@ -1,10 +1,12 @@
 import ast
 import csv
 import json
+import os
 import subprocess
 import sys
 import textwrap
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -300,6 +302,36 @@ def test_the_script_for_another_device_needs_nothing_of_this_project(spec, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [row["graph"] for row in read_rows(tmp_path / "latency.csv")] == list(graphs)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threads", "-5"], "'-5' is no number of threads"),
+        (["--graphs", "list.json"], "list.json: not the graphs that export.py --latency_table wrote"),
+        (["--output", "other.csv"], "other.csv: holds what was measured in onnx, 1.0, 1, a board: give another"),
+        (["--runtime", "nothing"], "invalid choice"),
+    ],
+)
+def test_the_script_for_another_device_refuses_what_would_be_wrong_or_lost(tmp_path, words, message):
+    (tmp_path / "graphs.json").write_text("{}")
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "other.csv").write_text(",".join(COLUMNS) + "\ng,1,onnx,1.0,1,a board\n")
+    before = (tmp_path / "other.csv").read_text()
+    command = [sys.executable, "-m", "utils.pruning.graph_timer", "--runtime", "pytorch", *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert (tmp_path / "other.csv").read_text() == before
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "ncnn"])
+def test_what_would_run_on_the_cpu_is_not_timed_as_a_gpu(runtime):
+    pytest.importorskip(runtime)
+    with pytest.raises(RuntimeError, match="--device cpu"):
+        RUNNERS[runtime]({"channels": 3, "height": 8, "width": 8, "layers": []}, 1, "cuda")
 
 
 def test_the_graphs_of_a_table_cover_its_network(spec):

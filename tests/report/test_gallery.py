@@ -1,5 +1,6 @@
 import base64
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +35,16 @@ def test_the_largest_disagreement_comes_first(dataset):
     assert [image.disagreement for image in gallery.images] == pytest.approx([1.8, 1.0])
     assert [image.name[-5:] for image in gallery.images] == ["b.jpg", "c.jpg"]
     assert (gallery.disagreeing, gallery.total) == (3, 3)
+
+
+def test_a_list_may_mix_absolute_and_relative_paths(dataset, monkeypatch):
+    monkeypatch.chdir(dataset.images[0].parent)
+    dataset.images[1] = Path(dataset.images[1].name)
+    assert sorted(image.name for image in make_gallery(dataset, None, collected(0.5, 0.5, 0.5)).images) == [
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+    ]
 
 
 def test_boxes_are_in_percent_of_the_image(dataset):

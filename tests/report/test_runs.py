@@ -162,6 +162,7 @@ def test_the_program_says_what_is_missing(project):
     [
         ["--epochs", "3", "-sr", "--s", "0.02", "--name", "a b", "--no-channels_last"],
         ["--model_def", "config/yolov3-hand.cfg", "-pre", "checkpoints/x.pth", "--cache", "ram"],
+        ["--model_def", "config/yolov3-hand.cfg", "--img_size", "256", "416"],
     ],
 )
 def test_the_command_of_a_run_gives_its_options(words):
@@ -172,7 +173,7 @@ def test_the_command_of_a_run_gives_its_options(words):
 
 
 def test_the_command_of_a_pruning_gives_its_options():
-    words = ["--percent", "0.5", "--strategy", "slim", "--force", "--weights_path", "x.pth"]
+    words = ["--max_map_drop", "0", "--layer_keep", "0", "--strategy", "slim", "--force", "--weights_path", "x.pth"]
     options = vars(test_prune.get_args_parser().parse_args(words))
     program, *given = shlex.split(command_of(options))[1:]
     assert program == "test_prune.py"

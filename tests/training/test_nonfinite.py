@@ -255,6 +255,6 @@ def test_no_two_drawn_images_have_one_name():
 def test_an_image_is_not_drawn_over_itself(project):
     save_checkpoint("checkpoints/yolov3_ckpt.pth", Darknet("config/yolov3-hand.cfg"))
     before = {path: path.read_bytes() for path in (project / "data/images").iterdir()}
-    with pytest.raises(InputError, match=r"would overwrite data/images/train_\d\.png, which is an input"):
+    with pytest.raises(InputError, match=r"data/images/train_\d\.png: would be overwritten, but is an input"):
         run("--image_folder", "data/images", "--output", "data/images", program=detect)
     assert {path: path.read_bytes() for path in (project / "data/images").iterdir()} == before

@@ -98,8 +98,8 @@ def drawn_window(size: tuple[int, int], place: Letterbox, window: Window) -> Win
     """The part of ``window`` that an image of ``size``, width and height, covers at ``place``; it may be empty."""
     x1, y1, x2, y2 = window
     x1, y1 = max(x1, place.left), max(y1, place.top)
-    x2 = min(x2, place.left + round(size[0] * place.scale_x))
-    y2 = min(y2, place.top + round(size[1] * place.scale_y))
+    width, height = place.scaled(*size)
+    x2, y2 = min(x2, place.left + width), min(y2, place.top + height)
     return x1, y1, max(x2, x1), max(y2, y1)
 
 
@@ -133,7 +133,7 @@ def letterbox_pixels(pixels: np.ndarray, size: AnySize) -> np.ndarray:
     height, width = pixels.shape[:2]
     place = Letterbox.fit(width, height, size)
     target = canvas(size)
-    fitted = resize(pixels, round(width * place.scale_x), round(height * place.scale_y))
+    fitted = resize(pixels, *place.scaled(width, height))
     target[place.top : place.top + fitted.shape[0], place.left : place.left + fitted.shape[1]] = fitted
     return target
 

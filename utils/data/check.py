@@ -22,7 +22,7 @@ import PIL
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from utils.data.data_config import DataConfig
+from utils.data.data_config import DataConfig, hidden_beside
 from utils.data.image_lists import ListEntry, looked_at
 from utils.data.images import ImageTraits, decode_strictly
 from utils.data.label_layouts import guess_layout
@@ -128,7 +128,7 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False, rules: Labe
 
 def check_images(entries: list[ListEntry], classes: int, list_path: Path, rules: LabelRules) -> list[CheckedImage]:
     """Check each image of a list and its labels; images that have not changed since the last check are not decoded."""
-    cache_path = list_path.with_name(f".{list_path.name}.checked.json")
+    cache_path = hidden_beside(list_path, "checked.json")
     cache = read_cache(cache_path)
     checked: list[CheckedImage] = []
     bar = tqdm(

@@ -20,6 +20,12 @@ MAKE_LISTS = (
 )
 
 
+def hidden_beside(images: Path, name: str) -> Path:
+    """The path of a hidden file beside a list or folder of images, called like that and ``name``."""
+    place = Path(os.path.abspath(images))  # "." has no name
+    return place.with_name(f".{place.name}.{name}")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The content of a ``.data`` or ``data.yaml`` file.

@@ -184,5 +184,4 @@ def shrink_to(width: int, height: int, size: Size, tolerance: float) -> tuple[in
     """Width and height at which an image fits into ``size``; unchanged where ``tolerance`` times that is not less."""
     if width <= tolerance * size.width and height <= tolerance * size.height:
         return width, height
-    place = Letterbox.fit(width, height, size)
-    return round(width * place.scale_x), round(height * place.scale_y)
+    return Letterbox.fit(width, height, size).scaled(width, height)

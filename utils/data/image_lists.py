@@ -37,22 +37,24 @@ class ListEntry:
 def places(text: str, origin: Path) -> Iterator[Path]:
     """Where the file may be that a line of the file ``origin`` names, in the order in which they are looked at.
 
-    The path is absolute, or relative to: the working directory; the folder of ``origin``; the folder above it, where
-    Darknet is started in a project with a folder ``data``; or, without its first folder, the folder of ``origin``, as
+    The path is absolute, or relative to: the folder of ``origin``, so that a data set stays the same wherever a program
+    is started; the working directory; the folder above that of ``origin``, where Darknet is started in a project with a
+    folder ``data``; or, without its first folder, the folder of ``origin``, as
     CVAT's export is, which is to be unpacked to ``data``. A path with the backslashes of Windows also counts with
     slashes. Of an absolute path of another machine its end counts, see :func:`endings`.
     """
     for spelling in (text, text.replace("\\", "/")) if "\\" in text else (text,):
         path = Path(spelling)
+        is_absolute = path.is_absolute() or PureWindowsPath(spelling).drive
+        if not is_absolute:
+            yield origin.parent / path
         yield path
-        if path.is_absolute() or PureWindowsPath(spelling).drive:
+        if is_absolute:
             for folder in (origin.parent, origin.absolute().parent.parent):
                 yield from endings(spelling, folder)
-        else:
-            yield origin.parent / path
-            if len(path.parts) > 1 and path.parts[0] != "..":
-                yield origin.absolute().parent.parent / path
-                yield origin.parent.joinpath(*path.parts[1:])
+        elif len(path.parts) > 1 and path.parts[0] != "..":
+            yield origin.absolute().parent.parent / path
+            yield origin.parent.joinpath(*path.parts[1:])
 
 
 def endings(text: str, folder: Path) -> Iterator[Path]:
@@ -116,15 +118,6 @@ def read_list_entries(path: str | Path) -> list[ListEntry]:
     if not entries:
         raise InputError(f"{path}: the list names no image")
     return entries
-
-
-def read_image_list(path: str | Path) -> list[Path]:
-    """Read the images of a list or folder, all of which must exist.
-
-    Raises:
-        InputError: the list is missing or empty, or images are missing; the message names the first and how many.
-    """
-    return existing_images(read_list_entries(path))
 
 
 def existing_images(entries: Sequence[ListEntry]) -> list[Path]:

@@ -31,11 +31,11 @@ from utils.data.depth import is_deep, to_8_bits
 from utils.errors import InputError
 from utils.sizes import AnySize, Size
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 SWAPS_SIDES = {5, 6, 7, 8}  # EXIF orientations with a rotation by 90 degrees
 PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # chunks that may hold an orientation
 
-JPEG_SUFFIXES = (".jpg", ".jpeg")
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 JPEG_START = b"\xff\xd8"
 JPEG_FRAMES = {0xC0, 0xC1, 0xC2}  # markers: the size, of files with Huffman coding
 JPEG_TABLES = {0xC4, 0xDB, 0xDD, 0xFE}  # markers: tables, the restart interval, and comments
@@ -82,6 +82,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with _opened(path) as (image, _):
         return _upright_size(image, path)
+
+
+def orientation_of(path: str | Path) -> int:
+    """The EXIF orientation of an image, from 1 to 8; errors as of :func:`image_size`."""
+    with _opened(path) as (image, _):
+        return _orientation(image, path)
 
 
 def image_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:

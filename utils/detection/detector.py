@@ -18,6 +18,7 @@ from utils.detection.ncnn import NcnnModel
 from utils.detection.runtimes import ExportedModel, OnnxModel
 from utils.detection.tensorrt import TensorRtModel
 from utils.devices import device_of, memory_advice, smaller_batch
+from utils.errors import InputError
 from utils.sizes import AnySize, Size
 
 
@@ -32,15 +33,17 @@ def load_model(
         model_def: the path of the network's cfg; None for the cfg in the weights file. Given, the two must agree.
         thresholds: the minimum score and the IoU of non-maximum suppression, for an ``.onnx`` file with the latter in
             its graph.
-        device: what ``--device`` says, for ONNX Runtime and TensorRT; a Darknet is on the CPU at first.
+        device: what ``--device`` says, for an exported file; a Darknet is on the CPU at first.
 
     Raises:
-        InputError: a file is missing, damaged, or does not fit, or there is no cfg.
+        InputError: a file is missing, damaged, or does not fit, there is no cfg, or a runtime cannot use the device.
     """
     model: ExportedModel
     if weights_path.endswith(".onnx"):
         model = OnnxModel(weights_path, thresholds, device)
     elif weights_path.endswith(".param"):
+        if device not in (None, "cpu"):
+            raise InputError(f"--device {device}: {weights_path} runs in ncnn, here on the CPU alone: give cpu")
         model = NcnnModel(weights_path)
     elif weights_path.endswith(".engine"):
         model = TensorRtModel(weights_path, device)

@@ -21,6 +21,7 @@ from utils.errors import InputError
 from utils.files import atomic_writer
 
 AHEAD = 8  # frames of a file that are decoded before they are needed
+DAMAGED = 0.9  # a file that ends before this share of its duration
 USUAL_FPS = 25.0  # for a source that does not tell its rate
 
 
@@ -79,7 +80,9 @@ def open_video(source: str, patience: Patience | None = None) -> Video:
         camera = Camera(label, connect, capture, fps, patience)
         return Video(label, name, fps, size, camera.frames, camera, camera.errors)
     label, name = (safe_url(source), host_name(source)) if is_stream else (source, Path(source).stem)
-    return Video(label, name, fps, size, lambda stopped: _until(stopped, ahead(_decoded(cv2, capture))))
+    errors: list[dict[str, str]] = []
+    decoded = partial(_decoded, cv2, capture, label, errors)
+    return Video(label, name, fps, size, lambda stopped: _until(stopped, ahead(decoded())), errors=errors)
 
 
 def _capture(cv2: Any, source: str, patience: Patience) -> Any:
@@ -146,12 +149,19 @@ def _by_number(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(digits), "") if digits else (1, 0, text) for digits, text in parts]
 
 
-def _decoded(cv2: Any, capture: Any) -> Iterator[Frame]:
-    """The frames of a file."""
-    number = 0
+def _decoded(cv2: Any, capture: Any, label: str, errors: list[dict[str, str]]) -> Iterator[Frame]:
+    """The frames of a file; where it ends long before it should, that is added to ``errors``."""
+    number, seconds = 0, 0.0
     while (frame := capture.read())[0]:
         yield number, Image.fromarray(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB))
         number += 1
+        seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+    # Times, since where the frame rate changes the number of frames is a guess.
+    rate = capture.get(cv2.CAP_PROP_FPS) or USUAL_FPS
+    duration, ended = capture.get(cv2.CAP_PROP_FRAME_COUNT) / rate, seconds + 1 / rate
+    if seconds and ended < DAMAGED * duration:
+        reason = f"is damaged: it ends after {ended:.1f} of {duration:.1f} seconds, with {number} frames"
+        errors.append({"video": label, "error": reason})
 
 
 def _until(stopped: Callable[[], bool], items: Iterator[Frame]) -> Iterator[Frame]:

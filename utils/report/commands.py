@@ -44,12 +44,13 @@ def command_of(options: Mapping[str, Any]) -> str | None:
 def _command(program: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     words = ["python", program]
     for name, value in options.items():
-        if value is None or name == "debug" or value == defaults.get(name, False):
+        unchanged = value == defaults[name] if name in defaults else value is False
+        if value is None or name == "debug" or unchanged:
             continue
         if isinstance(value, bool):
             words.append("-sr" if name == "sr" else f"--{name}" if value else f"--no-{name}")
         else:
-            words += [f"--{name}", str(value)]
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
     return shlex.join(words)
 
 

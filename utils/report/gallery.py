@@ -4,7 +4,6 @@ import base64
 import io
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -67,7 +66,7 @@ def make_gallery(dataset: DetectionDataset, before: Collected | None, after: Col
     """
     reference = before.detections if before else after.truth_as_detections
     scores = disagreements(reference, after.detections)
-    folder = os.path.commonpath([Path(path).parent for path in dataset.images])
+    folder = os.path.commonpath([os.path.abspath(path.parent) for path in dataset.images])
     images = [
         _gallery_image(dataset, int(index), float(scores[index]), before, after, folder)
         for index in np.argsort(-scores, kind="stable")[:count]

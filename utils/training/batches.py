@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Subset
 from utils import distributed
 from utils.data.augmentations import Augmentation
 from utils.data.check import check_data, summary
-from utils.data.data_config import DataConfig
+from utils.data.data_config import DataConfig, hidden_beside
 from utils.data.datasets import DetectionDataset
 from utils.data.image_cache import budget
 from utils.data.loader import EpochSampler, loader
@@ -46,7 +46,7 @@ def fill_caches(kind: str, datasets: Mapping[Path, DetectionDataset]) -> None:
         return
     most = free = distributed.from_main(budget)
     for path, dataset in datasets.items():
-        dataset.fill_cache(kind, path.with_name(f".{path.name}.cache"), free)
+        dataset.fill_cache(kind, hidden_beside(path, "cache"), free)
         free -= dataset.cache.nbytes if dataset.cache else 0
     images = sum(len(dataset) for dataset in datasets.values())
     kept = sum(len(dataset.cache or ()) for dataset in datasets.values())

@@ -116,6 +116,18 @@ def test_strict_names_the_file_and_touches_nothing(coco, spoil, message):
     assert tree(coco["folder"] / "out") == before
 
 
+@pytest.mark.parametrize("there", ["cam1/w.jpg", "other/w.jpg", "w.jpg"])
+def test_an_image_is_of_one_entry(tmp_path, there, capsys):
+    """A name without its file must not mean the file of another, or that of which there is but one."""
+    names = ("cam1/w.jpg", "cam2/w.jpg")
+    boxes = [{"image_id": number, "category_id": 1, "bbox": [1, 1, 9, 9]} for number in (3, 4)]
+    content = coco_of(boxes, [{"id": number, "file_name": name} for number, name in enumerate(names, start=3)])
+    draw(tmp_path / there, seed=3)
+    labels = convert_one(tmp_path, content) / "labels/w.txt"
+    assert (labels.read_text().count("\n") if labels.exists() else 0) == int(there == "cam1/w.jpg")
+    assert "cam2/w.jpg, which is missing" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00", "[" * 100_000])
 def test_coco_that_is_no_instances_file(coco, text):
     coco["valid"] = text

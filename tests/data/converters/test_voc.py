@@ -47,14 +47,15 @@ def test_voc(voc, tmp_path, capsys):
     assert (output / "labels/a.txt").read_text() == (
         "2 0.350000 0.350000 0.500000 0.500000\n1 0.500000 0.500000 1.000000 1.000000\n"
     )
-    assert (output / "labels/b.txt").read_text() == "1 0.950000 0.900000 0.100000 0.200000\n"
+    # The image of b has half the stated size: its box is x 45..55, y 20..25.
+    assert (output / "labels/b.txt").read_text() == "1 0.500000 0.450000 0.100000 0.100000\n"
     assert (output / "labels/c.txt").read_text() == "0 0.150000 0.500000 0.110000 1.000000\n"
     assert (output / "train.txt").read_text() == "images/a.jpg\nimages/b.png\n"
     assert (output / "valid.txt").read_text() == "images/c.jpg\n"
     assert (output / "pets.names").read_text() == "bird\ncat\ndog\n"
     assert (output / "pets.data").read_text() == "classes=3\ntrain=train.txt\nvalid=valid.txt\nnames=pets.names\n"
     printed = capsys.readouterr().out
-    assert row(printed, "train") == [2, 3, 1, 1, 0, 0, 1]
+    assert row(printed, "train") == [2, 3, 0, 1, 0, 0, 1]
     assert row(printed, "valid") == [1, 1, 0, 0, 0, 0, 0]
 
 

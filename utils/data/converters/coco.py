@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from utils.data.converters.layout import Images
+from utils.data.converters.layout import Images, base_name
 from utils.data.converters.rle import rle_box
 from utils.data.converters.samples import DataSet, LeftOut, Sample, finite_numbers, read_stated_size, shortened
 from utils.data.images import IMAGE_SUFFIXES
@@ -48,18 +48,24 @@ class CocoFile:
         """Note that an entry of the file is left out, because of a ``problem`` with it."""
         self.left_out.append(LeftOut(what, reason, f"{self.path}: {where} {problem}"))
 
-    def find_image(self, file_name: str) -> Path:
-        """The image that an entry names: as given, with "/" for Windows' separators, or by the last part of its path.
+    def find_images(self, names: Iterable[str]) -> dict[str, Path]:
+        """The image that each entry names; it need not exist.
 
-        The result need not exist.
+        That is a file of the name as given, or with "/" for Windows' separators; else one of the last part of its path,
+        beside or below the folder, unless another entry has that one.
         """
-        text = file_name.strip().replace("\\", "/")
-        names = dict.fromkeys((file_name, text, unquote(text), text.rpartition("/")[2]))
-        paths = [root / name for root in (self.folder, self.folder.parent) for name in names]
-        for path in paths:
-            if os.path.isfile(path):  # False, too, for a name that no file can have
-                return path
-        return (self.images.named(unquote(text)) if self.folder.is_dir() else None) or self.folder / text
+        found = {name: self._file(name, separated(name), unquote(separated(name))) for name in names}
+        guesses = {name: self._guess(base_name(name)) for name, path in found.items() if not path}
+        uses = Counter(filter(None, (*set(found.values()), *guesses.values())))
+        only = {name: path if path and uses[path] == 1 else None for name, path in guesses.items()}
+        return {name: path or only[name] or self.folder / separated(name) for name, path in found.items()}
+
+    def _file(self, *spellings: str) -> Path | None:
+        paths = [root / spelling for root in (self.folder, self.folder.parent) for spelling in spellings]
+        return next((path for path in paths if os.path.isfile(path)), None)  # not so for a name that no file can have
+
+    def _guess(self, name: str) -> Path | None:
+        return self._file(name) or (self.images.named(unquote(name)) if self.folder.is_dir() else None)
 
 
 def read_coco(sources: dict[str, tuple[Path, Path]]) -> DataSet:
@@ -206,11 +212,17 @@ def read_split(file: CocoFile, categories: dict[str, str]) -> list[Sample]:
         else:
             annotations[number].append((where, entry))
     by_source: dict[Path, tuple[dict, list[tuple[str, dict]]]] = {}
+    sources = file.find_images(image["file_name"] for image in images.values())
     for number, image in sorted(images.items(), key=lambda item: item[1]["file_name"]):
-        by_source.setdefault(file.find_image(image["file_name"]), (image, []))[1].extend(annotations[number])
+        by_source.setdefault(sources[image["file_name"]], (image, []))[1].extend(annotations[number])
     return [
         read_image_entry(file, source, image, entries, categories) for source, (image, entries) in by_source.items()
     ]
+
+
+def separated(name: str) -> str:
+    """A file name with "/" for Windows' separators."""
+    return name.strip().replace("\\", "/")
 
 
 def stated_name(entry: Mapping[str, object]) -> str:

@@ -78,24 +78,29 @@ class Images:
             self.by_stem.setdefault(path.stem, []).append(path)
             self.by_name.setdefault(path.name.lower(), []).append(path)
 
-    def of(self, annotation: Path, file_name: str = "") -> Path:
-        """The image of an annotation file; ``file_name`` is what the annotation calls it.
+    def near(self, annotation: Path) -> list[Path]:
+        """The images that an annotation's own place says: beside it, or in the same place of a folder of images."""
+        stem = self.by_stem.get(annotation.stem, [])
+        beside = [path for path in stem if path.parent == annotation.parent]
+        return beside or self.by_place.get(place(annotation, self.source), [])
+
+    def of(self, annotation: Path, file_name: str = "", taken: Container[Path] = ()) -> Path:
+        """The image of an annotation file.
+
+        Args:
+            annotation: the file.
+            file_name: what it calls its image.
+            taken: images that are near another annotation; another one elsewhere has the same name by chance.
 
         Raises:
             InputError: there is none, or several could be meant.
         """
-        name = base_name(file_name)
-        candidates: list[Path] = []
-        for candidates in (
-            [path for path in self.by_stem.get(annotation.stem, []) if path.parent == annotation.parent],
-            self.by_place.get(place(annotation, self.source), []),
-            self.by_stem.get(annotation.stem, []),
-            self.by_name.get(name, []),
-        ):
-            if len(candidates) > 1:
-                candidates = [path for path in candidates if path.name.lower() == name] or candidates
-            if candidates:
-                break
+        name = base_name(file_name).lower()
+        candidates = self.near(annotation)
+        for elsewhere in (self.by_stem.get(annotation.stem, []), self.by_name.get(name, [])):
+            candidates = candidates or [path for path in elsewhere if path not in taken]
+        if len(candidates) > 1:
+            candidates = [path for path in candidates if path.name.lower() == name] or candidates
         if not candidates:
             raise InputError(f"{annotation}: there is no image {annotation.stem}.jpg (.png, ...) below {self.source}")
         if len(candidates) > 1:
@@ -105,11 +110,11 @@ class Images:
 
     def named(self, file_name: str) -> Path | None:
         """The only image whose name, or name without suffix, is the last part of ``file_name``; or None."""
-        last = file_name.replace("\\", "/").rpartition("/")[2]
-        candidates = self.by_name.get(base_name(file_name)) or self.by_stem.get(last, [])
+        last = base_name(file_name)
+        candidates = self.by_name.get(last.lower()) or self.by_stem.get(last, [])
         return candidates[0] if len(candidates) == 1 else None
 
 
 def base_name(file_name: str) -> str:
-    """The last part of a path of Linux or Windows, in lower case."""
-    return re.split(r"[\\/]", file_name.strip())[-1].lower()
+    """The last part of a path of Linux or Windows."""
+    return re.split(r"[\\/]", file_name.strip())[-1]

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -48,17 +49,22 @@ class VocFolder:
     left_out: list[LeftOut] = field(default_factory=list)
     unread: set[Path] = field(default_factory=set)
 
+    @cached_property
+    def near(self) -> set[Path]:
+        """The images that are near an annotation."""
+        return set(chain(*map(self.images.near, self.annotations)))
+
     def read(self, annotation: Path) -> Sample | None:
         """The sample of an XML file; None where it cannot be read or has no image, which is then in ``left_out``."""
         try:
             root = parse_xml(annotation)
             if root.tag == "annotations":
                 raise InputError(f"{annotation}: is XML of CVAT itself: export the data as Pascal VOC, COCO or YOLO")
-            image = self.images.of(annotation, root.findtext("filename") or "")
+            image = self.images.of(annotation, root.findtext("filename") or "", self.near)
         except InputError as error:
             self.left_out.append(LeftOut("image", "no image, or no XML", str(error)))
             with suppress(InputError):
-                self.unread.add(self.images.of(annotation))
+                self.unread.add(self.images.of(annotation, taken=self.near))
             return None
         return read_annotation(root, annotation, image)
 
@@ -106,7 +112,8 @@ def find_lists(source: Path, train_list: str | None, valid_list: str | None) -> 
     """The lists of images in ``ImageSets/Main`` or ``ImageSets``, by split; empty where there is no usual pair.
 
     Raises:
-        InputError: a list that is named does not exist, or there are several folders ``ImageSets``.
+        InputError: a list that is named does not exist, a list for validation has none for training beside it, or
+            there are several folders ``ImageSets``.
     """
     lists: dict[str, Path] = {}
     folders = set()
@@ -126,6 +133,9 @@ def find_lists(source: Path, train_list: str | None, valid_list: str | None) -> 
     for train, valid in USUAL_LISTS:
         if (train_list or train) in lists and (valid_list or valid) in lists:
             return {"train": lists[train_list or train], "valid": lists[valid_list or valid]}
+    if valid_list:
+        usual = ", ".join(dict.fromkeys(train for train, _ in USUAL_LISTS))
+        raise InputError(f"--valid_split {valid_list}: there is no list {usual}: name the other one by --train_split")
     return {"train": lists[train_list]} if train_list else {}
 
 

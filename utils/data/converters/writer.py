@@ -17,10 +17,12 @@ from tqdm import tqdm
 from utils.data.converters.report import format_counts, format_left_out
 from utils.data.converters.samples import DataSet, LeftOut, Sample
 from utils.data.converters.split import Split, difference_hash
+from utils.data.converters.stated_size import fit_boxes
 from utils.data.images import read_image
 from utils.data.label_layouts import guess_pixel_layout
 from utils.errors import InputError
 from utils.files import write_text
+from utils.text import is_unicode
 
 FLOAT_NOISE = 1e-3  # pixels; a box that is moved by less counts as not clipped
 
@@ -78,7 +80,9 @@ def write_data_set(data: DataSet, output: Path, split: Split | None = None, stri
             no use, or there is a problem and ``strict``.
     """
     prepared = prepare(data, split, strict)
-    check_boxes(prepared)
+    if not any(len(sample.boxes) for sample in chain(*prepared.splits.values())):
+        problem = next((f": {item.problem}" for item in prepared.left_out if item.problem), "")
+        raise InputError(f"no image has a box{problem}")
     notes = prepared.notes
     converted = convert_splits(prepared.splits, prepared.decoded, data.names)
     if shared := set.intersection(*({image.name for image in images} for images in converted.values())):
@@ -100,12 +104,13 @@ def write_list_files(data: DataSet, output: Path, split: Split | None = None, st
 
 
 def prepare(data: DataSet, split: Split | None, strict: bool) -> Prepared:
-    """Decode all images, and split them; arguments and errors as of :func:`write_data_set`."""
+    """Decode all images, fit their boxes, and split them; arguments and errors as of :func:`write_data_set`."""
     check_split(data, split)
     left_out = list(data.left_out)
     decoded = decode_samples(data, left_out)
-    splits = {name: [sample for sample in of if sample.source in decoded] for name, of in data.splits.items()}
-    splits = {name: [sample for sample in of if has_usable_objects(sample, left_out)] for name, of in splits.items()}
+    splits = {name: fit_samples(samples, decoded, left_out) for name, samples in data.splits.items()}
+    check_layout(list(chain(*splits.values())), decoded)
+    splits = {name: [s for s in of if is_usable(s, decoded[s.source].size, left_out)] for name, of in splits.items()}
     objects = [item for samples in splits.values() for sample in samples for item in sample.left_out]
     problems = [item.problem for item in (*objects, *left_out) if item.problem]
     if strict and problems:
@@ -121,22 +126,43 @@ def prepare(data: DataSet, split: Split | None, strict: bool) -> Prepared:
     return Prepared(splits, decoded, left_out, notes)
 
 
-def has_usable_objects(sample: Sample, left_out: list[LeftOut]) -> bool:
-    """False for an image whose objects all have problems, which are added to ``left_out``: it is no negative."""
-    if sample.classes or not any(item.problem for item in sample.left_out):
+def fit_samples(samples: Sequence[Sample], decoded: Mapping[Path, Decoded], left_out: list[LeftOut]) -> list[Sample]:
+    """The samples whose images could be decoded, with boxes in pixels of these.
+
+    Those whose annotations are of another image are added to ``left_out``.
+    """
+    fitted = []
+    for sample in samples:
+        if sample.source in decoded:
+            try:
+                fitted.append(fit_boxes(sample, decoded[sample.source].size))
+            except InputError as error:
+                left_out.append(LeftOut("image", "its annotation is of another size", str(error)))
+    return fitted
+
+
+def is_usable(sample: Sample, size: tuple[int, int], left_out: list[LeftOut]) -> bool:
+    """False for an image of ``size`` none of whose objects can be used: it is no negative.
+
+    Why that is so is added to ``left_out``.
+    """
+    objects = list(sample.left_out)
+    if sample.classes and not normalised(sample.boxes, size)[1].any():
+        problem = f"{sample.annotation}: no box has an area inside {sample.source}"
+        objects.append(LeftOut("object", "no area", problem))
+    elif sample.classes or not any(item.problem for item in objects):
         return True
-    left_out += [*sample.left_out, LeftOut("image", "none of its objects can be used")]
+    left_out += [*objects, LeftOut("image", "none of its objects can be used")]
     return False
 
 
-def check_boxes(prepared: Prepared) -> None:
-    """Raise an InputError where a data set has no box, or boxes that do not seem to be in pixels."""
-    samples = [sample for sample in chain(*prepared.splits.values()) if len(sample.boxes)]
+def check_layout(samples: Sequence[Sample], decoded: Mapping[Path, Decoded]) -> None:
+    """Raise an InputError where boxes do not seem to be in pixels."""
+    samples = [sample for sample in samples if len(sample.boxes)]
     if not samples:
-        problem = next((f": {item.problem}" for item in prepared.left_out if item.problem), "")
-        raise InputError(f"no image has a box{problem}")
+        return
     boxes = np.concatenate([sample.boxes for sample in samples])
-    sizes = np.concatenate([[prepared.decoded[s.source].size] * len(s.boxes) for s in samples])
+    sizes = np.concatenate([[decoded[s.source].size] * len(s.boxes) for s in samples])
     if layout := guess_pixel_layout(boxes, sizes):
         x1, y1, x2, y2 = boxes[0]
         raise InputError(
@@ -200,6 +226,8 @@ def decode_sample(sample: Sample) -> Decoded | LeftOut:
     if not os.path.isfile(sample.source):
         problem = f"{sample.annotation}: names the image {sample.source}, which is missing"
         return LeftOut("image", "missing", problem)
+    if not is_unicode(path := os.path.abspath(sample.source)):
+        return LeftOut("image", "its name is not UTF-8", f"{path!a}: rename it, since lists of images are in UTF-8")
     try:
         image = read_image(sample.source)
     except InputError as error:
@@ -248,17 +276,26 @@ def format_labels(sample: Sample, size: tuple[int, int], names: list[str]) -> tu
 
     Boxes are clipped to the image. A box whose width or height is then 0, rounded to six decimals, has no line.
     """
-    inside = np.clip(sample.boxes, 0, [*size, *size])
-    centres, sides = (inside[:, :2] + inside[:, 2:]) / 2, inside[:, 2:] - inside[:, :2]
-    labels = np.round(np.concatenate([centres / size, sides / size], axis=1), 6)
-    kept = np.all(labels[:, 2:] > 0, axis=1)
-    clipped = (np.abs(inside - sample.boxes) > FLOAT_NOISE).any(axis=1)
+    labels, kept = normalised(sample.boxes, size)
+    outside = sample.boxes - np.clip(sample.boxes, 0, [*size, *size])
+    clipped = (np.abs(outside) > FLOAT_NOISE).any(axis=1)
     lines = [
         f"{names.index(name)} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}\n"
         for name, (cx, cy, w, h), keep in zip(sample.classes, labels, kept, strict=True)
         if keep
     ]
     return "".join(lines), int((clipped & kept).sum())
+
+
+def normalised(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) xyxy in pixels, clipped to an image of ``size``, as (N, 4) cx, cy, w, h in shares of it.
+
+    Also which of them (N,) have an area when they are rounded to six decimals.
+    """
+    inside = np.clip(boxes, 0, [*size, *size])
+    centres, sides = (inside[:, :2] + inside[:, 2:]) / 2, inside[:, 2:] - inside[:, :2]
+    shares = np.round(np.concatenate([centres / size, sides / size], axis=1), 6)
+    return shares, np.all(shares[:, 2:] > 0, axis=1)
 
 
 def unique_name(source: Path, used_stems: set[str]) -> str:

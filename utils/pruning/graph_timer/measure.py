@@ -2,6 +2,7 @@
 
 import csv
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -56,15 +57,27 @@ def measure(
 def describe_device(device: str = "cpu") -> str:
     """The name of the processor or GPU."""
     if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
+        return _gpu_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
     return names[0] if names and names[0] else platform.processor() or platform.machine()
+
+
+def _gpu_name() -> str:
+    try:
+        import torch
+
+        return torch.cuda.get_device_name()
+    except ModuleNotFoundError:  # another runtime does not need PyTorch
+        pass
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return f"GPU beside {describe_device()}"
 
 
 def runtime_version(runtime: str) -> str:
@@ -75,6 +88,16 @@ def runtime_version(runtime: str) -> str:
     """
     module = __import__(PACKAGES[runtime])
     return str(module.__version__).partition("+")[0]
+
+
+def mark_of(runtime: str, threads: int, device: str) -> dict[str, str]:
+    """What a row says of where it was measured, besides the graph and its milliseconds.
+
+    Raises:
+        ModuleNotFoundError: the runtime is not installed.
+    """
+    version = runtime_version(runtime)
+    return {"runtime": runtime, "version": version, "threads": str(threads), "device": describe_device(device)}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -114,12 +137,7 @@ def measure_to_file(
         ModuleNotFoundError: the runtime is not installed.
         ValueError: ``path`` is another kind of file.
     """
-    mark = {
-        "runtime": runtime,
-        "version": runtime_version(runtime),
-        "threads": str(threads),
-        "device": describe_device(device),
-    }
+    mark = mark_of(runtime, threads, device)
     rows = [row for row in read_rows(path) if all(row[name] == value for name, value in mark.items())]
     known = {row["graph"] for row in rows}
     missing = {name: graph for name, graph in graphs.items() if name not in known}

@@ -32,7 +32,9 @@ def onnx_runner(graph: Graph, threads: int, device: str) -> Callable[[], object]
 
 
 def openvino_runner(graph: Graph, threads: int, device: str) -> Callable[[], object]:
-    """A forward pass in OpenVINO."""
+    """A forward pass in OpenVINO, on the processor."""
+    if device != "cpu":
+        raise RuntimeError("OpenVINO does not run on NVIDIA's GPUs: measure it with --device cpu")
     core = openvino_core()
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = core.compile_model(core.read_model(OnnxWriter(graph).content()), "CPU", options)
@@ -77,6 +79,8 @@ def ncnn_runner(graph: Graph, threads: int, device: str) -> Callable[[], object]
     """A forward pass in NCNN; heads are not decoded."""
     import ncnn
 
+    if device != "cpu" and not ncnn.get_gpu_count():  # it would go on without, on the processor
+        raise RuntimeError("ncnn finds no GPU with Vulkan: measure it with --device cpu")
     net = ncnn.Net()
     net.opt.num_threads = threads
     net.opt.use_vulkan_compute = device == "cuda"
