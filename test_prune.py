@@ -166,7 +166,7 @@ def main(args: argparse.Namespace) -> None:
     budget = budget_of(args, metadata)
     result = pruner.at(choose_ratio(pruner, budget, bench.img_size, latency, bench))
     if budget.goal:
-        print(f"{result.ratio:.2%} of the prunable channels are cut, for {budget.goal}")
+        print(f"{result.ratio:.2%} of the prunable channels are to go, for {budget.goal} of {args.weights_path}")
     if not args.force and args.importance == "gamma":
         refuse_dense(pruner, result, args.weights_path)
     max_diff = proof(result, bench.img_size, args.fold)
@@ -178,7 +178,8 @@ def main(args: argparse.Namespace) -> None:
     print(comparison_table(before, after))
     in_runtime = None
     if latency:
-        in_runtime = latency.compare(original, result.pruned.model)
+        # A table knows the layers that it was made for, not those of the network before a cut in training.
+        in_runtime = latency.compare(original if latency.runtime else model, result.pruned.model)
         print(latency.describe(in_runtime))
 
     pruned_metadata = {
@@ -213,7 +214,7 @@ def output_paths(args: argparse.Namespace, metadata: dict[str, Any]) -> tuple[Pa
     Without --model_def the cfg is called after the one that the model was trained with, and goes to the folder config.
 
     Raises:
-        InputError: one of them is a folder.
+        InputError: one of them is a folder, or both are one file.
     """
     trained_with = metadata.get("options", {}).get("model_def") or MODEL_DEF
     cfg = Path(args.model_def or Path("config") / Path(trained_with).name)
@@ -224,6 +225,8 @@ def output_paths(args: argparse.Namespace, metadata: dict[str, Any]) -> tuple[Pa
     )
     for path in paths:
         refuse_folder(path)
+    if paths[0].resolve() == paths[1].resolve():
+        raise InputError(f"--out_cfg and --out_weights are both {paths[0]}: give two files")
     return paths
 
 
@@ -240,9 +243,9 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
 
 def latency_for(model: Darknet, bench: Bench, args: argparse.Namespace) -> Latency | None:
     """Times in the --runtime or by the --latency_table; None without both."""
+    if "threads" in args.given and not args.runtime:
+        raise InputError("--threads: only with --runtime")
     if not args.runtime and not args.latency_table:
-        if "threads" in args.given:
-            raise InputError("--threads: only with --runtime")
         return None
     if args.prune_blocks:
         raise InputError("--prune_blocks: with --runtime or --latency_table the times say which residual blocks go")
@@ -297,8 +300,10 @@ def describe(result: PruningResult, max_diff: float, pruner: Pruner) -> None:
         old = [str(pruner.kept_layers[index]) for index in result.selection.floored]
         print(f"layers at their floor (--layer_keep), which would have lost more: {', '.join(old)}")
     what = "|gamma|" if pruner.kind == "gamma" else f"{pruner.kind} (1 is a layer's mean)"
+    channels = sum(layer.channels for layer in pruner.model.spec.convolutions)
     print(
-        f"{result.ratio:.1%} of the prunable channels cut, {what} up to {result.selection.threshold:.3g}; "
+        f"{result.ratio:.1%} of the prunable channels chosen, {what} up to {result.selection.threshold:.3g}; "
+        f"{channels - sum(result.counts.values())} of {channels} channels cut; "
         f"{result.pruned.carriers} constant carriers, {result.pruned.silenced} channels silenced; "
         f"largest difference from the masked network: {max_diff:.1e}"
     )

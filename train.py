@@ -153,7 +153,8 @@ def complete_options(args: Options) -> tuple[Run, dict[str, Any] | None, bool]:
     Raises:
         InputError: options contradict each other or the run to resume, or an unfinished run would be lost.
     """
-    origin = None if args.resume else find_origin(args.pretrained_weights, args.model_def)
+    names_run = not args.name and args.pretrained_weights  # whether what the run starts from names it, also on --resume
+    origin = find_origin(args.pretrained_weights, args.model_def) if names_run or not args.resume else None
     args.name = args.name or default_name(args.sr, args.model_def, bool(origin and origin.pruned))
     run_files = Run(args.name)
     checkpoint = distributed.from_main(lambda: resume_point(args, run_files))

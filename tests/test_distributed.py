@@ -131,10 +131,9 @@ def test_an_error_in_one_process_ends_all(project):
     assert "by peer" not in outcome.stderr  # what the other process only notices is no news
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_batch_norm_of_all_processes_is_refused_without_gpus(project):
+def test_batch_norm_of_all_processes_is_refused_on_the_cpu(project):
     with pytest.raises(InputError, match="--sync_bn works on GPUs only"):
-        train.main(train.get_args_parser().parse_args(["--sync_bn", "--epochs", "1"]))
+        train.main(train.get_args_parser().parse_args(["--sync_bn", "--epochs", "1", "--device", "cpu"]))
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):

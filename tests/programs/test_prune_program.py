@@ -42,6 +42,25 @@ def report(*words):
     return json.loads(Path("report.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out_cfg", "same", "--out_weights", "./same"], "--out_cfg and --out_weights are both same: give two files"),
+        (["--latency_table", "t.csv", "--threads", "8"], "--threads: only with --runtime"),
+    ],
+)
+def test_options_that_would_do_nothing_or_harm_are_refused(project, words, message):
+    with pytest.raises(InputError, match=message):
+        run(*words)
+    assert not Path("same").exists()
+
+
+def test_a_folder_is_no_file_for_the_report(project, capsys):
+    with pytest.raises(SystemExit):
+        run("--json", "config")
+    assert "argument --json: config is a folder" in capsys.readouterr().err
+
+
 def test_the_report_describes_the_files_that_were_written(project, capsys):
     result = report("--percent", "0.5")
     assert result["strategy"] == "shortcut"
@@ -164,7 +183,7 @@ def test_blocks_and_rounding_are_in_the_report(project):
 def test_a_budget_is_met_and_what_was_chosen_is_said(project, capsys, option, budget, measure):
     result = report(option, str(budget), "--force")
     assert 0.8 * budget < result["after"][measure] / result["before"][measure] <= budget
-    assert f"{result['percent']:.2%} of the prunable channels are cut, for at most" in capsys.readouterr().out
+    assert f"{result['percent']:.2%} of the prunable channels are to go, for at most" in capsys.readouterr().out
 
 
 def test_a_budget_of_time_is_met(project):

@@ -10,18 +10,20 @@ import test_prune
 import train
 from config.networks import create_cfg
 from models import Darknet
-from tests.networks import randomize, uneven
+from tests.networks import CFG_FOLDER, randomize, uneven
 from tests.scene import make_project
-from utils.darknet.cfg import parse_cfg
+from utils.darknet.cfg import parse_cfg, read_cfg
+from utils.darknet.layers import Deconvolution
 from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.detection.loss import YoloLoss
 from utils.errors import InputError
+from utils.pruning.constants import prune_masks
 from utils.pruning.coupling import couple
 from utils.pruning.gamma_history import GammaHistory
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
 from utils.pruning.selection import silent_sets
-from utils.pruning.surgery import compact_blocks
+from utils.pruning.surgery import compact_blocks, compact_network
 from utils.training.optim import MOMENTUM, build_sgd
 
 SIZE = 64
@@ -189,6 +191,26 @@ def test_the_optimizer_keeps_what_it_knows_of_the_channels_that_stay():
             assert after.shape == tuple(small.get_parameter(parameter).shape)
             np.testing.assert_array_equal(after, before)
     assert carriers > 0
+
+
+def test_momenta_of_transposed_kernels_follow_their_channels():
+    model = Darknet(read_cfg(CFG_FOLDER / "deconv.cfg"))
+    layer = next(layer for layer in model.spec.convolutions if isinstance(layer, Deconvolution))
+    coupling = couple(model.spec)
+    dead = np.array([not s.fixed and number % 3 == 0 for number, s in enumerate(coupling.sets)])
+    (mask,) = prune_masks([model], coupling, dead)
+    small = compact_network(model, mask)
+    optimizer, new = build_sgd(model, 0.001), build_sgd(small, 0.001)
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {"momentum_buffer": torch.rand_like(parameter)}
+    carry_optimizer(optimizer, new, model, small, mask)
+    name = f"module_list.{layer.index}.conv_{layer.index}.weight"
+    before = optimizer.state[model.get_parameter(name)]["momentum_buffer"].numpy()
+    outputs, inputs = mask.kept_outputs(layer.index), mask.kept_inputs(layer)
+    assert not outputs.all()
+    assert not inputs.all()
+    after = new.state[small.get_parameter(name)]["momentum_buffer"].numpy()
+    np.testing.assert_array_equal(after, before[inputs][:, outputs])
 
 
 def test_momenta_keep_the_memory_format_of_their_kernels():

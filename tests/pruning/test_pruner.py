@@ -18,6 +18,7 @@ from utils.pruning.budget import (
     percent,
     smallest_ratio,
 )
+from utils.pruning.costs import MacCosts
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.proof import head_difference, prove
@@ -111,6 +112,21 @@ def test_rounding_gives_multiples_with_carriers_counted(model, multiple):
     for index, count in result.counts.items():
         original = model.spec.layers[index].channels
         assert count == min(-(-plain.counts[index] // multiple) * multiple, original)
+
+
+def test_rounding_leaves_no_carrier_that_carries_nothing(model):
+    mask = Pruner(model, "normal", round_to=64).at(0.6).pruned.mask
+    carriers = np.flatnonzero(mask.carriers)
+    readers = [mask.coupling.inputs(c) for c in mask.coupling.spec.convolutions if not mask.kept_inputs(c).all()]
+    assert all(any(number in inputs for inputs in readers) for number in carriers)
+
+
+def test_rounding_holds_where_channels_go_by_what_they_cost(model):
+    costs = MacCosts(model.spec.at(64), 4)
+    result = Pruner(model, "slim", round_to=6, kind="magnitude", costs=costs, whole_blocks=False).at(0.5)
+    assert result.pruned.mask.removed_channels
+    for index, count in result.counts.items():
+        assert count % 12 == 0 or count == model.spec.layers[index].channels
 
 
 def test_folding_into_biases_saves_the_carriers_and_is_wrong_at_the_borders(model):

@@ -117,3 +117,5 @@ def test_train_takes_a_teacher_and_needs_its_weights(tmp_path, monkeypatch, no_p
     assert all(torch.equal(value, by_darknet[key]) for key, value in taught.items())
     with pytest.raises(InputError, match="--teacher_cfg needs --teacher_weights"):
         tune("--teacher_cfg", "config/yolov3-hand.cfg")
+    with pytest.raises(InputError, match="--pretrained_cfg needs -pre"):
+        tune("--pretrained_cfg", "config/yolov3-hand.cfg")

@@ -1,5 +1,7 @@
 """What a run starts from decides its defaults."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -80,6 +82,17 @@ def test_a_run_that_cuts_channels_ends_in_a_pruned_network(project):
     assert find_origin("checkpoints/yolov3_ckpt.pth", "runs/yolov3/yolov3-hand.cfg").pruned
 
 
+def test_a_cfg_that_the_run_would_move_is_refused(project):
+    cfg = Path("runs/yolov3/yolov3-hand.cfg")
+    cfg.parent.mkdir(parents=True)
+    cfg.write_text(Path("config/yolov3-hand.cfg").read_text())
+    words = ["-sr", "--s", "3", "--force", "--model_def", str(cfg)]
+    with pytest.raises(InputError, match="this run moves and writes files there: give it another --name"):
+        run(*words)
+    assert cfg.is_file()
+    run(*words, "--name", "second")
+
+
 def test_what_is_resumed_stays_pruned(project, monkeypatch):
     evaluate = train.evaluate
 
@@ -93,7 +106,7 @@ def test_what_is_resumed_stays_pruned(project, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(*words)
     monkeypatch.setattr(train, "evaluate", evaluate)
-    run("--resume", "--name", "finetune_yolov3")
+    run(*words, "--resume")  # the same line again
     assert read_checkpoint("checkpoints/finetune_yolov3_ckpt.pth")["pruned"] is True
 
 

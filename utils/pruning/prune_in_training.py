@@ -136,9 +136,11 @@ def _carried(value: Tensor, name: str, mask: PruneMask) -> Tensor:
     """The part of a momentum that stays."""
     index = int(name.split(".")[1])  # module_list.{index}.conv_{index}.weight
     layer = mask.coupling.spec.layers[index]
-    if value.ndim > 1 and isinstance(layer, Convolution) and layer.groups == 1:
-        value = value[:, _on(value, mask.kept_inputs(layer))]
-    return value[_on(value, mask.kept_outputs(index))]
+    outputs = _on(value, mask.kept_outputs(index))
+    if value.ndim == 1 or not isinstance(layer, Convolution):
+        return value[outputs]
+    kernel = layer.kernel(value)[outputs]
+    return layer.kernel(kernel[:, _on(value, mask.kept_inputs(layer))] if layer.groups == 1 else kernel)
 
 
 def _on(value: Tensor, channels: np.ndarray) -> Tensor:

@@ -107,9 +107,19 @@ def prune(
             (mask,) = prune_masks([reference], coupling, dead, carriers=not fold_bias)
         keep = round_up(coupling, importance, mask.keep, round_to)
         dead = dead & (mask.keep | ~keep)  # what rounding brings back lives
+        dead = dead & ~idle_carriers(PruneMask(coupling, dead, keep, mask.constants))
         reference, silenced = _masked_copy(model, coupling, dead)
         mask = PruneMask(coupling, dead, keep, dead_constants(reference, coupling, dead))
     return reference, Pruned(compact_network(reference, mask), mask, silenced)
+
+
+def idle_carriers(mask: PruneMask) -> np.ndarray:
+    """(number of sets,) the carriers that carry nothing, since their readers keep all of their inputs."""
+    idle = mask.carriers.copy()
+    for layer in mask.coupling.spec.convolutions:
+        if not mask.kept_inputs(layer).all():
+            idle[mask.coupling.inputs(layer)] = False
+    return idle
 
 
 def compact_network(reference: Darknet, mask: PruneMask) -> Darknet:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Darknet, Yolo
+from utils import distributed
 from utils.detection.checkpoints import load_darknet
 from utils.detection.loss import BOX_GAIN, CLASS_GAIN, OBJECTNESS_GAIN, box_in_pixels, ciou_loss
 from utils.devices import autocast
@@ -69,20 +70,25 @@ class Distillation(nn.Module):
         self._losses: list[Tensor] = []
 
     def state(self) -> list[Tensor]:
-        """The losses since the last :meth:`take_mean`, for a checkpoint."""
+        """The losses since the last :meth:`clear`, for a checkpoint."""
         return [loss.cpu() for loss in self._losses]
 
     def load_state(self, losses: list[Tensor], device: torch.device) -> None:
-        """Go back to the :meth:`state` of a checkpoint."""
-        self._losses = [loss.to(device) for loss in losses]
+        """Go back to the :meth:`state` of a checkpoint, which is the main process's."""
+        self._losses = [loss.to(device) for loss in losses] if distributed.is_main() else []
 
-    def take_mean(self) -> float | None:
-        """The mean of the losses since the last call; None if there were none."""
-        if not self._losses:
-            return None
-        mean = float(torch.stack(self._losses).mean())
+    def mean(self) -> float | None:
+        """The mean of the losses since the last :meth:`clear` in all processes, all of which must call this.
+
+        None if there were none.
+        """
+        losses = torch.stack(self._losses).double().sum().item() if self._losses else 0.0
+        total, count = distributed.total([losses, len(self._losses)])
+        return total / count if count else None
+
+    def clear(self) -> None:
+        """Forget the losses."""
         self._losses.clear()
-        return mean
 
     def forward(self, raw: list[Tensor], images: Tensor) -> Tensor:
         """The loss, a scalar.

@@ -234,7 +234,11 @@ def check_options(args: argparse.Namespace) -> None:
     """
     if args.teacher_cfg and not args.teacher_weights:
         raise InputError("--teacher_cfg needs --teacher_weights, the weights of that network")
+    if args.pretrained_cfg and not args.pretrained_weights:
+        raise InputError("--pretrained_cfg needs -pre, the weights of that network")
     run = Run(args.name)
+    if not args.resume and Path(args.model_def).resolve().is_relative_to(run.folder.resolve()):
+        raise InputError(f"--model_def {args.model_def}: this run moves and writes files there: give it another --name")
     written = [path.resolve() for path in (run.best, run.last, run.before_cut)]
     if args.teacher_weights and Path(args.teacher_weights).resolve() in written:
         raise InputError(f"--teacher_weights {args.teacher_weights}: this run writes that file: give it another --name")
@@ -242,7 +246,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise InputError(
             f"--batch_size {args.batch_size} is shared by {distributed.world()} processes: give a multiple of that"
         )
-    if args.sync_bn and not torch.cuda.is_available():
+    if args.sync_bn and (args.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("--sync_bn works on GPUs only; without it each process uses the statistics of its own images")
     if args.prune_every and not (args.sr and args.sr_method == "proximal"):
         raise InputError("--prune_every needs -sr with --sr_method proximal: nothing else makes gammas exactly 0")

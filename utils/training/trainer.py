@@ -108,7 +108,7 @@ class Trainer:
         return model.to(memory_format=self.config.layout)
 
     def _attach(self, model: Darknet) -> None:
-        """Train ``model`` from now on, with a new optimizer and a penalty as strong as before."""
+        """Train ``model`` from now on, with a new optimizer and a penalty of the same s."""
         if self.config.sync_bn:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model
@@ -248,7 +248,8 @@ class Trainer:
     def prune(self) -> int:
         """Cut the channels whose gammas are 0 out of the network, its average and the optimizer.
 
-        Training goes on with what is left: the optimizer keeps its momenta, and the penalty its strength.
+        Training goes on with what is left: the optimizer keeps its momenta, and the penalty its s. Prices of the
+        penalty are those of what is left: their mean is 1 again.
 
         Returns:
             How many channels were cut; 0 without a penalty, which alone makes gammas 0.
@@ -314,6 +315,8 @@ class Trainer:
         """Count the epoch as done."""
         self.epoch += 1
         self.progress = EpochProgress(len(self.model.heads))
+        if self.distillation:
+            self.distillation.clear()
 
     def gather(self) -> None:
         """Bring the running statistics and the progress of all processes together; all must call this."""
@@ -355,7 +358,7 @@ class Trainer:
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - began,
             seconds_waiting=waited,
-            distillation_loss=self.distillation.take_mean() if self.distillation else None,
+            distillation_loss=self.distillation.mean() if self.distillation else None,
         )
 
 
