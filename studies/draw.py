@@ -122,7 +122,7 @@ def stage_table(rows: Sequence[Row], budget: str) -> str:
 
 
 def quality_figure(data: str, rows: Sequence[Row]) -> Figure:
-    """Both metrics against the share of the MACs; and one at the smallest share against the cost of training."""
+    """Both metrics against the share of the MACs; and the last at the smallest share against the cost of training."""
     figure = Figure(figsize=(18, 5.5), layout="constrained")
     *by_size, by_cost = figure.subplots(1, 3)
     for axes, (metric, title) in zip(by_size, METRICS.items(), strict=True):
@@ -130,6 +130,7 @@ def quality_figure(data: str, rows: Sequence[Row]) -> Figure:
         axes.set(xlabel="% of the MACs, ways of equal size drawn side by side", ylabel=title, xscale="log")
         axes.set_xticks((100, 50, 30, 20, 10), (100, 50, 30, 20, 10))
         axes.minorticks_off()
+    metric, title = list(METRICS.items())[-1]
     smallest = min((row["target_macs"] for row in rows if row["target_macs"]), key=float, default="")
     shown = [row for row in rows if row["target_macs"] in ("", smallest)]
     draw_ways(by_cost, shown, metric, lambda row: whole_cost(row, rows))
