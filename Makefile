@@ -19,7 +19,7 @@ demo: $(VENV)/.requirements data/demo/train.txt
 	@echo "== 1. baseline"
 	$(PY) train.py $(DEMO_TRAIN) --name demo_baseline --epochs 12
 	@echo "== 2. small: the least important channels are cut, and what is left is trained"
-	$(PY) train.py $(DEMO_TRAIN) --name demo_small --epochs 3 -sr --target_percent 0.6 \
+	$(PY) train.py $(DEMO_TRAIN) --name demo_small --epochs 2 -sr --target_percent 0.6 \
 		-pre checkpoints/demo_baseline_ckpt.pth
 	@echo "== 3. proof: the files, and before and after in a table"
 	$(PY) test_prune.py --data_config config/demo.data --weights_path checkpoints/demo_small_ckpt.pth \

@@ -301,9 +301,10 @@ def describe(result: PruningResult, max_diff: float, pruner: Pruner) -> None:
         print(f"layers at their floor (--layer_keep), which would have lost more: {', '.join(old)}")
     what = "|gamma|" if pruner.kind == "gamma" else f"{pruner.kind} (1 is a layer's mean)"
     channels = sum(layer.channels for layer in pruner.model.spec.convolutions)
+    cut = channels - sum(result.counts.values())
+    chosen = f"{result.ratio:.1%} of the prunable channels chosen, {what} up to {result.selection.threshold:.3g}"
     print(
-        f"{result.ratio:.1%} of the prunable channels chosen, {what} up to {result.selection.threshold:.3g}; "
-        f"{channels - sum(result.counts.values())} of {channels} channels cut; "
+        f"{chosen if result.ratio else 'none chosen here'}; {cut} of {channels} channels cut; "
         f"{result.pruned.carriers} constant carriers, {result.pruned.silenced} channels silenced; "
         f"largest difference from the masked network: {max_diff:.1e}"
     )
