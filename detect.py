@@ -84,7 +84,6 @@ def main(args: argparse.Namespace) -> None:
     unit = "frames" if args.video else "images"
     json_path = Path(args.json) if args.json else Path(args.output) / "detections.json"
     run_on = detect_video if args.video else detect_images
-    refuse_inputs([Path(args.video)] if args.video else find_images(args.image_folder), [json_path])
     remove_leftovers(Path(args.output))
     start = time.perf_counter()
     with StopRequest(NOTICE) as stop, DetectionsFile(json_path, unit) as file:
@@ -119,7 +118,7 @@ def detect_images(
     output, paths, boxes = Path(args.output), find_images(args.image_folder), 0
     pending: deque[tuple[dict[str, Any], Future]] = deque()
     targets = [output / name for name in output_names(paths)]
-    refuse_inputs(paths, targets)
+    refuse_inputs(paths, [*targets, file.path])
 
     def finish(most: int) -> None:
         while len(pending) > most:
@@ -222,7 +221,7 @@ def detect_video(
     """
     video = open_video(args.video)
     target = Path(args.output) / f"{video.name}.mp4"
-    refuse_inputs([Path(args.video)], [target])
+    refuse_inputs([Path(args.video)], [target, file.path])
     pending: deque[Future] = deque()
     boxes = 0
     with video_writer(target, video.fps, video.size) as write, ThreadPoolExecutor(1) as pool:

@@ -212,3 +212,11 @@ def test_no_input_of_detect_is_overwritten_by_the_output_of_another(project):
         Path(name).write_bytes(Path("data/images/train_0.png").read_bytes())
     message = refused("detect", "--image_folder", "*/a.png", "--output", "pics")
     assert message == "pics/a.png: would be overwritten, but is an input: give another --output or --json"
+
+
+def test_no_input_of_detect_is_overwritten_by_the_detections(project):
+    before = Path("data/images/train_0.png").read_bytes()
+    message = refused("detect", "--image_folder", "data/images", "--json", "data/images/train_0.png")
+    assert message.startswith("data/images/train_0.png: would be overwritten, but is an input")
+    assert Path("data/images/train_0.png").read_bytes() == before
+    assert not Path("output").exists() or not list(Path("output").iterdir())

@@ -39,9 +39,9 @@ def places(text: str, origin: Path) -> Iterator[Path]:
 
     The path is absolute, or relative to: the folder of ``origin``, so that a data set stays the same wherever a program
     is started; the working directory; the folder above that of ``origin``, where Darknet is started in a project with a
-    folder ``data``; or, without its first folder, the folder of ``origin``, as
-    CVAT's export is, which is to be unpacked to ``data``. A path with the backslashes of Windows also counts with
-    slashes. Of an absolute path of another machine its end counts, see :func:`endings`.
+    folder ``data``; or, without its first folder, the folder of ``origin``, as CVAT's export is, which is to be
+    unpacked to ``data``. A path with the backslashes of Windows also counts with slashes. Of an absolute path of
+    another machine its end counts, see :func:`endings`.
     """
     for spelling in (text, text.replace("\\", "/")) if "\\" in text else (text,):
         path = Path(spelling)

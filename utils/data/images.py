@@ -283,9 +283,9 @@ def input_size(width: int, height: int, img_size: AnySize, rectangles: NetworkSp
     """
     if not rectangles:
         return Size.of(img_size)
-    place, stride = Letterbox.fit(width, height, img_size), rectangles.stride
-    fitted = Size(round(height * place.scale_y), round(width * place.scale_x))
-    smallest = Size(*(math.ceil(side / stride) * stride for side in fitted))
+    stride = rectangles.stride
+    columns, rows = Letterbox.fit(width, height, img_size).scaled(width, height)
+    smallest = Size(*(math.ceil(side / stride) * stride for side in (rows, columns)))
     rectangles.at(smallest)
     return smallest
 
