@@ -23,7 +23,6 @@ from utils.detection.metrics import QUALITY
 from utils.errors import InputError
 from utils.files import write_csv, write_text
 from utils.training.config import epochs_before_cut
-from utils.training.optim import WARMUP_EPOCHS
 from utils.training.recipes import TEACHER_COST
 from utils.training.runs import Run
 
@@ -186,8 +185,8 @@ def training_figures(job: Job) -> dict[str, Any]:
     """What the log of a training says: of its last epoch, whatever epoch was the best, and of all epochs."""
     with open(Run(run_name(job.id)).folder / "log.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    after_warmup = rows[min(int(WARMUP_EPOCHS), len(rows) - 1) :]
-    evaluated = [float(row["mAP"]) for row in after_warmup if row["mAP"]]
+    end_of_warmup = max(range(len(rows)), key=lambda epoch: float(rows[epoch]["lr"]))
+    evaluated = [float(row["mAP"]) for row in rows[end_of_warmup + 1 :] or rows[-1:] if row["mAP"]]
     figures = {f"{name}_last": rows[-1][name] for name in ("mAP", "mAP_50_95")}
     figures |= {"mAP_least": f"{min(evaluated):.4f}", "epochs": len(rows)}
     return figures | {"seconds_per_epoch": f"{statistics.median(float(row['seconds']) for row in rows):.2f}"}
