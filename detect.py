@@ -28,6 +28,7 @@ from utils.detection.options import (
     add_model_options,
     add_rect_option,
     add_threshold_options,
+    check_rect,
     class_names,
     network_size,
 )
@@ -76,6 +77,7 @@ def main(args: argparse.Namespace) -> None:
         SystemExit: with status 1, where an image could not be read or a camera was given up.
     """
     model, metadata = load_model(args.weights_path, args.model_def, (args.conf_thres, args.nms_thres), args.device)
+    check_rect(model, args.rect)
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     names = class_names(args.class_path, metadata.get("names"), model)
     ready = for_inference(on_device(model, args.device), args.compile)

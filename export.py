@@ -6,8 +6,9 @@ python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 import argparse
 import hashlib
 import json
+import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
@@ -24,7 +25,7 @@ from utils.darknet.weights import write_darknet_weights
 from utils.data.check import check_data
 from utils.data.data_config import read_data_config
 from utils.data.datasets import DetectionDataset
-from utils.data.images import batches_of_one, find_images
+from utils.data.images import batches_of_one, find_images, read_image
 from utils.detection.checkpoints import load_darknet, write_checkpoint
 from utils.detection.description import describe
 from utils.detection.evaluate import evaluate, validation_batches
@@ -350,15 +351,25 @@ def calibration_images(img_size: Size, args: argparse.Namespace) -> Iterator[Ten
     """As many images (1, 3, H, W) in [0, 1] as --calibration says, spread over the training images of --data_config."""
     if not args.data_config:
         raise InputError("--int8 needs --data_config: it is calibrated on the training images there")
-    paths = check_data(read_data_config(args.data_config), "train", args.skip_bad, label_rules(args)).images
-    return batches_of_one(paths[:: max(len(paths) // args.calibration, 1)][: args.calibration], img_size)
+    return batches_of_one(spread(training_images(args), args.calibration), img_size)
+
+
+def training_images(args: argparse.Namespace) -> list[Path]:
+    """The training images of --data_config."""
+    return check_data(read_data_config(args.data_config), "train", args.skip_bad, label_rules(args)).images
+
+
+def spread(paths: Sequence[Path], count: int) -> Sequence[Path]:
+    """At most ``count`` of the paths, at equal distances."""
+    return paths[:: max(len(paths) // count, 1)][:count]
 
 
 def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
     """Run the model in every runtime on the same images, and print one table."""
-    paths = find_images(args.image_folder)
+    paths = readable(find_images(args.image_folder))
     trained_on = args.data_config and read_data_config(args.data_config).train
-    calibration = calibration_images(img_size, args) if trained_on else batches_of_one(paths, img_size)
+    chosen = training_images(args) if trained_on else paths
+    calibration = batches_of_one(spread(chosen, args.calibration), img_size)
     deployed = deployments(model, names, img_size, calibration, args.batch_size)
     running = [deployment.model for deployment in deployed if deployment.model]
     times = forward_times(running, next(batches_of_one(paths, img_size)))
@@ -376,6 +387,22 @@ def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Names
     )
     if args.json:
         write_json(args.json, rows)
+
+
+def readable(paths: Sequence[Path]) -> list[Path]:
+    """Those of the images that can be read; a warning names the first other one."""
+    problems = {}
+    for path in tqdm(paths, "reading", unit="image", leave=False):
+        try:
+            read_image(path)
+        except InputError as error:
+            problems[path] = str(error)
+    if problems:
+        reason = next(iter(problems.values()))
+        if len(problems) == len(paths):
+            raise InputError(reason)
+        print(f"warning: {len(problems)} of {len(paths)} images are left out: {reason}", file=sys.stderr)
+    return [path for path in paths if path not in problems]
 
 
 def mean_aps(models: list[nn.Module], model: Darknet, img_size: Size, args: argparse.Namespace) -> list[float]:

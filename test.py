@@ -20,6 +20,7 @@ from utils.detection.options import (
     add_model_options,
     add_rect_option,
     add_threshold_options,
+    check_rect,
     label_rules,
     network_size,
 )
@@ -50,6 +51,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Evaluate a model and print the table of its metrics."""
     model, metadata = load_model(args.weights_path, args.model_def, (args.conf_thres, args.nms_thres), args.device)
+    check_rect(model, args.rect)
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
     batches, checked = validation_batches(

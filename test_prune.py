@@ -36,7 +36,7 @@ from utils.pruning.residuals import ResidualBlock
 from utils.pruning.selection import STRATEGIES, describe_room
 from utils.pruning.sweep import plot_sweep, print_sweep, sweep, sweep_subject
 from utils.report.detections import Collected
-from utils.report.runs import Network, report_pruning
+from utils.report.runs import Network, report_pruning, warned_of
 from utils.sizes import Size
 from utils.training.runs import network_before_cut
 
@@ -194,8 +194,10 @@ def main(args: argparse.Namespace) -> None:
     }
     write_pruned(result.pruned.model, out_cfg, out_weights, pruned_metadata)
     plot = plots / "channels.png"
-    plot_channels(original, result, plot)
-    print(f"{out_cfg}\n{out_weights}\n{plot}: channels before and after")
+    print(f"{out_cfg}\n{out_weights}")
+    with warned_of(plot):
+        plot_channels(original, result, plot)
+        print(f"{plot}: channels before and after")
     if args.json:
         write_report(args.json, original, result, strategy, max_diff, before, after, in_runtime)
     networks = before_cut, Network("after", out_weights, result.pruned.model, pruned_metadata)

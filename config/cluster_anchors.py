@@ -8,6 +8,7 @@ large boxes would dominate, while 1 - IoU does not depend on the scale of box an
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ if not __package__:  # run as `python config/cluster_anchors.py`: the repository
 from config.anchors import DARKNET_ANCHORS, format_anchors, scale_anchors
 from utils import boxes
 from utils.cli import ArgumentParser, add_size_option, number, run
+from utils.data.check import check_data
 from utils.data.data_config import read_data_config
-from utils.data.image_lists import looked_at
 from utils.data.images import image_size
-from utils.data.labels import label_candidates, label_path, read_labels
+from utils.detection.options import add_check_options, label_rules
 from utils.errors import InputError
 from utils.sizes import AnySize, Size
 
@@ -30,15 +31,20 @@ RESTARTS = 10  # runs of k-means, of which the best counts
 MAX_UPDATES = 300  # of the anchors in one run
 
 
-def box_sizes(images: list[Path], classes: int, img_size: AnySize) -> np.ndarray:
-    """Width and height of every labelled box, (N, 2), in pixels of the image letterboxed to ``img_size``."""
+def box_sizes(images: Sequence[Path], labels: Sequence[np.ndarray], img_size: AnySize) -> np.ndarray:
+    """Width and height of every labelled box, (N, 2), in pixels of the image letterboxed to ``img_size``.
+
+    Args:
+        images: the images' files.
+        labels: of each image its boxes (M, 5): class, cx, cy, w, h in [0, 1] of the image.
+        img_size: of the network's input.
+    """
     input_sides = np.array(Size.of(img_size)[::-1], dtype=np.float64)
     sizes = [np.empty((0, 2))]
-    for image in images:
-        labels, _ = read_labels(label_path(image), classes)
-        if len(labels):
+    for image, boxes_of_image in zip(images, labels, strict=True):
+        if len(boxes_of_image):
             image_sides = np.array(image_size(image), dtype=np.float64)
-            sizes.append(labels[:, 3:5] * image_sides * (input_sides / image_sides).min())
+            sizes.append(boxes_of_image[:, 3:5] * image_sides * (input_sides / image_sides).min())
     # Boxes of the same size in pixels differ by float noise; rounding makes them equal.
     rounded = np.concatenate(sizes).round(3)
     return rounded[(rounded > 0).all(axis=1)]
@@ -102,6 +108,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_config", default="config/oxfordhand.data", help=".data or .yaml file of the data set")
     add_size_option(parser, "size of the input in pixels", default=416, smallest=1)
     parser.add_argument("--anchors", type=number(int, 1), default=9, help="number of anchors; v3 has 9, v3-tiny has 6")
+    add_check_options(parser)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of the start anchors")
     return parser
 
@@ -109,12 +116,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Print the anchors, and how well they and Darknet's anchors fit the training boxes."""
     data = read_data_config(args.data_config)
-    images = data.images("train")
-    sizes = box_sizes(images, data.classes, args.img_size)
-    if not len(sizes):
-        raise InputError(
-            f"{data.train}: no image has a labelled box; for {images[0]} {looked_at(label_candidates(images[0]))}"
-        )
+    checked = check_data(data, "train", args.skip_bad, label_rules(args))
+    sizes = box_sizes(checked.images, checked.labels, args.img_size)
     anchors = cluster(sizes, args.anchors, args.seed)
     print(f"{len(sizes)} boxes of {data.train}, at {Size.of(args.img_size).pixels}")
     print(f"  {args.anchors} clustered anchors: {fit(sizes, anchors)}")

@@ -185,7 +185,7 @@ def training_figures(job: Job) -> dict[str, Any]:
     """What the log of a training says: of its last epoch, whatever epoch was the best, and of all epochs."""
     with open(Run(run_name(job.id)).folder / "log.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    end_of_warmup = max(range(len(rows)), key=lambda epoch: float(rows[epoch]["lr"]))
+    end_of_warmup = max(range(len(rows)), key=lambda epoch: float(rows[epoch].get("lr", 0)))
     evaluated = [float(row["mAP"]) for row in rows[end_of_warmup + 1 :] or rows[-1:] if row["mAP"]]
     figures = {f"{name}_last": rows[-1][name] for name in ("mAP", "mAP_50_95")}
     figures |= {"mAP_least": f"{min(evaluated):.4f}", "epochs": len(rows)}

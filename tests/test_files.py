@@ -116,21 +116,30 @@ def cannot_link(source, target):
     raise OSError(errno.EPERM, "this file system has no links")
 
 
-@pytest.mark.parametrize("save", ["bytes", "torch"])
+WRITES = {
+    "bytes": "file.write(bytes(10**6))",
+    "torch": "torch.save({'a': torch.zeros(10**6)}, file)",
+    "Pillow": "Image.effect_noise((999, 999), 99).save(file, format='PNG')",
+    "NumPy": "np.savez(file, a=np.zeros(10**6))",
+}
+
+
+@pytest.mark.parametrize("save", WRITES)
 @pytest.mark.parametrize("old", [True, False])
 def test_a_full_disk_is_named_and_the_old_file_survives(tmp_path, save, old):
     path = tmp_path / "a.pth"
     if old:
         path.write_bytes(b"old")
-    writes = {"bytes": "file.write(bytes(10**6))", "torch": "torch.save({'a': torch.zeros(10**6)}, file)"}
     program = f"""
 import resource, torch
+import numpy as np
+from PIL import Image
 from utils.errors import InputError
 from utils.files import atomic_writer
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     with atomic_writer({str(path)!r}) as file:
-        {writes[save]}
+        {WRITES[save]}
 except InputError as error:
     print(error)
 """

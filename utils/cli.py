@@ -50,7 +50,17 @@ class ArgumentParser(argparse.ArgumentParser):
         unset = object()
         again = super().parse_args(words, argparse.Namespace(**dict.fromkeys(vars(parsed), unset)))
         parsed.given = {name for name, value in vars(again).items() if value is not unset}
+        self._refuse_inputs_lost(parsed)
         return parsed
+
+    def _refuse_inputs_lost(self, parsed: Options) -> None:
+        """End with an error if a file to write is one that another option names, so that it would be lost."""
+        for output in (action for action in self._actions if action.type is output_file):
+            target = getattr(parsed, output.dest)
+            for name, value in vars(parsed).items():
+                files = value if isinstance(value, list) else [value]
+                if name != output.dest and any(_is_same_file(file, target) for file in files):
+                    self.error(f"--{output.dest} {target}: would be overwritten, but is --{name}")
 
     def error(self, message: str):
         """Print one line and exit with status 2."""
@@ -80,6 +90,12 @@ def output_file(text: str) -> str:
     if os.path.isdir(text):
         raise argparse.ArgumentTypeError(f"{text} is a folder: give a file")
     return text
+
+
+def _is_same_file(first: object, second: object) -> bool:
+    """Whether both are paths of one file that exists."""
+    both = (first, second)
+    return all(isinstance(path, str) and os.path.isfile(path) for path in both) and os.path.samefile(*both)
 
 
 class _SizeAction(argparse.Action):

@@ -21,6 +21,13 @@ NAME_END = 40  # characters of a file's name that its temporary file has as well
 ABANDONED_AFTER = 60  # seconds without a write after which the temporary file of a dead process may be removed
 
 
+class _OwnFile(io.BufferedWriter):
+    """A file that Python alone writes to: libraries that get its number do not notice a full disk, Pillow for one."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("use write()")
+
+
 @contextmanager
 def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
     """Open a binary file that replaces ``path`` only when it is complete.
@@ -37,10 +44,10 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
     # The suffix stays last, since writers choose the format by it; a name may be as long as the file system allows.
     temporary = path.with_name(f".{os.getpid()}.tmp.{path.name[-NAME_END:]}")
     try:
-        with open(temporary, "wb") as file:
+        with _OwnFile(io.FileIO(temporary, "wb")) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.raw.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         cause = (

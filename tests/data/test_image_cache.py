@@ -213,3 +213,11 @@ def test_free_memory_is_within_the_machine_and_the_container(monkeypatch, tmp_pa
     assert budget() == 375000
     (tmp_path / "max").write_text("max\n")  # a group without a limit
     assert 750000 < free_memory() <= whole
+
+
+def test_images_whose_names_are_no_utf8_have_a_digest(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/h\xe4nd.jpg"))
+    path.write_bytes(photographs(tmp_path)[0].read_bytes())
+    dataset = cached([path], tmp_path / "cache", "disk")
+    assert len(dataset.fingerprint) == 64
+    assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -88,6 +88,14 @@ def test_labels_where_other_tools_put_them(tmp_path, image, label, rule):
     assert label_path(tmp_path / image) == path
 
 
+@pytest.mark.parametrize("image", ["a.jpg", "./a.jpg", "train/a.jpg"])
+def test_labels_of_images_in_the_working_directory(tmp_path, monkeypatch, image):
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path / "images")
+    path = write((tmp_path / "labels" / image).with_suffix(".txt"), LABEL)
+    assert find_labels(image) == (str(path), IMAGES, None, None)
+
+
 def test_the_first_place_counts_and_a_contradiction_is_noticed(tmp_path):
     later, first = write(tmp_path / "labels/a.txt", LABEL), write(tmp_path / "images/a.txt", LABEL)
     assert find_labels(tmp_path / "images/a.jpg") == (str(first), BESIDE, None, None)

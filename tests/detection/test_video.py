@@ -1,4 +1,7 @@
 import json
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from utils.detection.video import AHEAD, ahead, open_video, video_writer
 from utils.errors import InputError
 
 SIZE = (96, 64)
+ROOT = Path(__file__).parents[2]
 
 
 def frames(count):
@@ -79,6 +83,29 @@ def test_a_failing_video_is_not_put_in_place(tmp_path):
     with pytest.raises(ValueError, match="closed"):
         write_video(tmp_path / "a.mp4", [*frames(1), broken])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("most", [2_000, 50_000])
+def test_a_video_that_the_disk_has_no_room_for_is_not_put_in_place(tmp_path, most):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+    program = f"""
+import resource
+from pathlib import Path
+from PIL import Image
+from utils.detection.video import video_writer
+from utils.errors import InputError
+resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))
+try:
+    with video_writer(Path({str(path)!r}), 25, (640, 480)) as write:
+        for number in range(10):
+            write(number, Image.effect_noise((640, 480), 99).convert("RGB"))
+except InputError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert re.fullmatch(f"{path}: cannot be written: .*; the file that was there before is unchanged\n", ended.stdout)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
 def test_each_frame_of_a_video_is_detected_like_an_image(project):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import detect
+import export
+import report
 import test
 import test_prune
 import train
@@ -212,6 +214,23 @@ def test_no_input_of_detect_is_overwritten_by_the_output_of_another(project):
         Path(name).write_bytes(Path("data/images/train_0.png").read_bytes())
     message = refused("detect", "--image_folder", "*/a.png", "--output", "pics")
     assert message == "pics/a.png: would be overwritten, but is an input: give another --output or --json"
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (detect, ["--weights_path", "checkpoints/yolov3_ckpt.pth", "--json", "./checkpoints/yolov3_ckpt.pth"]),
+        (test, ["--data_config", "config/oxfordhand.data", "--json", "config/oxfordhand.data"]),
+        (test_prune, ["--json", "checkpoints/yolov3_ckpt.pth"]),
+        (export, ["--check", "--model_def", "config/yolov3-hand.cfg", "--json", "config/yolov3-hand.cfg"]),
+        (report, ["--runs", "base", "checkpoints/yolov3_ckpt.pth", "--output", "checkpoints/yolov3_ckpt.pth"]),
+    ],
+)
+def test_no_file_that_an_option_names_is_overwritten(project, capsys, program, words):
+    with pytest.raises(SystemExit) as ended:
+        program.get_args_parser().parse_args(words)
+    assert ended.value.code == 2
+    assert f"{words[-2]} {words[-1]}: would be overwritten, but is --" in capsys.readouterr().err
 
 
 def test_no_input_of_detect_is_overwritten_by_the_detections(project):

@@ -267,6 +267,22 @@ def test_the_check_has_a_row_for_every_runtime(project, monkeypatch, capsys):
     assert "pip install 'openvino'" in capsys.readouterr().out
 
 
+def test_the_check_goes_on_without_images_that_cannot_be_read(tmp_path, capsys):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    Image.new("RGB", (8, 8)).save(paths[0])
+    paths[1].write_bytes(paths[0].read_bytes()[:40])
+    Image.new("RGB", (8, 8)).save(paths[2])
+    assert export.readable(paths) == [paths[0], paths[2]]
+    assert f"warning: 1 of 3 images are left out: {paths[1]}: " in capsys.readouterr().err
+    with pytest.raises(InputError, match=str(paths[1])):
+        export.readable(paths[1:2])
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10))), (99, list(range(10)))])
+def test_calibration_images_are_spread_over_the_data(count, chosen):
+    assert list(export.spread(range(10), count)) == chosen
+
+
 def test_openvino_computes_the_same(project, capsys):
     pytest.importorskip("openvino")
     run(export, "--check", "--image_folder", "data/images", "--json", "check.json")

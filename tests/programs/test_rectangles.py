@@ -106,7 +106,10 @@ def test_an_exported_network_gives_the_same_boxes(project):
         detections("--weights_path", "x.onnx"), detections("--weights_path", PTH, "--img_size", "96", "64")
     )
     with pytest.raises(InputError, match="was exported for images of 96x64 pixels"):
-        detections("--weights_path", "x.onnx", "--rect")
+        detections("--weights_path", "x.onnx", "--img_size", "64")
+    for program in (detect, test):
+        with pytest.raises(InputError, match=r"--rect: x\.onnx takes images of one size only"):
+            run(program, "--weights_path", "x.onnx", "--rect")
 
 
 def test_the_check_compares_all_runtimes_on_the_rectangle(project, capsys):
@@ -223,5 +226,6 @@ def test_a_created_cfg_has_its_rectangle_and_anchors_of_the_longer_side():
 
 def test_anchors_are_clustered_in_pixels_of_the_rectangle(project):
     images = sorted(Path("shapes/images").iterdir())[:2]  # 160x90 and 90x160, boxes of 0.4 times each side
-    sizes = cluster_anchors.box_sizes(images, 1, (90, 320))
+    boxes = [np.array([[0, 0.5, 0.5, 0.4, 0.4]])] * 2
+    sizes = cluster_anchors.box_sizes(images, boxes, (90, 320))
     assert sizes == pytest.approx(np.array([[64, 36], [0.4 * 90 * 90 / 160, 36]]), abs=0.01)

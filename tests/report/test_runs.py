@@ -20,6 +20,7 @@ from utils.pruning.penalty import gamma_sizes
 from utils.pruning.residuals import remove_residual_blocks, weakest_residual_blocks
 from utils.report import runs
 from utils.report.commands import command_of
+from utils.training.options import complete_sparsity
 
 TRAIN = ["--epochs", "1", "--n_cpu", "0", "--batch_size", "4", "--device", "cpu"]
 
@@ -79,6 +80,12 @@ def test_a_recipe_has_its_pages(project, capsys):
     assert heads == ["large", "small0.5"]
     assert [section in text for section in ("Training of large", "Training of small0.5")] == [True, True]
     assert "python train.py" in text
+
+    run(train, *TRAIN, "--epochs", "2", "--name", "large")
+    run(report, "--runs", "large-1", "--n_cpu", "0")
+    text, heads, *_ = read("runs/report.html")
+    assert heads == ["large-1"]
+    assert set(re.findall("Training of [^<]*", text)) == {"Training of large-1"}
 
 
 def test_pruning_has_its_page(project, capsys):
@@ -172,10 +179,47 @@ def test_the_command_of_a_run_gives_its_options(words):
     assert vars(train.get_args_parser().parse_args(given)) == options
 
 
-def test_the_command_of_a_pruning_gives_its_options():
-    words = ["--max_map_drop", "0", "--layer_keep", "0", "--strategy", "slim", "--force", "--weights_path", "x.pth"]
-    options = vars(test_prune.get_args_parser().parse_args(words))
-    program, *given = shlex.split(command_of(options))[1:]
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--target_macs", "0.3"],
+        ["--target_percent", "0.7", "--distill"],
+        ["--target_ms", "3", "--runtime", "onnx", "--threads", "2"],
+        ["--target_ms", "3", "--latency_table", "other.csv"],
+        ["--s", "0.02"],
+        ["--s_schedule", "target", "--target_percent", "0.5"],
+        ["--prune_every", "2"],
+    ],
+)
+def test_what_a_sparse_run_has_found_itself_is_not_in_its_command(words):
+    def parsed(words):
+        args = train.get_args_parser().parse_args(words)
+        complete_sparsity(args)
+        return args
+
+    args = parsed(["-sr", *words])
+    expected = dict(vars(args))
+    args.latency_table = args.latency_table or (args.runtime and "measured.csv")
+    assert vars(parsed(shlex.split(command_of(vars(args)))[2:])) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--max_map_drop", "0", "--layer_keep", "0", "--strategy", "slim", "--force"],
+        ["--target_macs", "0.3", "--importance", "magnitude"],
+        ["--target_ms", "2", "--runtime", "onnx", "--threads", "2"],
+        ["--percent", "0.7"],
+    ],
+)
+def test_the_command_of_a_pruning_gives_its_options(words):
+    args = test_prune.get_args_parser().parse_args([*words, "--weights_path", "x.pth"])
+    program, *given = shlex.split(command_of(vars(args) | {"percent": 0.7}))[1:]
     assert program == "test_prune.py"
-    assert vars(test_prune.get_args_parser().parse_args(given)) == options
+    again = test_prune.get_args_parser().parse_args(given)
+    assert vars(again) == vars(args)
+    assert ("threads" in again.given) == ("threads" in args.given)
+
+
+def test_an_unknown_program_has_no_command():
     assert command_of(vars(argparse.Namespace(output="x"))) is None

@@ -7,7 +7,7 @@ import torch
 from config.networks import create_cfg
 from models import Darknet
 from tests.stepping import OneDevice
-from utils.training.optim import FINAL_LR, MOMENTUM, WEIGHT_DECAY, build_sgd, learning_rate
+from utils.training.optim import FINAL_LR, MOMENTUM, WEIGHT_DECAY, build_sgd, learning_rate, learning_rates
 
 
 def tiny():

@@ -87,7 +87,8 @@ class DetectionDataset(Dataset):
         seen = hashlib.sha256()
         for path, boxes in zip(self.images, self.labels, strict=True):
             status = path.stat()
-            seen.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode() + boxes.tobytes())
+            file = f"{path} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape")
+            seen.update(file + boxes.tobytes())
         return seen.hexdigest()
 
     def input_size(self, width: int, height: int) -> Size:

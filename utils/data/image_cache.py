@@ -101,7 +101,8 @@ class Source:
         digest = hashlib.sha256(f"{FORMAT} {self.key} Pillow {PIL.__version__} OpenCV {cv2.__version__}".encode())
         for file, size in zip(self.files, self.sizes, strict=True):
             status = os.stat(file)
-            digest.update(f"{os.path.abspath(file)}\0{status.st_size} {status.st_mtime_ns} {size}\0".encode())
+            seen = f"{os.path.abspath(file)}\0{status.st_size} {status.st_mtime_ns} {size}\0"
+            digest.update(seen.encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
 

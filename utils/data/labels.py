@@ -72,7 +72,9 @@ def label_candidates(image: str | Path) -> dict[str, str]:
     folder, name = os.path.split(path)
     label = f"{os.path.splitext(name)[0]}.txt"
     candidates: dict[str, str] = {}
-    for rule, place in _label_folders(folder):
+    # A program may be started within the folder of the images.
+    named = folder if "image" in folder.lower() else os.path.abspath(folder)
+    for rule, place in ((BESIDE, folder), *_label_folders(named)):
         candidates.setdefault(os.path.join(place, label), rule)
     darknet = path
     for word in ("images", "JPEGImages", "raw"):
@@ -85,7 +87,7 @@ def label_candidates(image: str | Path) -> dict[str, str]:
 @lru_cache(maxsize=4096)
 def _label_folders(folder: str) -> tuple[tuple[str, str], ...]:
     parts = Path(folder).parts
-    folders = [(BESIDE, folder)]
+    folders = []
     for number in reversed(range(len(parts))):
         name = parts[number].lower()
         if "image" in name:

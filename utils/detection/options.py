@@ -74,6 +74,12 @@ def add_rect_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_rect(model: Darknet | ExportedModel, rect: bool) -> None:
+    """Raise an InputError if ``--rect`` is given for a file that takes images of one size only."""
+    if rect and isinstance(model, ExportedModel) and model.fixed:
+        raise InputError(f"--rect: {model.name} takes images of one size only; leave out --rect")
+
+
 def add_check_options(parser: argparse._ActionsContainer) -> None:
     """Add ``--skip_bad``, ``--strict`` and ``--labels_with_score``, for :func:`utils.data.check.check_data`."""
     parser.add_argument(

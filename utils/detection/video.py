@@ -1,6 +1,7 @@
 """Frames of videos, folders and cameras in one form, and frames written to a video file, by OpenCV."""
 
 import contextlib
+import errno
 import os
 import re
 from collections import deque
@@ -188,9 +189,11 @@ def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Call
     size is resized. The file appears under its name when it is complete.
 
     Raises:
-        InputError: the installed OpenCV cannot write MPEG-4.
+        InputError: the installed OpenCV cannot write MPEG-4, or the video did not become complete: the disk is full.
     """
     with atomic_writer(path) as file:
+        file.write(bytes(4096))  # tells a full disk from an OpenCV that cannot write
+        file.flush()
         writer = cv2.VideoWriter(file.name, cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
         if not writer.isOpened():
             raise InputError(f"{path}: this OpenCV cannot write MPEG-4 video: pip install 'opencv-python-headless<5'")
@@ -208,3 +211,5 @@ def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Call
             yield write
         finally:
             writer.release()
+        if not cv2.VideoCapture(file.name).isOpened():  # OpenCV does not say when the disk is full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

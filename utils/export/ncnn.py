@@ -19,6 +19,7 @@ from utils.detection.description import describe
 from utils.detection.fusing import fuse
 from utils.detection.ncnn import FILES, NcnnModel
 from utils.errors import InputError
+from utils.files import atomic_writer
 from utils.optional import optional
 from utils.pruning.proof import proof_images
 from utils.sizes import AnySize, Size
@@ -71,7 +72,9 @@ def export_ncnn(model: Darknet, names: list[str], img_size: AnySize, half: bool 
     shape = (1, model.spec.channels, *size)
     with tempfile.TemporaryDirectory() as folder:
         with warnings.catch_warnings(action="ignore"):  # sizes become constants, which they are
-            torch.jit.trace(RawHeads(model), torch.zeros(shape), check_trace=False).save(f"{folder}/network.pt")
+            traced = torch.jit.trace(RawHeads(model), torch.zeros(shape), check_trace=False)
+        with atomic_writer(f"{folder}/network.pt") as file:
+            torch.jit.save(traced, file)
         command = [pnnx.EXEC_PATH, "network.pt", f"inputshape=[{','.join(map(str, shape))}]f32", f"fp16={int(half)}"]
         status = subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
         paths = [Path(folder) / f"network.ncnn{suffix}" for suffix in FILES]

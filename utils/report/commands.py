@@ -20,6 +20,8 @@ from utils.training import options as training_options
 
 PACKAGES = {"PyTorch": torch, "torchvision": torchvision, "NumPy": np, "OpenCV": cv2, "Matplotlib": matplotlib}
 
+OTHER_BUDGETS = ("target_macs", "target_params", "target_ms", "max_map_drop")  # than a ratio, which they lead to
+
 
 def this_command() -> str:
     """The command that runs."""
@@ -31,14 +33,28 @@ def command_of(options: Mapping[str, Any]) -> str | None:
 
     Of train.py only options that differ from their defaults are in it.
     """
+    found = _found(options)
     if "epochs" in options:
         defaults = _training_defaults()
-        return _command("train.py", {name: value for name, value in options.items() if name in defaults}, defaults)
+        given = {name: value for name, value in options.items() if name in defaults and name not in found}
+        return _command("train.py", given, defaults)
     if "weights_path" in options and "percent" in options:
         # A pruned checkpoint names the cfg of the pruned network there, not the one that was given.
-        given = {name: value for name, value in options.items() if name not in ("model_def", "json")}
+        given = {name: value for name, value in options.items() if name not in {"model_def", "json", *found}}
         return _command("test_prune.py", given, {})
     return None
+
+
+def _found(options: Mapping[str, Any]) -> set[str]:
+    """The options that the program has set itself, and would refuse beside those that were given."""
+    found = set()
+    if any(options.get(name) is not None for name in OTHER_BUDGETS) or options.get("s_schedule") == "constant":
+        found |= {"percent", "target_percent"}
+    if not options.get("runtime"):
+        found.add("threads")
+    elif "epochs" in options:
+        found.add("latency_table")
+    return found
 
 
 def _command(program: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from utils.report.drawing import draw_network
 from utils.report.gallery import make_gallery
 from utils.report.logs import sweep_sections, training_section
 from utils.report.page import Column, Page
-from utils.training.runs import Run, network_before_cut
+from utils.training.runs import Run, network_before_cut, run_name
 
 FILE_NAME = "report.html"
 # What report.py can be told, and what it does where it is not. Of these, a run's own options decide some.
@@ -71,7 +71,8 @@ class Network:
         """Where that program has left its log and its plots."""
         if "percent" in self.options:  # of test_prune.py
             return Path("runs") / Path(self.options["model_def"]).stem
-        return Run(self.options.get("name") or self.name).folder
+        named = Run(run_name(self.path)).folder
+        return named if named.is_dir() else Run(self.options.get("name") or self.name).folder
 
     def facts(self) -> list[tuple[str, str]]:
         """What there is to say about where it comes from."""

@@ -1,5 +1,6 @@
 """The files of a training run, and how those of an earlier run of the same name are kept."""
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,15 +96,22 @@ def network_before_cut(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | 
     """The file of the network that a run has cut; None where it cut none, or the file is gone.
 
     Args:
-        checkpoint: one of the run's. The file is called after it, since a run that was set aside has another name than
-            the one that its metadata tell, which may be that of a later run.
+        checkpoint: one of the run's. The file is called after it, see :func:`run_name`.
         metadata: what the checkpoint says about itself.
     """
     if "before_cut" not in metadata:
         return None
-    name = checkpoint.stem.removesuffix("_ckpt").removesuffix("_last")
+    name = run_name(checkpoint)
     folders = checkpoint.parent, Path(metadata["before_cut"]).parent
     return next((path for folder in folders if (path := folder / f"{name}_before_cut.pth").is_file()), None)
+
+
+def run_name(checkpoint: Path) -> str:
+    """The name of the run that ``checkpoint`` is of, by its file's name.
+
+    The name in its metadata is that of a later run where this one was set aside.
+    """
+    return re.sub("_(ckpt|last|before_cut)$", "", checkpoint.stem)
 
 
 def total_epochs(options: Mapping[str, Any]) -> int:

@@ -20,6 +20,16 @@ def test_running_twice_gives_the_same_and_leaves_other_files(oxford, tmp_path):
     assert tree(output) == first
 
 
+def test_older_lists_are_kept(oxford, tmp_path, capsys):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "train.txt").write_text("images/of_another.jpg\n")
+    convert("--source", oxford, "--output", output)
+    assert f"the old {output}/train.txt is kept as {output}/train-1.txt" in capsys.readouterr().out
+    assert (output / "train-1.txt").read_text() == "images/of_another.jpg\n"
+    assert "of_another" not in (output / "train.txt").read_text()
+
+
 def test_exif_rotation_turns_the_size(oxford, tmp_path):
     add_hands(oxford / "test_dataset/test_data", "three", upright(0, 0, 50, 25), orientation=6)  # upright it is 50x100
     convert("--source", oxford, "--output", tmp_path / "out")

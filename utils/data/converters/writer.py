@@ -21,7 +21,7 @@ from utils.data.converters.stated_size import fit_boxes
 from utils.data.images import read_image
 from utils.data.label_layouts import guess_pixel_layout
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import keep_old, write_text
 from utils.text import is_unicode
 
 FLOAT_NOISE = 1e-3  # pixels; a box that is moved by less counts as not clipped
@@ -66,7 +66,8 @@ class Prepared:
 def write_data_set(data: DataSet, output: Path, split: Split | None = None, strict: bool = False) -> None:
     """Check all of a data set, then write its images, labels and lists to ``output``, and print the report.
 
-    Files of the same names in ``output`` are replaced; other files stay. Where an error is raised, ``output`` is
+    Images and labels of the same names in ``output`` are replaced, older lists are kept under numbered names, and other
+    files stay. Where an error is raised, ``output`` is
     unchanged.
 
     Args:
@@ -196,15 +197,23 @@ def split_samples(
 def write_lists(splits: Mapping[str, Sequence[str]], output: Path) -> None:
     """Write ``train.txt`` and ``valid.txt``, one image per line."""
     for name, images in splits.items():
-        write_text(output / f"{name}.txt", "".join(f"{image}\n" for image in images))
+        replace_text(output / f"{name}.txt", "".join(f"{image}\n" for image in images))
 
 
 def write_data_config(names: list[str], output: Path) -> None:
     """Write ``.names`` and ``.data``, named as the folder ``output``, and print the option that uses them."""
     name = output.resolve().name
-    write_text(output / f"{name}.names", "".join(f"{class_name}\n" for class_name in names))
-    write_text(output / f"{name}.data", f"classes={len(names)}\ntrain=train.txt\nvalid=valid.txt\nnames={name}.names\n")
+    replace_text(output / f"{name}.names", "".join(f"{class_name}\n" for class_name in names))
+    entries = {"classes": len(names), "train": "train.txt", "valid": "valid.txt", "names": f"{name}.names"}
+    replace_text(output / f"{name}.data", "".join(f"{key}={value}\n" for key, value in entries.items()))
     print(f"Train with --data_config {output / name}.data")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``; an older file with another content is kept, and its new name printed."""
+    if path.exists() and path.read_bytes() != text.encode():
+        print(f"the old {path} is kept as {keep_old(path)}")
+    write_text(path, text)
 
 
 def decode_samples(data: DataSet, left_out: list[LeftOut]) -> dict[Path, Decoded]:
