@@ -55,6 +55,7 @@ class Size(NamedTuple):
         """The size for messages: ``416 pixels``, or ``256x416 pixels (height x width)``."""
         return f"{self} pixels" if self.height == self.width else f"{self.height}x{self.width} pixels (height x width)"
 
-    def rounded(self, multiple: int) -> "Size":
-        """The nearest size whose sides are multiples of ``multiple``."""
-        return Size(*(max(round(side / multiple), 1) * multiple for side in self))
+    def rounded(self, multiple: AnySize) -> "Size":
+        """The nearest size whose sides are multiples of those of ``multiple``."""
+        sides = zip(self, Size.of(multiple), strict=True)
+        return Size(*(max(round(side / step), 1) * step for side, step in sides))

@@ -9,6 +9,7 @@ from utils.darknet.cfg import format_cfg, parse_cfg, read_cfg
 from utils.darknet.layers import IMAGE, AvgPool, Convolution, Dropout, LocalAvgPool, MaxPool
 from utils.darknet.spec import parse_network
 from utils.errors import InputError
+from utils.sizes import Size
 
 NET = "[net]\nwidth=32\nheight=16\nchannels=3\n"
 HEAD = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=10,14\nclasses=1\nnum=1\n"
@@ -172,15 +173,20 @@ def test_shapes(text, expected):
 
 def test_the_stride_is_that_of_the_coarsest_map():
     half = "[convolutional]\nfilters=4\nsize=3\npad=1\nstride=2\n"
-    net = "[net]\nwidth=64\nheight=64\nchannels=3\n"
+    net = "[net]\nwidth=72\nheight=72\nchannels=3\n"
     for text, stride in (
         ("", 1),
+        (half.replace("=2", "=3") + half + "[upsample]\nstride=6\n", 6),
+        (half.replace("=2", "=3") + "[upsample]\nstride=3\n" + half, 6),
+        (half.replace("stride=2", "stride_x=4\nstride_y=1") + "[maxpool]\nsize=2\nstride=2\n", (2, 8)),
+        (half + "[deconvolutional]\nfilters=4\nsize=2\nstride=2\n", 2),
+        (half + "[reorg]\nstride=2\n", 4),
         (half * 3, 8),
         (half * 3 + "[upsample]\nstride=4\n", 8),  # the head is finer
         (half + "[avgpool]\n" + CONV + "[scale_channels]\nfrom=-3\n" + half, 4),
         (half + "[avgpool]\n" + CONV + "[route]\nlayers=-3\n", 2),
     ):
-        assert parse_network(parse_cfg(net + text + HEAD)).stride == stride, text
+        assert parse_network(parse_cfg(net + text + HEAD)).stride == Size.of(stride), text
 
 
 def test_shapes_follow_the_size_that_is_fed():
@@ -475,7 +481,7 @@ DOWN_AND_UP = (
 def test_a_cfg_whose_size_does_not_suit_its_layers_can_be_run_at_another():
     spec = parse_network(parse_cfg("[net]\nwidth=50\nheight=30\n" + DOWN_AND_UP + HEAD))
     assert spec.cfg_size == (30, 50)
-    assert spec.stride == 4
+    assert spec.stride == (4, 4)
     assert shape(spec.at(32).layers[3]) == (8, 16, 16)
     assert shape(spec.at((32, 64)).layers[3]) == (8, 16, 32)
     with pytest.raises(InputError, match=r"layer 3 \[route\]: its inputs must have one size"):

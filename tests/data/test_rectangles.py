@@ -128,6 +128,8 @@ def test_sizes_of_multiscale_training_keep_their_ratio():
         assert height % 32 == width % 32 == 0
         assert abs(height - 256 / 416 * width) <= 16
     assert {random_size(64, 32, 0, 10 * step) for step in range(50)} <= {(side, side) for side in (32, 64, 96)}
+    sizes = {random_size((36, 64), (4, 16), 0, 10 * step) for step in range(50)}
+    assert sizes == {(28, 48), (36, 64), (44, 80)}
     assert resize(torch.rand(2, 3, 64, 96), (96, 160)).shape == (2, 3, 96, 160)
 
 

@@ -127,6 +127,7 @@ def test_a_teacher_is_at_the_minimum_of_its_own_loss():
 
 def test_the_proof_of_pruning_looks_at_the_rectangle():
     assert [tuple(images.shape) for images in proof_images(SIZE, 32)] == [(2, 3, 64, 96), (1, 3, 64, 160)]
+    assert [tuple(images.shape) for images in proof_images(SIZE, (4, 16))] == [(2, 3, 64, 96), (1, 3, 64, 128)]
     model = randomize(Darknet(create_cfg("v3-tiny", 1, SIZE, 0.125)))
     compact = Pruner(model, "slim").at(0.5).pruned.model
     assert compact.spec.cfg_size == SIZE

@@ -3,9 +3,22 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
 
 from utils.darknet.cfg import Block
-from utils.darknet.layers import IMAGE, Activation, AvgPool, Convolution, Dropout, Empty, Layer, Yolo
+from utils.darknet.layers import (
+    IMAGE,
+    Activation,
+    AvgPool,
+    Convolution,
+    Deconvolution,
+    Dropout,
+    Empty,
+    Layer,
+    Upsample,
+    Yolo,
+)
 from utils.darknet.parse import Context, check_type, parse_layer
 from utils.darknet.section import Options, SizeError, place
 from utils.errors import InputError
@@ -87,17 +100,17 @@ class NetworkSpec:
         """MACs (multiply-accumulate operations) of the convolutions for one image."""
         return sum(layer.macs for layer in self.convolutions)
 
-    @property
-    def stride(self) -> int:
-        """Input pixels per cell of the coarsest feature map; the input's sides must be multiples of it."""
-        pooled: set[int] = set()  # layers behind global average pooling, which say nothing about the stride
-        strides = [1]
+    @cached_property
+    def stride(self) -> Size:
+        """Input pixels of which the input's height and width must be multiples: of all feature maps' cells."""
+        # Layers behind global average pooling are not here; they say nothing about the stride.
+        cells = {IMAGE: (Fraction(1), Fraction(1))}
         for layer in self.layers:
-            if isinstance(layer, AvgPool) or all(source in pooled for source in layer.sources):
-                pooled.add(layer.index)
-            else:
-                strides.append(2 ** round(math.log2(self.height / layer.height)))
-        return max(strides)
+            source = next((source for source in layer.sources if source in cells), None)
+            if source is not None and not isinstance(layer, AvgPool):
+                rows, columns = _stride(layer)
+                cells[layer.index] = cells[source][0] * rows, cells[source][1] * columns
+        return Size(*(math.lcm(*(cell.numerator for cell in axis)) for axis in zip(*cells.values(), strict=True)))
 
     @property
     def consumers(self) -> dict[int, list[Layer]]:
@@ -107,6 +120,13 @@ class NetworkSpec:
             for source in dict.fromkeys(layer.sources):
                 readers[source].append(layer)
         return readers
+
+
+def _stride(layer: Layer) -> tuple[Fraction, Fraction]:
+    """Cells of a layer's source per cell of its output, (y, x)."""
+    stride = getattr(layer, "stride", 1)
+    rows, columns = map(Fraction, stride if isinstance(stride, tuple) else (stride, stride))
+    return (1 / rows, 1 / columns) if isinstance(layer, Deconvolution | Upsample) else (rows, columns)
 
 
 def parse_network(blocks: Sequence[Block], img_size: AnySize | None = None) -> NetworkSpec:

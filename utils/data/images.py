@@ -283,9 +283,9 @@ def input_size(width: int, height: int, img_size: AnySize, rectangles: NetworkSp
     """
     if not rectangles:
         return Size.of(img_size)
-    stride = rectangles.stride
     columns, rows = Letterbox.fit(width, height, img_size).scaled(width, height)
-    smallest = Size(*(math.ceil(side / stride) * stride for side in (rows, columns)))
+    sides = zip((rows, columns), rectangles.stride, strict=True)
+    smallest = Size(*(math.ceil(side / stride) * stride for side, stride in sides))
     rectangles.at(smallest)
     return smallest
 

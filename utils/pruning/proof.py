@@ -20,11 +20,11 @@ from utils.sizes import AnySize, Size
 TOLERANCE = 1e-4
 
 
-def proof_images(img_size: AnySize, stride: int) -> Iterator[Tensor]:
+def proof_images(img_size: AnySize, stride: AnySize) -> Iterator[Tensor]:
     """Random images of more than one batch size and aspect ratio, (B, 3, H, W) in [0, 1]."""
     random = torch.Generator().manual_seed(0)
     height, width = Size.of(img_size)
-    for batch, columns in ((2, width), (1, width + 2 * stride)):
+    for batch, columns in ((2, width), (1, width + 2 * Size.of(stride).width)):
         yield torch.rand(batch, 3, height, columns, generator=random)
 
 

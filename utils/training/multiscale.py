@@ -9,15 +9,17 @@ from utils.sizes import AnySize, Size
 STEPS_PER_SIZE = 10  # optimizer steps
 
 
-def random_size(size: AnySize, stride: int, seed: int, step: int) -> Size:
-    """The size of the images in an optimizer step: multiples of ``stride``, from 3/4 to 5/4 of ``size``.
+def random_size(size: AnySize, stride: AnySize, seed: int, step: int) -> Size:
+    """The size of the images in an optimizer step: multiples of ``stride``'s sides, from 3/4 to 5/4 of ``size``.
 
     Of a rectangle that is the longer side; the other keeps about its ratio to it.
     """
     random = np.random.default_rng((seed, step // STEPS_PER_SIZE))
-    longest = max(Size.of(size))
-    cells = int(random.integers(round(0.75 * longest / stride), round(1.25 * longest / stride) + 1))
-    return Size(*(stride * max(round(cells * side / longest), 1) for side in Size.of(size)))
+    sides = list(zip(Size.of(size), Size.of(stride), strict=True))
+    longest, of_longest = max(sides)
+    cells = int(random.integers(round(0.75 * longest / of_longest), round(1.25 * longest / of_longest) + 1))
+    pixels = cells * of_longest
+    return Size(*(cell * max(round(pixels * side / (longest * cell)), 1) for side, cell in sides))
 
 
 def resize(images: Tensor, size: AnySize) -> Tensor:
