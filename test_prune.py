@@ -274,10 +274,11 @@ def original_network(metadata: dict[str, Any], model: Darknet, weights_path: str
 def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> None:
     """Raise an InputError where large gammas would die: the network would have to be trained again."""
     if not pruner.separated(result.selection):
+        largest = max(result.selection.threshold, *pruner.block_gammas, 0.0)
+        what = f"{result.ratio:.1%}" + (f" and {len(pruner.block_gammas)} blocks" if pruner.block_gammas else "")
         raise InputError(
-            f"{weights_path}: {result.ratio:.1%} would prune |gamma| up to {result.selection.threshold:.3g}, which is "
-            "not clearly below the kept ones: train with -sr, choose a lower ratio, add --force, or choose by "
-            "--importance magnitude and train on"
+            f"{weights_path}: {what} would prune |gamma| up to {largest:.3g}, which is not clearly below the kept "
+            "ones: train with -sr, choose less, add --force, or choose by --importance magnitude and train on"
         )
 
 

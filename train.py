@@ -15,6 +15,7 @@ from utils.detection.evaluate import evaluate
 from utils.detection.options import check_batch_norm, check_classes, network_size
 from utils.detection.pretrained import load_pretrained
 from utils.devices import pick_device
+from utils.errors import InputError
 from utils.pruning.prune_in_training import KeptChannels
 from utils.pruning.pruner import PruningResult
 from utils.report.runs import report_training
@@ -125,8 +126,7 @@ def train(
 
         while trainer.epoch < config.epochs:
             if trainer.cut_is_due:
-                checkpoints.save_before_cut()
-                print_cut(trainer, trainer.cut_once())
+                cut(trainer, checkpoints)
             report = trainer.train_epoch(batches, after_step)
             done = trainer.epoch + 1
             if is_due(config.prune_every, done):
@@ -198,6 +198,20 @@ def prune(trainer: Trainer) -> None:
         macs = trainer.model.spec.at(trainer.config.img_size).macs
         left = sum(trainer.kept_channels.counts().values())
         print(f"{cut} dead channels cut out; {left} are left, and {macs / 1e9:.3f} G MACs per image")
+
+
+def cut(trainer: Trainer, checkpoints: CheckpointWriter) -> None:
+    """Cut the network of a run with ``-sr``, and print what is left.
+
+    Raises:
+        InputError: it cannot be cut as was asked; the message names the file with what was trained until here.
+    """
+    checkpoints.save_before_cut()
+    try:
+        print_cut(trainer, trainer.cut_once())
+    except InputError as error:
+        trained = f"; to go on with what was trained until here: -pre {checkpoints.run.before_cut}"
+        raise InputError(f"{error}{trained if trainer.epoch else ''}") from error
 
 
 def print_cut(trainer: Trainer, result: PruningResult) -> None:

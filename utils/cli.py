@@ -94,8 +94,9 @@ def output_file(text: str) -> str:
 
 def _is_same_file(first: object, second: object) -> bool:
     """Whether both are paths of one file that exists."""
-    both = (first, second)
-    return all(isinstance(path, str) and os.path.isfile(path) for path in both) and os.path.samefile(*both)
+    if not (isinstance(first, str) and isinstance(second, str)):
+        return False
+    return os.path.isfile(first) and os.path.isfile(second) and os.path.samefile(first, second)
 
 
 class _SizeAction(argparse.Action):

@@ -44,10 +44,11 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
     # The suffix stays last, since writers choose the format by it; a name may be as long as the file system allows.
     temporary = path.with_name(f".{os.getpid()}.tmp.{path.name[-NAME_END:]}")
     try:
-        with _OwnFile(io.FileIO(temporary, "wb")) as file:
+        raw = io.FileIO(temporary, "wb")
+        with _OwnFile(raw) as file:
             yield file
             file.flush()
-            os.fsync(file.raw.fileno())
+            os.fsync(raw.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         cause = (

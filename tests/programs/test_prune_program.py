@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -261,10 +262,14 @@ def test_a_run_that_cut_its_network_is_compared_with_the_one_that_it_started_fro
     assert result["percent"] == 0
     assert sum(layer["before"] for layer in result["layers"]) > 2 * sum(layer["after"] for layer in result["layers"])
 
-    train.main(train.get_args_parser().parse_args(words))
+    Path("copied").mkdir()
+    copied = shutil.copy("checkpoints/yolov3_ckpt.pth", "copied")
+    train.main(train.get_args_parser().parse_args([*words, "--seed", "1"]))
     capsys.readouterr()
     report("--weights_path", "checkpoints/yolov3-2_ckpt.pth")
     assert "before is checkpoints/yolov3-2_before_cut.pth" in capsys.readouterr().out
+    report("--weights_path", copied)  # beside which there is none, and the one in checkpoints is the later run's
+    assert "before is" not in capsys.readouterr().out
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped_and_uses_no_rows_of_another_file(

@@ -222,6 +222,9 @@ def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(proje
         (["-sr", "--prune_every", "1", "--s", "1", "--target_percent", "0.5"], "no effect under --s_schedule constant"),
         (["-sr", "--s_schedule", "target", "--sr_method", "subgradient"], "use --sr_method proximal"),
         (["-sr", "--s_schedule", "cut", "--s", "1"], "--s: for a penalty, which --s_schedule cut has not"),
+        (["--force"], "--force: only with -sr"),
+        (["-sr", "--force"], "--force: for a penalty, which --s_schedule cut has not"),
+        (["-sr", "--prune_every", "999"], "--prune_every 999: the run ends after 100 epochs, before any cut"),
         (["-sr", "--target_macs", "0.5", "--s", "1"], "--target_macs needs --s_schedule cut"),
         (["-sr", "--target_macs", "0.5", "--target_percent", "0.5"], "give one of them"),
         (["-sr", "--target_macs", "0.0001"], "at most 0.01% of the MACs cannot be reached"),
@@ -232,6 +235,16 @@ def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(proje
 def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, options, words):
     with pytest.raises(InputError, match=words):
         run(train, *options, *FAST)
+
+
+def test_a_cut_that_fails_names_what_was_trained_until_then(project, no_plots, monkeypatch):
+    def fail(trainer):
+        raise InputError("at most 2% of the MACs cannot be reached")
+
+    monkeypatch.setattr(Trainer, "cut_once", fail)
+    with pytest.raises(InputError, match=r"reached; to go on with .*: -pre checkpoints/yolov3_before_cut\.pth$"):
+        run(train, "-sr", "--epochs", "4", "--batch_size", "4", "--n_cpu", "0")
+    assert read_checkpoint("checkpoints/yolov3_before_cut.pth")["epoch"] >= 1
 
 
 @pytest.mark.parametrize(

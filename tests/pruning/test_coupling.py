@@ -103,6 +103,11 @@ def test_a_gate_without_batchnorm_follows_the_set_that_it_gates():
     assert all("layer 2 has no BatchNorm" in reason for reason in reasons(coupling, 2))
 
 
+def test_a_layer_without_batchnorm_that_gates_itself_is_fixed():
+    coupling = coupled(conv(4), conv(4, bn=0, activation="logistic"), "[sam]\nfrom=-1\n", HEAD)
+    assert all("layer 1 has no BatchNorm" in reason for reason in reasons(coupling, 2))
+
+
 def test_a_gated_channel_that_cannot_be_silenced_is_fixed():
     squeeze = "[avgpool]\n" + conv(4, bn=0, activation="logistic") + "[scale_channels]\nfrom=0\n"
     coupling = coupled(conv(4, activation="logistic"), squeeze, HEAD)

@@ -12,6 +12,7 @@ from config.networks import create_cfg
 from models import Darknet
 from tests.networks import CFG_FOLDER, randomize, uneven
 from tests.scene import make_project
+from tests.stepping import make_trainer
 from utils.darknet.cfg import parse_cfg, read_cfg
 from utils.darknet.layers import Deconvolution
 from utils.detection.checkpoints import read_checkpoint, save_checkpoint
@@ -25,6 +26,7 @@ from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_a
 from utils.pruning.selection import silent_sets
 from utils.pruning.surgery import compact_blocks, compact_network
 from utils.training.optim import MOMENTUM, build_sgd
+from utils.training.progress import EpochProgress
 
 SIZE = 64
 GATED = """
@@ -335,6 +337,27 @@ def test_a_run_with_cuts_gets_smaller_resumes_and_ends_in_files_for_test_prune(p
     report = json.loads((project / "report.json").read_text())
     assert report["max_diff"] < 1e-4
     assert (project / "runs/whole/prune_yolov3-hand.cfg").exists()
+
+
+def test_an_epoch_is_pruned_once(project):
+    trainer = make_trainer(
+        read_cfg(CFG_FOLDER / "v3-tiny.cfg"), torch.device("cpu"), sparsity="constant", prune_every=1
+    )
+    trainer.kept_channels = KeptChannels(trainer.model.spec)
+
+    def prune_two_of_each_layer():
+        for norm in trainer.model.batch_norms.values():
+            norm.weight.data[:2] = 0
+        trainer.ema.model.load_state_dict(trainer.model.state_dict())
+        return trainer.prune()
+
+    assert prune_two_of_each_layer()
+    resumed = EpochProgress(len(trainer.model.heads))
+    resumed.load_state(trainer.progress.state(), trainer.device)
+    trainer.progress = resumed
+    assert not prune_two_of_each_layer()
+    trainer.end_epoch()
+    assert prune_two_of_each_layer()
 
 
 @pytest.mark.parametrize("options", [[], ["-sr", "--sr_method", "subgradient"]])

@@ -23,6 +23,7 @@ from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.proof import head_difference, prove
 from utils.pruning.pruner import Pruner
+from utils.pruning.residuals import residual_blocks
 from utils.pruning.selection import allowed_ratio, describe_room, is_separated, sparse_ratio
 
 
@@ -81,6 +82,13 @@ def test_a_cut_of_a_network_that_is_not_sparse_leaves_groups_as_large_as_the_bud
         whole, left = (sum(layer.channels for layer in s.convolutions) for s in (spec, small))
         assert 1 - budget.ratio <= left / whole <= 1 - budget.ratio + 0.02
     prove(result.reference, result.pruned.model, 64)
+
+
+def test_a_cut_of_a_few_channels_is_made_one_by_one():
+    model = randomize(Darknet(create_cfg("v3", 1, 64, width=0.0625)), near_zero=0)
+    result = cut_least_important(model, "slim", 64, Budget(ratio=0.005))
+    assert 0 < result.ratio <= 0.005
+    assert result.pruned.mask.removed_channels
 
 
 def test_a_cut_where_no_channel_may_go_is_refused():
@@ -158,6 +166,19 @@ def test_a_model_that_was_never_sparse_is_recognised(model):
     assert not pruner.separated(pruner.at(0.9).selection)
     dense = Pruner(randomize(model, near_zero=0), "normal")
     assert not dense.separated(dense.at(0.3).selection)
+
+
+def test_residual_blocks_that_are_not_near_zero_are_recognised():
+    model = randomize(Darknet(create_cfg("v3", 1, 64, width=0.0625)), near_zero=0)
+    blocks = residual_blocks(model.spec)
+    for block in blocks[:3]:
+        model.batch_norm(block.convolutions[-1]).weight.data.mul_(0.01)
+
+    def separated(count):
+        pruner = Pruner(model, "slim", prune_blocks=count)
+        return pruner.separated(pruner.at(0.0).selection)
+
+    assert [separated(count) for count in (0, 3, 4)] == [True, True, False]
 
 
 def test_the_room_to_prune_is_only_told_of_sparse_gammas(model):

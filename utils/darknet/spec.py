@@ -139,7 +139,8 @@ def parse_network(blocks: Sequence[Block], img_size: AnySize | None = None) -> N
 
     Raises:
         InputError: a layer type that is not supported, a section that :func:`utils.darknet.parse.parse_layer` refuses,
-            kernels with more than LARGEST_KERNELS weights, or no ``[yolo]`` layer; the message names file, line and
+            kernels with more than LARGEST_KERNELS weights, no ``[yolo]`` layer, or heads with different ``classes``;
+            the message names file, line and
             layer.
     """
     if not blocks or blocks[0].get("type") != "net":
@@ -180,4 +181,10 @@ def _parse_at(blocks: Sequence[Block], channels: int, height: int, width: int) -
     spec = NetworkSpec(blocks, channels, height, width, tuple(layers))
     if not spec.heads:
         raise InputError(f"{net}: the cfg has no [yolo] layer, so the network cannot detect anything")
+    first = spec.heads[0]
+    if other := next((head for head in spec.heads if head.classes != first.classes), None):
+        raise InputError(
+            f"{other.where}: classes={other.classes}, but {first.where} has classes={first.classes}: all heads need "
+            "the same"
+        )
     return spec

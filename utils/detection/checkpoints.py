@@ -4,8 +4,9 @@ A checkpoint is a dict of plain values and tensors, so that ``torch.load(..., we
 
 - ``model``: the state dict of the network to use (with averaged weights); ``cfg``: the text of its cfg;
 - the metadata: ``names`` (class names), ``img_size`` (pixels), ``epoch`` (epochs done), ``step`` (optimizer steps
-  done), ``best_map``, ``options``, ``strategy``, ``revision`` (of the code), and for a
-  network with removed channels ``pruned``;
+  done), ``best_map``, ``options``, ``strategy``, ``revision`` (of the code); ``pruned``: whether channels were removed,
+  of test_prune.py a dict that says from what; ``before_cut`` and ``before_cut_digest``: the file of the network that a
+  run has cut, see :func:`utils.training.runs.network_before_cut`;
 - in ``_last`` files also ``training``: the state to resume from, see :func:`utils.training.state.training_state`.
 """
 

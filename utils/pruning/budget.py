@@ -142,7 +142,7 @@ def cut_least_important(
 
 
 def _pruner_by_macs(model: Darknet, strategy: str, img_size: AnySize, budget: Budget) -> Pruner:
-    """The pruner with the largest of GROUP_SIZES whose floors leave room for a ratio or a ``target_macs``."""
+    """The pruner with the largest of GROUP_SIZES that can cut as little as is asked, and whose floors leave room."""
     whole = model.spec.at(img_size)
     for step in GROUP_SIZES:
         pruner = _pruner_by_magnitude(model, strategy, MacCosts(whole, step))
@@ -152,7 +152,8 @@ def _pruner_by_macs(model: Darknet, strategy: str, img_size: AnySize, budget: Bu
         else:
             floors = pruner.at(LARGEST_RATIO).pruned.model.spec.at(img_size).macs / whole.macs
             asked = budget.target_macs
-        if floors <= MOST_FLOORS * asked:
+        cuts_some = budget.target_macs is not None or pruner.order.at(budget.ratio)[0].any()
+        if floors <= MOST_FLOORS * asked and cuts_some:
             break
     return pruner
 

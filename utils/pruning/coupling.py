@@ -197,7 +197,9 @@ def _fix_without_gammas(spec: NetworkSpec, outputs: dict[int, np.ndarray], chann
             continue
         readers = consumers[layer.index]
         gate_only = readers and all(
-            isinstance(reader, layers.ScaleChannels | layers.Sam) and reader.sources[0] == layer.index
+            isinstance(reader, layers.ScaleChannels | layers.Sam)
+            and reader.sources[0] == layer.index
+            and layer.index not in reader.sources[1:]
             for reader in readers
         )
         if not gate_only:

@@ -17,6 +17,7 @@ from utils.pruning.removal_order import RemovalOrder
 from utils.pruning.residuals import (
     ResidualBlock,
     kept_layers,
+    last_gamma,
     remove_residual_blocks,
     residual_blocks,
     silence_residual_blocks,
@@ -65,6 +66,7 @@ class Pruner:
 
     Attributes:
         residual_blocks: those that are removed at any ratio.
+        block_gammas: the mean |gamma| of each, see :func:`utils.pruning.residuals.last_gamma`.
         kept_layers: the old numbers of the layers that stay.
         coupling: the coupled channels of the network without those blocks.
         gammas: |gamma| of its convolutions.
@@ -90,8 +92,10 @@ class Pruner:
         self.fold_bias = fold_bias
         self.kind = kind
         self.costs = costs
-        self.residual_blocks = weakest_residual_blocks(model.spec, gamma_sizes(model), prune_blocks)
+        sizes = gamma_sizes(model)
+        self.residual_blocks = weakest_residual_blocks(model.spec, sizes, prune_blocks)
         self.kept_layers = kept_layers(model.spec, self.residual_blocks)
+        self.block_gammas = [last_gamma(block, sizes) for block in self.residual_blocks]
         self._shallow = remove_residual_blocks(model, self.residual_blocks) if self.residual_blocks else model
         self.coupling = couple(self._shallow.spec)
         self.gammas = gamma_sizes(self._shallow)
@@ -146,8 +150,11 @@ class Pruner:
         return reference
 
     def separated(self, selection: Selection) -> bool:
-        """Whether the gammas that die are clearly below the kept ones, see :func:`is_separated`."""
-        return is_separated(self._importance, selection.dead)
+        """Whether the gammas that die are clearly below the kept ones, see :func:`is_separated`.
+
+        Of the residual blocks that are removed at any ratio the mean |gamma| counts which chose them.
+        """
+        return is_separated(self._importance, selection.dead, self.block_gammas)
 
 
 def corresponding_sets(coupling: Coupling, full: Coupling, kept: Sequence[int]) -> np.ndarray:

@@ -68,7 +68,12 @@ def weakest_residual_blocks(spec: NetworkSpec, gammas: Gammas, count: int) -> li
     blocks = residual_blocks(spec)
     if count > len(blocks):
         raise InputError(f"--prune_blocks {count}: this network has {len(blocks)} residual blocks that can be removed")
-    return sorted(blocks, key=lambda block: float(gammas[block.convolutions[-1]].mean()))[:count]
+    return sorted(blocks, key=lambda block: last_gamma(block, gammas))[:count]
+
+
+def last_gamma(block: ResidualBlock, gammas: Gammas) -> float:
+    """The mean |gamma| of the last BatchNorm of a residual block, which scales what it adds."""
+    return float(gammas[block.convolutions[-1]].mean())
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ A strategy says which sets may die and how the importance of a set comes from th
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -215,19 +215,21 @@ def allowed_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
     return float(sizes[prunable & (importance < limit)].sum() / total) if total else 0.0
 
 
-def is_separated(importance: np.ndarray, dead: np.ndarray) -> bool:
+def is_separated(importance: np.ndarray, dead: np.ndarray, removed: Sequence[float] = ()) -> bool:
     """Whether what dies is clearly less important than what lives: the sign of sparse training.
 
     Args:
         importance: (number of sets,) as :func:`set_importance` gives it.
         dead: (number of sets,) bool, a :class:`Selection`'s.
+        removed: the importance of what goes besides.
 
     Returns:
-        Whether the largest importance of the dead is at most SPARSE times the quantile LARGE of the living, or nothing
-        that may die lives.
+        Whether the largest importance of all that goes is at most SPARSE times the quantile LARGE of the living, or
+        nothing that may die lives.
     """
     living = importance[np.isfinite(importance) & ~dead]
-    return not len(living) or float(importance[dead].max(initial=0.0)) <= SPARSE * float(np.quantile(living, LARGE))
+    largest = max(importance[dead].max(initial=0.0), *removed, 0.0)
+    return not len(living) or float(largest) <= SPARSE * float(np.quantile(living, LARGE))
 
 
 def sparse_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:

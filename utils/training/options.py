@@ -250,6 +250,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise InputError("--sync_bn works on GPUs only; without it each process uses the statistics of its own images")
     if args.prune_every and not (args.sr and args.sr_method == "proximal"):
         raise InputError("--prune_every needs -sr with --sr_method proximal: nothing else makes gammas exactly 0")
+    if args.prune_every > args.epochs:
+        raise InputError(f"--prune_every {args.prune_every}: the run ends after {args.epochs} epochs, before any cut")
     if args.prune_every and args.s_schedule != "constant":
         raise InputError(
             f"--prune_every cuts channels that --s_schedule {args.s_schedule} counts: use it with constant"
@@ -263,7 +265,7 @@ def complete_sparsity(args: argparse.Namespace) -> None:
         InputError: the options of the penalty contradict each other.
     """
     sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "target_ms", "sr_method", "penalty_cost"}
-    sparse_only |= {"runtime", "latency_table", "threads", "distill"}
+    sparse_only |= {"runtime", "latency_table", "threads", "distill", "force"}
     if not args.sr and (given := sorted(sparse_only & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only with -sr")
     args.total_epochs = args.epochs
@@ -272,7 +274,7 @@ def complete_sparsity(args: argparse.Namespace) -> None:
         return
     args.s_schedule = args.s_schedule or _default_schedule(args)
     cuts = args.s_schedule == CUT
-    if cuts and (penalty := sorted({"s", "sr_method", "prune_every", "penalty_cost"} & args.given)):
+    if cuts and (penalty := sorted({"s", "sr_method", "prune_every", "penalty_cost", "force"} & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in penalty)}: for a penalty, which --s_schedule cut has not")
     if args.distill and not cuts:
         raise InputError("--distill needs --s_schedule cut; with a penalty, name a teacher with --teacher_weights")

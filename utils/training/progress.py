@@ -14,12 +14,14 @@ class EpochProgress:
         batches: how many batches are done.
         sums: (heads, 7) by HeadSum, over these batches; None before the first.
         cells: the number of predictions of each head, over these batches.
+        pruned: whether the cut at the end of the epoch was made.
     """
 
     def __init__(self, heads: int):
         self.batches = 0
         self.sums: Tensor | None = None
         self.cells = [0] * heads
+        self.pruned = False
 
     def add(self, reports: list[HeadReport]) -> None:
         """Add what the heads did in one more batch."""
@@ -46,7 +48,7 @@ class EpochProgress:
 
     def load_state(self, state: dict, device: torch.device) -> None:
         """Go back to the :meth:`state` of a checkpoint; only the main process takes over the sums, which count once."""
-        self.batches = state["batches"]
+        self.batches, self.pruned = state["batches"], state.get("pruned", False)
         if distributed.is_main():
             self.sums, self.cells = state["sums"], state["cells"]
         if self.sums is not None:

@@ -1,5 +1,6 @@
 """The files of a training run, and how those of an earlier run of the same name are kept."""
 
+import hashlib
 import re
 import shutil
 from collections.abc import Mapping
@@ -92,8 +93,14 @@ class Run:
         return free
 
 
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def network_before_cut(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | None:
-    """The file of the network that a run has cut; None where it cut none, or the file is gone.
+    """The file of the network that a run has cut; None where it cut none, or the file is gone or another run's.
 
     Args:
         checkpoint: one of the run's. The file is called after it, see :func:`run_name`.
@@ -103,7 +110,9 @@ def network_before_cut(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | 
         return None
     name = run_name(checkpoint)
     folders = checkpoint.parent, Path(metadata["before_cut"]).parent
-    return next((path for folder in folders if (path := folder / f"{name}_before_cut.pth").is_file()), None)
+    files = (path for folder in folders if (path := folder / f"{name}_before_cut.pth").is_file())
+    wanted = metadata.get("before_cut_digest")  # which checkpoints of older versions lack
+    return next((path for path in files if wanted in (None, digest(path))), None)
 
 
 def run_name(checkpoint: Path) -> str:

@@ -1,13 +1,14 @@
 """When a run writes which of its checkpoints."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from utils import distributed
 from utils.darknet.cfg import format_cfg
 from utils.detection.checkpoints import save_checkpoint
 from utils.files import write_text
-from utils.training.runs import Run
+from utils.training.runs import Run, digest
 from utils.training.state import training_state
 from utils.training.trainer import Trainer
 
@@ -68,6 +69,10 @@ class CheckpointWriter:
             state = training_state(trainer)
             save_checkpoint(self.run.last, trainer.ema.model, **self._metadata(), training=state)
 
+    @cached_property
+    def _before_cut_digest(self) -> str:
+        return digest(self.run.before_cut)
+
     def _metadata(self) -> dict[str, Any]:
         """What a checkpoint says about itself."""
         trainer = self.trainer
@@ -83,4 +88,6 @@ class CheckpointWriter:
         }
         if trainer.has_cut:
             metadata["before_cut"] = str(self.run.before_cut)
+            if self.run.before_cut.exists():
+                metadata["before_cut_digest"] = self._before_cut_digest
         return metadata

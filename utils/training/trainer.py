@@ -252,10 +252,12 @@ class Trainer:
         penalty are those of what is left: their mean is 1 again.
 
         Returns:
-            How many channels were cut; 0 without a penalty, which alone makes gammas 0.
+            How many channels were cut; 0 without a penalty, which alone makes gammas 0, and a second time in an epoch,
+            as after a stop in its evaluation.
         """
-        if not self.penalty or not self.kept_channels:
+        if not self.penalty or not self.kept_channels or self.progress.pruned:
             return 0
+        self.progress.pruned = True
         before, optimizer, coupling = [self.model, self.ema.model], self.optimizer, self.penalty.coupling
         dead = silent_sets(coupling, self.config.strategy, gamma_sizes(self.model))
         cut, after = cut_alike(before, coupling, dead)
