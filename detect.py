@@ -33,6 +33,7 @@ from utils.detection.options import (
     network_size,
 )
 from utils.detection.video import AHEAD, open_video, video_writer
+from utils.devices import device_of
 from utils.drawing import draw_detections
 from utils.errors import InputError
 from utils.files import atomic_writer, remove_leftovers
@@ -174,7 +175,7 @@ def detect(
 ) -> Iterator[tuple[int, Image.Image, Tensor]]:
     """The number of an image, the image, and the detections (D, 6) in its pixels, one image after another."""
     images = ReadableImages(Images(paths, detector.img_size, detector.rectangles))
-    chunks = loader(images, args.batch_size, args.n_cpu, collate_fn=list)
+    chunks = loader(images, args.batch_size, args.n_cpu, collate_fn=list, device=device_of(detector.model))
     begun: deque[int] = deque()  # the numbers of the images that are read and not yet passed on
     done: dict[int, tuple[Image.Image, Tensor]] = {}
 

@@ -52,6 +52,14 @@ def convolution(layer: layers.Convolution) -> nn.Sequential:
     return nn.Sequential(OrderedDict(parts))
 
 
+class HeadSigmoid(nn.Sigmoid):
+    """The sigmoid before a head with ``new_coords``, which takes logits of it: in 16 bits these would be infinite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any floating-point numbers to float32 in [0, 1]."""
+        return super().forward(x if x.dtype == torch.float32 else x.float())
+
+
 class MaxPool(nn.Module):
     """Darknet's maxpool: pads minus infinity, ``padding`` pixels per axis in all, the smaller half left and above."""
 
@@ -332,10 +340,16 @@ class Darknet(nn.Module):
         save_darknet_weights(self, path, seen)
 
     def _start_heads(self) -> None:
-        """Set the initial objectness to PRIOR, for a stable first epoch (focal loss, arXiv 1708.02002, section 3.3)."""
+        """Set the initial objectness to PRIOR, for a stable first epoch (focal loss, arXiv 1708.02002, section 3.3).
+
+        A sigmoid before a head with ``new_coords`` becomes a :class:`HeadSigmoid`.
+        """
         for head in self.spec.heads:
             source = self.spec.layers[head.sources[0]]
-            if not isinstance(source, layers.Convolution) or source.batch_normalize or head.new_coords:
+            expected = "logistic" if head.new_coords else "linear"
+            if not isinstance(source, layers.Convolution) or source.batch_normalize or source.activation != expected:
                 continue
             bias = cast(Tensor, self.conv(source.index).bias).detach().view(len(head.anchors), 5 + head.classes)
             bias[:, 4] += math.log(PRIOR / (1 - PRIOR))
+            if head.new_coords:
+                setattr(self.module_list[source.index], f"logistic_{source.index}", HeadSigmoid())

@@ -237,9 +237,14 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
     batches, _ = validation_batches(
-        model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
+        model.to(pick_device(args.device)).eval(),
+        data,
+        img_size,
+        args.batch_size,
+        args.n_cpu,
+        args.skip_bad,
+        label_rules(args),
     )
-    model.to(pick_device(args.device)).eval()
     return Bench(batches, data.names, img_size, device_of(model))
 
 

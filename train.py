@@ -1,7 +1,7 @@
 """Trains a Darknet-cfg YOLO, sparse where asked (-sr), and keeps the checkpoints that pruning reads."""
 
 import argparse
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -11,6 +11,7 @@ from utils import distributed
 from utils.boxes import check_nms
 from utils.cli import ArgumentParser, Options, run
 from utils.data.data_config import read_data_config
+from utils.data.datasets import DetectionDataset
 from utils.detection.evaluate import evaluate
 from utils.detection.options import check_batch_norm, check_classes, network_size
 from utils.detection.pretrained import load_pretrained
@@ -50,7 +51,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: Options) -> None:
     """Train in this process, or together with the others that torchrun started."""
-    with distributed.processes():
+    with distributed.processes(args.device):
         train(*build(args))
         is_main = distributed.is_main()
     if is_main:
@@ -76,8 +77,8 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     trial_cut = None
     if args.s_schedule == CUT and not checkpoint:
         trial_cut = options.complete_epochs(args, model, len(data.images("train")))
-    batches, valid_batches = make_loaders(args, data)
     device = pick_device(args.device)
+    batches, valid_batches = make_loaders(args, data, device)
     options.complete_precision(args, device)
     check_nms(device)
 
@@ -85,6 +86,7 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
     teacher = make_teacher(args, run_files, model, kept_channels, device)
     steps_per_epoch = -(-len(batches) // args.accumulate)
     trainer = Trainer(config, model.to(device), steps_per_epoch, teacher, kept_channels)
+    trainer.images = len(cast(DetectionDataset, batches.dataset))
     trainer.pruned, trainer.trial_cut = pruned, trial_cut
     if trainer.penalty and not checkpoint:
         PenaltyAdvice(config, trainer.rates).before_training(trainer.penalty.distances(), args.force)

@@ -133,7 +133,7 @@ def main(args: argparse.Namespace) -> None:
     valid_batches, checked["valid"] = validation_batches(model, data, args.img_size, args.batch_size, args.n_cpu)
     print(summary(checked))
     train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, flip, args.seed)
-    batches = loader(train, args.batch_size, args.n_cpu, EpochSampler(len(train), args.seed))
+    batches = loader(train, args.batch_size, args.n_cpu, EpochSampler(len(train), args.seed), device=device)
 
     start, best = 0, 0.0
     if checkpoint:

@@ -13,9 +13,12 @@ import torch
 
 import train
 from utils import distributed
+from utils.data.check import decode
+from utils.data.data_config import read_data_config
 from utils.data.image_cache import Source, build_cache
 from utils.errors import InputError
 from utils.signals import Stopped, StopRequest
+from utils.training.batches import check_splits
 
 CUT = ["-sr", "--epochs", "2", "--batch_size", "4", "--n_cpu", "0"]
 SPARSE = ["--epochs", "3", "--batch_size", "4", "--n_cpu", "0", "--checkpoint_interval", "1", "--prune_every", "1"]
@@ -107,6 +110,15 @@ def cache() -> None:
     print("cached", distributed.gather(len(list(folder.iterdir()))))
 
 
+def check() -> None:
+    """The check of the data, whose decoded images are counted."""
+    args = train.get_args_parser().parse_args([])
+    with patch("utils.data.check.decode", wraps=decode) as counted:
+        checked = check_splits(args, read_data_config(args.data_config))
+    print("decoded", distributed.gather(counted.call_count))
+    print("boxes", distributed.gather(checked["train"].counts["boxes"]))
+
+
 def grey(index: int) -> np.ndarray:
     """An image of 4 x 4 pixels."""
     return np.full((4, 4, 3), 127, np.uint8)
@@ -130,4 +142,5 @@ def fail() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.processes():
-        {"talk_and_train": talk_and_train, "cut": cut, "stop": stop, "cache": cache, "fail": fail}[sys.argv[1]]()
+        parts = (talk_and_train, cut, stop, cache, check, fail)
+        next(part for part in parts if part.__name__ == sys.argv[1])()

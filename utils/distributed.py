@@ -8,6 +8,7 @@ import contextlib
 import gc
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -49,11 +50,14 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def processes() -> Iterator[None]:
+def processes(device: str | None = None) -> Iterator[None]:
     """Within the block this process works with the others that torchrun started; only the main one prints.
 
     An exception leaves the block at once, and torchrun ends the other processes. An error that several processes meet
     is reported by the main one only.
+
+    Args:
+        device: what ``--device`` says; with ``cpu`` no process touches a GPU.
 
     Raises:
         InputError: more processes on this machine than it has GPUs.
@@ -61,7 +65,7 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    join()
+    join(use_gpus=device != "cpu" and torch.cuda.is_available())
     try:
         with contextlib.ExitStack() as quiet:
             if not is_main():
@@ -84,8 +88,8 @@ def processes() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def join() -> None:
-    """Form a group with the other processes; where there are GPUs, use the one of this process.
+def join(use_gpus: bool) -> None:
+    """Form a group with the other processes; with ``use_gpus`` each uses its own.
 
     Raises:
         InputError: more processes on this machine than it has GPUs, or the environment does not say where the others
@@ -96,9 +100,9 @@ def join() -> None:
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for several processes, but {', '.join(missing)} is not set: "
             "start them with torchrun, or unset WORLD_SIZE"
         )
-    if torch.cuda.is_available():
+    if use_gpus:
         torch.cuda.set_device(local_gpu(os.environ, torch.cuda.device_count()))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpus else "gloo")
 
 
 def local_gpu(environment: Mapping[str, str], gpus: int) -> int:
@@ -141,6 +145,25 @@ def gather(value: T) -> list[T]:
     if world() > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def together(task: Callable[[], T]) -> list[T | None]:
+    """The results of ``task`` in all processes, by rank; an InputError in one of them is raised in all."""
+    answer: tuple[T | None, str | None]
+    try:
+        answer = (task(), None)
+    except InputError as error:
+        answer = (None, str(error))
+    answers = gather(answer)
+    if problem := next((problem for _, problem in answers if problem), None):
+        raise InputError(problem)
+    return [result for result, _ in answers]
+
+
+def local_ranks() -> list[int]:
+    """The ranks of the processes of this machine; torchrun's GROUP_RANK is the number of the machine."""
+    machine = socket.gethostname(), os.environ.get("GROUP_RANK")
+    return [rank for rank, other in enumerate(gather(machine)) if other == machine]
 
 
 def total(values: Sequence[float]) -> list[float]:

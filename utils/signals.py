@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a program that is asked to stop does so at a point of its own choice."""
+"""Ctrl-C, SIGTERM and a lost terminal: a program that is asked to stop does so at a point of its own choice."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 
 Largest = Callable[[int], int]  # the maximum of a number over the processes
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # the terminal is gone; torchrun passes it on even where nohup ignores it
 
 
 class Batches(Protocol):
@@ -25,7 +26,8 @@ class Stopped(Exception):
 
     Attributes:
         received: the signal that asked for it.
-        status: the exit status that shells use: 128 plus the signal's number, so 130 for Ctrl-C and 143 for SIGTERM.
+        status: the exit status that shells use: 128 plus the signal's number, so 130 for Ctrl-C, 143 for SIGTERM and
+            129 for SIGHUP.
     """
 
     def __init__(self, message: str, received: signal.Signals):
@@ -35,9 +37,10 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM is only recorded; the second has its usual effect.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP is only recorded; the second has its usual effect.
 
-    Signals can be handled in the main thread only; in other threads the context does nothing.
+    A SIGHUP that is ignored, as by nohup, stays so. Signals can be handled in the main thread only; in other threads
+    the context does nothing.
 
     Args:
         notice: the text to print when a signal arrives; nothing is printed if it is empty.
@@ -54,6 +57,8 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            if HANGUP and signal.getsignal(HANGUP) != signal.SIG_IGN:
+                self._before[HANGUP] = signal.signal(HANGUP, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,16 +1,17 @@
 """DataLoader workers, the processes that read images: how they handle signals, and the errors when one of them dies."""
 
 import errno
+import itertools
 import math
 import os
 import re
 import signal
 import sys
 from multiprocessing.queues import Queue
-from pathlib import Path
 
 import cv2
 
+from utils.control_groups import control_groups
 from utils.errors import InputError
 
 CAUSES = {
@@ -21,11 +22,8 @@ CAUSES = {
 # priority, and the workers read ahead in the time that it leaves.
 NICENESS = 10
 MAX_WORKERS = 16  # by default; more than a GPU needs, and each takes memory
-# What a container may use per period: version 2 of Linux control groups has both in one file.
-CPU_LIMITS = (
-    ("/sys/fs/cgroup/cpu.max",),
-    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-)
+# What a control group may use per period: version 2 has both in one file.
+CPU_LIMITS = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
 UNKNOWN = "run the program with --n_cpu 0 to see the cause"
 
 
@@ -35,11 +33,11 @@ def default_workers() -> int:
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may use, at least 1, within the limit of a container."""
+    """The number of cores that this process may use, at least 1, within the limits of a container or a batch job."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for files in CPU_LIMITS:
+    for folder, files in itertools.product(control_groups("cpu"), CPU_LIMITS):
         try:
-            quota, period = (int(word) for file in files for word in Path(file).read_text().split())
+            quota, period = (int(word) for file in files for word in (folder / file).read_text().split())
         except (OSError, ValueError):  # the file does not exist, or says that there is no limit
             continue
         if quota > 0:

@@ -77,7 +77,7 @@ def test_row(args: argparse.Namespace) -> list[Row]:
         dataset = labelled(write_images(Path(folder), args.images), SIZE)
         images = to_device(torch.stack([dataset[number][0] for number in range(batch_size)]), device)
         model = for_inference(calibrated(Darknet(PRUNED).to(device), images, PASSING))
-        batches = loader(dataset, batch_size, args.n_cpu)
+        batches = loader(dataset, batch_size, args.n_cpu, device=device)
         sizes = [min(batch_size, args.images - start) for start in range(0, args.images, batch_size)]
 
         @torch.inference_mode()

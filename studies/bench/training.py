@@ -50,7 +50,7 @@ def fine_tuning_row(args: argparse.Namespace, images: int = 320) -> list[Row]:
         dataset = labelled(write_images(Path(folder), images), SMALL_SIZE, Augmentation())
         dataset.fill_cache("ram", Path(folder) / "cache", budget())
         sampler = EpochSampler(len(dataset), 0, batch_size)
-        batches = loader(dataset, batch_size, None, sampler)
+        batches = loader(dataset, batch_size, None, sampler, device=device)
         config = TrainConfig(batch_size=batch_size, img_size=SMALL_SIZE, precision=default_precision(device))
         trainer = Trainer(config, small.to(device).train(), len(batches))
         resident = list(batches)

@@ -13,6 +13,7 @@ from PIL import Image
 
 import train
 from tests.scene import dataset_of, make_project
+from utils import control_groups
 from utils.data import image_cache
 from utils.data.augmentations import Augmentation
 from utils.data.data_config import read_data_config
@@ -202,17 +203,38 @@ def test_training_says_what_it_keeps(project, monkeypatch, capsys, kind, room):
 
 def test_free_memory_is_within_the_machine_and_the_container(monkeypatch, tmp_path):
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(image_cache, "CGROUPS", ())
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
+    monkeypatch.setattr(control_groups, "MEMBERSHIP", tmp_path / "membership")
     assert 0 < free_memory() <= whole
     assert 0 < budget() <= whole // 2
-    (tmp_path / "max").write_text("1000000\n")
-    (tmp_path / "current").write_text("400000\n")
-    (tmp_path / "memory.stat").write_text("anon 250000\ninactive_file 150000\nfile 150000\n")
-    monkeypatch.setattr(image_cache, "CGROUPS", [(str(tmp_path), "max", "current", "inactive_file")])
+    limit_memory(tmp_path, "1000000")
     assert free_memory() == 750000  # read files are not in the way
     assert budget() == 375000
-    (tmp_path / "max").write_text("max\n")  # a group without a limit
+    limit_memory(tmp_path, "max")  # a group without a limit
     assert 750000 < free_memory() <= whole
+
+
+def limit_memory(folder, limit):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text("400000\n")
+    (folder / "memory.stat").write_text("anon 250000\ninactive_file 150000\nfile 150000\n")
+
+
+def test_free_memory_is_within_the_batch_job(monkeypatch, tmp_path):
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
+    monkeypatch.setattr(control_groups, "MEMBERSHIP", tmp_path / "membership")
+    (tmp_path / "membership").write_text("0::/slurm/job_7/step_0\n")
+    limit_memory(tmp_path / "slurm/job_7/step_0", "max")
+    limit_memory(tmp_path / "slurm/job_7", "1000000")
+    assert free_memory() == 750000
+    (tmp_path / "membership").write_text("4:memory,misc:/slurm/job_8\n1:name=systemd:/\n")
+    folder = tmp_path / "memory/slurm/job_8"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text("500000\n")
+    (folder / "memory.usage_in_bytes").write_text("200000\n")
+    (folder / "memory.stat").write_text("total_inactive_file 1000\n")
+    assert free_memory() == 301000
 
 
 def test_images_whose_names_are_no_utf8_have_a_digest(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tests.scene import dataset_of, five_images, save_labelled
-from utils import workers
+from utils import control_groups, workers
 from utils.data.augmentations import Augmentation
 from utils.data.loader import EpochSampler, Waiting, collate, loader
 
@@ -122,7 +122,8 @@ def test_a_batch_is_channels_last_in_memory(tmp_path):
 )
 def test_the_default_workers_are_the_share_of_the_cores(tmp_path, monkeypatch, cores, quota, processes, expected):
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(workers, "CPU_LIMITS", [[tmp_path / "none"], [tmp_path / "cpu.max"]])
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
+    monkeypatch.setattr(control_groups, "MEMBERSHIP", tmp_path / "none")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert workers.default_workers() == expected

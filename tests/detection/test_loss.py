@@ -5,7 +5,8 @@ import torch
 from torchvision.ops import complete_box_iou_loss
 
 from config.networks import create_cfg
-from models import Darknet
+from models import PRIOR, Darknet
+from tests.networks import CFG_FOLDER, narrow
 from utils.detection.loss import (
     ANCHOR_IOU,
     BOX_GAIN,
@@ -349,6 +350,34 @@ def test_autocast_does_not_reach_the_loss():
     with torch.autocast("cpu", torch.bfloat16):
         found = loss_of(model, heads, targets)[0]
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("cfg", ["v3-tiny", "v4-csp", "v7-tiny"])
+def test_a_confident_mistake_is_unlearned_in_mixed_precision_too(cfg):
+    model = Darknet(narrow(CFG_FOLDER / f"{cfg}.cfg")).train()
+    convolutions = [model.conv(head.sources[0]) for head in model.spec.heads]
+    for convolution in convolutions:
+        convolution.weight.data.mul_(0.01)
+        convolution.bias.data.view(3, -1)[:, 4] = 8.0  # 16 bits round its sigmoid to 1
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            raw = model(images)
+        loss, _ = loss_of(model, raw, torch.zeros(0, 6))
+        model.zero_grad()
+        loss.backward()
+        found.append([loss.item(), *(float(conv.bias.grad.view(3, -1)[:, 4].sum()) for conv in convolutions)])
+    assert all(gradient > 1 for gradient in found[0][1:])
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+
+
+@pytest.mark.parametrize("cfg", ["v3-tiny", "v4-csp", "v7-tiny"])
+def test_a_new_network_expects_few_objects(cfg):
+    model = Darknet(narrow(CFG_FOLDER / f"{cfg}.cfg")).eval()
+    with torch.inference_mode():
+        predictions = model(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    assert predictions[..., 4].mean() == pytest.approx(PRIOR, rel=0.5)
 
 
 @pytest.mark.parametrize(("kind", "extremes"), [("v3", (-60, -20, 20, 60)), ("new_coords", (0, 1e-6, 1 - 1e-7, 1))])

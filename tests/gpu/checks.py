@@ -295,7 +295,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from utils import distributed
-distributed.join()
+distributed.join(use_gpus=sys.argv[1] == "cuda")
 values = torch.ones(2, device=sys.argv[1])
 dist.all_reduce(values)
 DistributedDataParallel(torch.nn.Linear(2, 2).to(sys.argv[1]))(values).sum().backward()

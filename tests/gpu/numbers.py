@@ -71,7 +71,7 @@ def print_training_speed(
 
         dataset = dataset_of(paths, classes, side, Augmentation())
         sampler = EpochSampler(len(dataset) // batch_size * batch_size, 0, batch_size)
-        batches = Waiting(loader(dataset, batch_size, workers, sampler))
+        batches = Waiting(loader(dataset, batch_size, workers, sampler, device=device))
         count, began = 0, time.perf_counter()
         with Stopwatch(device):
             for batch in batches:

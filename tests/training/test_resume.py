@@ -237,6 +237,33 @@ def test_resume_and_overwrite_exclude_each_other(project, capsys):
     assert "not allowed with" in capsys.readouterr().err
 
 
+def test_a_run_with_another_number_of_images_is_not_resumed(project, monkeypatch):
+    restore = stop_at_step(monkeypatch, 1)
+    with pytest.raises(Stopped):
+        run("--epochs", "2", "--name", "mine")
+    restore()
+    images = (project / "data/train.txt").read_text().splitlines()
+    (project / "data/train.txt").write_text("\n".join([*images, images[0]]))  # as many steps an epoch
+    count = len(images)
+    with pytest.raises(InputError, match=f"an epoch had {count} images when the run was started, and has {count + 1}"):
+        run("--resume", "--name", "mine")
+
+
+def test_a_run_stops_when_its_terminal_is_gone_unless_nohup_ignores_that():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with StopRequest("") as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.received == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest("") as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.received is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def interrupts():
     """SIGINT as a terminal's programs have it; those of a background job ignore it."""

@@ -77,3 +77,14 @@ def test_momenta_go_from_an_optimizer_that_is_fused_to_one_that_is_not():
     for parameter, copied in pairs:
         momentum = trainer.optimizer.state[parameter]["momentum_buffer"]
         assert torch.equal(other.state[copied]["momentum_buffer"], momentum)
+
+
+def test_momenta_get_the_layout_of_their_parameters():
+    trainer = scaled_trainer(2.0**10)
+    trainer.train_step([random_batch()], 0.01)
+    model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
+    assert any(p.stride() != q.stride() for p, q in zip(model.parameters(), trainer.model.parameters(), strict=True))
+    other = build_sgd(model, 0.01)
+    load_momenta(other, trainer.optimizer.state_dict())
+    for parameter in model.parameters():
+        assert other.state[parameter]["momentum_buffer"].stride() == parameter.stride()

@@ -5,15 +5,14 @@ the list of images. All processes of a machine, DataLoader workers as well as th
 """
 
 import hashlib
+import itertools
 import os
 import shutil
-import socket
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,16 +21,17 @@ import numpy as np
 import PIL
 
 from utils import distributed
+from utils.control_groups import control_groups
 from utils.errors import InputError
 from utils.files import remove_leftovers
 
 KINDS = ("none", "ram", "disk")
 FORMAT = 1  # to be raised where images are read in another way, so that files on disk are not used any more
 MEMORY_SHARE = 0.5  # share of the free memory that images may take
-# For versions 2 and 1 of Linux control groups: folder, limit, usage, and the part of the usage that is reclaimable.
-CGROUPS = (
-    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+# Of a control group, versions 2 and 1: limit, usage, and the part of the usage that is reclaimable.
+MEMORY_LIMITS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
@@ -94,7 +94,7 @@ class Source:
 
     def sums(self) -> list[int]:
         """The bytes of the first image, of the first two, ..."""
-        return list(accumulate(3 * width * height for width, height in self.sizes))
+        return list(itertools.accumulate(3 * width * height for width, height in self.sizes))
 
     def digest(self) -> str:
         """A name for the pixels: another one where any image, its file or how it is read has changed."""
@@ -134,7 +134,7 @@ def build_cache(source: Source, kind: str, max_bytes: int) -> ImageCache:
     Raises:
         InputError: an image cannot be read, the folder cannot be written to, or the disk is full.
     """
-    local = local_ranks()
+    local = distributed.local_ranks()
     is_first = distributed.rank() == local[0]
     make = _file_in_memory if kind == "ram" else _file_on_disk
     file = _together(lambda: make(source, max_bytes) if is_first else None)[local[0]]
@@ -152,24 +152,16 @@ def build_cache(source: Source, kind: str, max_bytes: int) -> ImageCache:
     return cache
 
 
-def local_ranks() -> list[int]:
-    """The ranks of the processes of this machine; torchrun's GROUP_RANK is the number of the machine."""
-    machine = socket.gethostname(), os.environ.get("GROUP_RANK")
-    return [rank for rank, other in enumerate(distributed.gather(machine)) if other == machine]
-
-
 def _together(task: Callable[[], Any]) -> list[Any]:
     """The results of ``task`` in all processes, by rank. An InputError or OSError in one of them is raised in all."""
-    try:
-        answer: tuple[Any, str | None] = (task(), None)
-    except InputError as error:
-        answer = (None, str(error))
-    except OSError as error:
-        answer = (None, f"--cache: {error.filename or 'its file'}: {error.strerror}")
-    answers = distributed.gather(answer)
-    if problem := next((problem for _, problem in answers if problem), None):
-        raise InputError(problem)
-    return [result for result, _ in answers]
+
+    def named() -> Any:
+        try:
+            return task()
+        except OSError as error:
+            raise InputError(f"--cache: {error.filename or 'its file'}: {error.strerror}") from error
+
+    return distributed.together(named)
 
 
 def _file_in_memory(source: Source, max_bytes: int) -> _File:
@@ -250,7 +242,7 @@ def budget() -> int:
 
 
 def free_memory() -> int:
-    """Bytes of memory that programs can still take: Linux's estimate, within the limit of a container.
+    """Bytes of memory that programs can still take: Linux's estimate, within the limits of a container or a batch job.
 
     Where there is no estimate it is half of the physical memory.
     """
@@ -259,10 +251,10 @@ def free_memory() -> int:
         free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
     except (OSError, StopIteration):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    for folder, limit, used, cached in CGROUPS:
+    for folder, (limit, used, cached) in itertools.product(control_groups("memory"), MEMORY_LIMITS):
         try:
-            remaining = int(Path(folder, limit).read_text()) - int(Path(folder, used).read_text())
-            numbers = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+            remaining = int((folder / limit).read_text()) - int((folder / used).read_text())
+            numbers = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             free = min(free, remaining + int(numbers.get(cached, 0)))
         except (OSError, ValueError):  # the group does not exist, or has no limit
             continue

@@ -104,8 +104,9 @@ def loader(
     n_cpu: int | None,
     sampler: Sampler | Sequence[int] | None = None,
     collate_fn: Callable = collate,
+    device: torch.device | None = None,
 ) -> DataLoader:
-    """Load batches of ``dataset`` in ``n_cpu`` worker processes, into pinned memory where there is a GPU.
+    """Load batches of ``dataset`` in ``n_cpu`` worker processes.
 
     Args:
         dataset: the data set.
@@ -114,6 +115,7 @@ def loader(
             no more than there are batches.
         sampler: the order, unless the batches are given; None is the order of the data set.
         collate_fn: makes a batch of items.
+        device: where the batches will go; for a GPU they are in pinned memory.
     """
     size, batches = (batch_size, None) if isinstance(batch_size, int) else (1, batch_size)
     if n_cpu is None:
@@ -126,7 +128,7 @@ def loader(
         batch_sampler=batches,
         num_workers=n_cpu,
         collate_fn=collate_fn,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device is not None and device.type == "cuda",
         persistent_workers=n_cpu > 0,
         worker_init_fn=start_worker,
         # The loader draws seeds from its generator. Drawing them from the global one would change the state that a

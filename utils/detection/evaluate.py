@@ -53,7 +53,7 @@ def validation_batches(
     Among several processes each gets its share of the images. The batches' ``dataset`` holds all of them.
 
     Args:
-        model: the network to evaluate, for its number of classes.
+        model: the network to evaluate, for its number of classes, on the device that the batches will go to.
         data: the data set.
         img_size: the size to which images are letterboxed.
         batch_size: images per batch of this process.
@@ -73,12 +73,13 @@ def validation_batches(
     check_classes(model, data)
     checked = check_data(data, "valid", skip_bad, rules)
     dataset = DetectionDataset(checked.images, checked.labels, img_size, rectangles=model.spec if rect else None)
+    device = device_of(model)
     local = distributed.share(len(dataset), distributed.rank(), distributed.world())
     if rect:
         sizes = input_sizes(dataset)
         batches = list(batches_by_shape(local, lambda index: sizes[index], batch_size, len(local)))
-        return loader(dataset, batches, n_cpu), checked
-    return loader(dataset, batch_size, n_cpu, sampler=local), checked
+        return loader(dataset, batches, n_cpu, device=device), checked
+    return loader(dataset, batch_size, n_cpu, sampler=local, device=device), checked
 
 
 def input_sizes(dataset: DetectionDataset) -> list[Size]:

@@ -126,10 +126,10 @@ def report_runs(names: Sequence[str], path: Path, given: Mapping[str, Any] | Non
         check_classes(network.model, data)
     img_size = network_size(last.model, settings.img_size or last.metadata.get("img_size"))
     rules = label_rules(settings)
-    batches, _ = validation_batches(
-        last.model, data, img_size, settings.batch_size, settings.n_cpu, settings.skip_bad, rules
-    )
     device = pick_device(settings.device)
+    batches, _ = validation_batches(
+        last.model.to(device), data, img_size, settings.batch_size, settings.n_cpu, settings.skip_bad, rules
+    )
     bench = Bench(batches, data.names, img_size, device)
     collected = [Collected() for _ in networks]
     measures = bench.compare(*(network.model.to(device) for network in networks), each=collected)

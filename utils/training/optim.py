@@ -30,11 +30,17 @@ def build_sgd(model: nn.Module, lr: float, fused: bool = False) -> torch.optim.S
 
 
 def load_momenta(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Go back to the ``state`` of an optimizer, also of one that was fused while this one is not, or the reverse."""
+    """Go back to the ``state`` of an optimizer, also of one that was fused while this one is not, or the reverse.
+
+    Momenta get the memory layout of their parameters, which a fused optimizer requires.
+    """
     fused = optimizer.defaults["fused"]
     optimizer.load_state_dict(state)
     for group in optimizer.param_groups:
         group["fused"] = fused
+    for parameter, kept in optimizer.state.items():
+        if (momentum := kept.get("momentum_buffer")) is not None:
+            kept["momentum_buffer"] = torch.empty_like(parameter, requires_grad=False).copy_(momentum)
 
 
 def learning_rates(epochs: int, steps_per_epoch: int, lr: float) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 ``training`` in a checkpoint is a dict of plain values and tensors: ``model`` (the weights in training; the checkpoint's
 own ``model`` is their average), ``optimizer``, ``scaler``, ``ema_updates``, ``progress`` (of the epoch that was
-running), ``steps_per_epoch``, ``rng``, ``cuda_rng``; with sparse training also ``penalty``, with a teacher
-``distillation``, and with pruning in training ``kept_channels``. Older versions wrote the last one as ``survivors``,
-and wrote it and ``penalty`` in every run.
+running), ``steps_per_epoch``, ``images`` (of an epoch), ``rng``, ``cuda_rng``; with sparse training also ``penalty``,
+with a teacher ``distillation``, and with pruning in training ``kept_channels``. Older versions wrote the last one as
+``survivors``, and wrote it and ``penalty`` in every run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,9 @@ def training_state(trainer: Trainer) -> dict[str, Any]:
         "ema_updates": trainer.ema.updates,
         "progress": trainer.progress.state(),
         "steps_per_epoch": trainer.steps_per_epoch,
+        "images": trainer.images,
         "rng": torch.get_rng_state(),
-        "cuda_rng": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
+        "cuda_rng": [torch.cuda.get_rng_state()] if trainer.device.type == "cuda" else [],
     }
     if trainer.penalty:
         state["penalty"] = trainer.penalty.state()
@@ -56,11 +57,12 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -
     state, config = checkpoint["training"], trainer.config
     if parse_cfg(checkpoint["cfg"]) != trainer.model.blocks:
         raise InputError(f"{path}: belongs to another cfg than {config.model_def}")
-    if state["steps_per_epoch"] != trainer.steps_per_epoch:
-        raise InputError(
-            f"{path}: an epoch had {state['steps_per_epoch']} steps when the run was started, and has "
-            f"{trainer.steps_per_epoch} now: {config.data_config} has another number of training images"
-        )
+    for what, now in (("steps_per_epoch", trainer.steps_per_epoch), ("images", trainer.images)):
+        if state.get(what, now) != now:  # older versions did not count images
+            raise InputError(
+                f"{path}: an epoch had {state[what]} {what.split('_')[0]} when the run was started, and has {now} now: "
+                f"{config.data_config} has another number of training images"
+            )
     load_state(trainer.model, state["model"], path)
     load_state(trainer.ema.model, checkpoint["model"], path)
     load_momenta(trainer.optimizer, state["optimizer"])
@@ -77,5 +79,5 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -
     trainer.epoch, trainer.step = checkpoint["epoch"], checkpoint["step"]
     trainer.best_map = checkpoint["best_map"]
     torch.set_rng_state(state["rng"])
-    if torch.cuda.is_available() and state["cuda_rng"]:
+    if trainer.device.type == "cuda" and state["cuda_rng"]:
         torch.cuda.set_rng_state(state["cuda_rng"][0])

@@ -63,6 +63,7 @@ class Trainer:
     Attributes:
         rates: (steps,) the learning rate of every optimizer step of the run.
         epoch, step: how many epochs and optimizer steps are done.
+        images: of an epoch, which a resumed run must have again.
         best_map: the best mAP@0.5 so far.
         pruned: whether the network is one whose channels were cut, now or before the run.
         trial_cut: the cut that :meth:`cut_once` is to make, where it is known before the first step.
@@ -86,7 +87,7 @@ class Trainer:
         self.rates = self._learning_rates()
         self.teacher = self._laid_out(teacher) if teacher else None
         self.kept_channels = kept_channels
-        self.epoch = self.step = 0
+        self.epoch = self.step = self.images = 0
         self.best_map = 0.0
         self.pruned = False
         self.trial_cut: PruningResult | None = None
