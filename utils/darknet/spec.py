@@ -140,8 +140,7 @@ def parse_network(blocks: Sequence[Block], img_size: AnySize | None = None) -> N
     Raises:
         InputError: a layer type that is not supported, a section that :func:`utils.darknet.parse.parse_layer` refuses,
             kernels with more than LARGEST_KERNELS weights, no ``[yolo]`` layer, or heads with different ``classes``;
-            the message names file, line and
-            layer.
+            the message names file, line and layer.
     """
     if not blocks or blocks[0].get("type") != "net":
         raise InputError("the first section of a cfg must be [net]")

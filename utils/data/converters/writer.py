@@ -67,8 +67,7 @@ def write_data_set(data: DataSet, output: Path, split: Split | None = None, stri
     """Check all of a data set, then write its images, labels and lists to ``output``, and print the report.
 
     Images and labels of the same names in ``output`` are replaced, older lists are kept under numbered names, and other
-    files stay. Where an error is raised, ``output`` is
-    unchanged.
+    files stay. Where an error is raised, ``output`` is unchanged.
 
     Args:
         data: what the reader returned.
