@@ -13,12 +13,11 @@ import torch
 
 import train
 from utils import distributed
-from utils.data.check import decode
+from utils.data.check import check_data, decode
 from utils.data.data_config import read_data_config
 from utils.data.image_cache import Source, build_cache
 from utils.errors import InputError
 from utils.signals import Stopped, StopRequest
-from utils.training.batches import check_splits
 
 CUT = ["-sr", "--epochs", "2", "--batch_size", "4", "--n_cpu", "0"]
 SPARSE = ["--epochs", "3", "--batch_size", "4", "--n_cpu", "0", "--checkpoint_interval", "1", "--prune_every", "1"]
@@ -112,11 +111,10 @@ def cache() -> None:
 
 def check() -> None:
     """The check of the data, whose decoded images are counted."""
-    args = train.get_args_parser().parse_args([])
     with patch("utils.data.check.decode", wraps=decode) as counted:
-        checked = check_splits(args, read_data_config(args.data_config))
+        checked = check_data(read_data_config("config/oxfordhand.data"), "train")
     print("decoded", distributed.gather(counted.call_count))
-    print("boxes", distributed.gather(checked["train"].counts["boxes"]))
+    print("boxes", distributed.gather(checked.counts["boxes"]))
 
 
 def grey(index: int) -> np.ndarray:

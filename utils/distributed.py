@@ -8,7 +8,6 @@ import contextlib
 import gc
 import os
 import re
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -145,25 +144,6 @@ def gather(value: T) -> list[T]:
     if world() > 1:
         dist.all_gather_object(values, value)
     return values
-
-
-def together(task: Callable[[], T]) -> list[T | None]:
-    """The results of ``task`` in all processes, by rank; an InputError in one of them is raised in all."""
-    answer: tuple[T | None, str | None]
-    try:
-        answer = (task(), None)
-    except InputError as error:
-        answer = (None, str(error))
-    answers = gather(answer)
-    if problem := next((problem for _, problem in answers if problem), None):
-        raise InputError(problem)
-    return [result for result, _ in answers]
-
-
-def local_ranks() -> list[int]:
-    """The ranks of the processes of this machine; torchrun's GROUP_RANK is the number of the machine."""
-    machine = socket.gethostname(), os.environ.get("GROUP_RANK")
-    return [rank for rank, other in enumerate(gather(machine)) if other == machine]
 
 
 def total(values: Sequence[float]) -> list[float]:

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import zlib
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ import PIL
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
+from utils import distributed
 from utils.data.data_config import DataConfig, hidden_beside
 from utils.data.image_lists import ListEntry, looked_at
 from utils.data.images import ImageTraits, decode_strictly
 from utils.data.label_layouts import guess_layout
 from utils.data.labels import LENIENT, RULES, LabelFile, LabelRules, Labels, find_labels, label_candidates, scan_labels
-from utils.distributed import is_main
 from utils.errors import InputError
 from utils.files import write_text
 
@@ -129,13 +129,11 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False, rules: Labe
 def check_images(entries: list[ListEntry], classes: int, list_path: Path, rules: LabelRules) -> list[CheckedImage]:
     """Check each image of a list and its labels; images that have not changed since the last check are not decoded."""
     cache_path = hidden_beside(list_path, "checked.json")
-    cache = read_cache(cache_path)
+    known = read_cache(cache_path)
+    cache = decode_together(entries, list_path, known)
     checked: list[CheckedImage] = []
-    bar = tqdm(
-        desc=f"checking {list_path.name}", total=len(entries), unit=" images", leave=False, disable=not is_main()
-    )
     try:
-        with bar, ThreadPoolExecutor() as pool:  # decoding releases the GIL
+        with progress_bar(list_path, len(entries)) as bar, ThreadPoolExecutor() as pool:  # decoding releases the GIL
             for image in pool.map(partial(check_image, classes=classes, rules=rules, cache=cache), entries):
                 checked.append(image)
                 bar.update()
@@ -143,24 +141,53 @@ def check_images(entries: list[ListEntry], classes: int, list_path: Path, rules:
         decoded = {os.path.abspath(image.entry.path): image.decoded for image in checked if image.decoded}
         if len(checked) < len(entries):  # an interrupted check goes on where it stopped
             decoded = cache | decoded
-        if decoded != cache:
+        if decoded != known:
             write_cache(cache_path, decoded)
     return checked
+
+
+def progress_bar(list_path: Path, images: int) -> tqdm:
+    """The progress bar of the main process."""
+    hidden = not distributed.is_main()
+    return tqdm(desc=f"checking {list_path.name}", total=images, unit=" images", leave=False, disable=hidden)
+
+
+def decode_together(entries: list[ListEntry], list_path: Path, known: dict[str, Decoded]) -> dict[str, Decoded]:
+    """What is ``known`` of the images, and of several processes what each finds of its share of them, too."""
+    if distributed.world() == 1:
+        return known
+    share = distributed.share(len(entries), distributed.rank(), distributed.world())
+    found = {}
+    with progress_bar(list_path, len(share)) as bar, ThreadPoolExecutor() as pool:
+        part = entries[share.start : share.stop]
+        for entry, decoded in zip(part, pool.map(partial(decode_entry, cache=known), part), strict=True):
+            bar.update()
+            if decoded:
+                found[os.path.abspath(entry.path)] = decoded
+    return dict(ChainMap(*distributed.gather(found), known))
 
 
 def check_image(entry: ListEntry, classes: int, rules: LabelRules, cache: Mapping[str, Decoded]) -> CheckedImage:
     """Check one image and its labels."""
     file = find_labels(entry.path)
     labels = scan_labels(file and file.path, classes, rules)
+    decoded = decode_entry(entry, cache)
+    if not decoded:
+        return CheckedImage(entry, file, labels, None, [entry.missing, *labels.problems])
+    problems = [f"{entry.path}: {decoded.problem}"] if decoded.problem else []
+    return CheckedImage(entry, file, labels, decoded, [*problems, *labels.problems])
+
+
+def decode_entry(entry: ListEntry, cache: Mapping[str, Decoded]) -> Decoded | None:
+    """The result of decoding an image, from the cache where its file has not changed; None where there is no file."""
     try:
         status = os.stat(entry.path)
     except (OSError, ValueError):
-        return CheckedImage(entry, file, labels, None, [entry.missing, *labels.problems])
+        return None
     decoded = cache.get(os.path.abspath(entry.path))
     if decoded is None or (decoded.size, decoded.changed) != (status.st_size, status.st_mtime_ns):
         decoded = decode(entry.path, status)
-    problems = [f"{entry.path}: {decoded.problem}"] if decoded.problem else []
-    return CheckedImage(entry, file, labels, decoded, [*problems, *labels.problems])
+    return decoded
 
 
 def decode(path: Path, status: os.stat_result) -> Decoded:
@@ -259,7 +286,7 @@ def check_label_files(images: Sequence[CheckedImage], list_path: Path) -> None:
 def report_changed_boxes(images: Sequence[CheckedImage], list_path: Path, boxes: int) -> None:
     """Print the first boxes that were clipped or dropped on stderr, and a warning where they are many."""
     changed = sum(image.labels.changed for image in images)
-    if not (changed and is_main()):
+    if not (changed and distributed.is_main()):
         return
     notes = [note for image in images for note in image.labels.notes][:MAX_SHOWN]
     shown = [*notes, *["..."] * (changed > len(notes))]
@@ -276,7 +303,7 @@ def report_changed_boxes(images: Sequence[CheckedImage], list_path: Path, boxes:
 
 def warn(text: str) -> None:
     """Print a warning on stderr, in the main process."""
-    if is_main():
+    if distributed.is_main():
         print(f"warning: {text}", file=sys.stderr)
 
 
@@ -288,7 +315,7 @@ def report_problems(bad: list[CheckedImage], list_path: Path, skip_bad: bool) ->
     """
     problems = [problem for image in bad for problem in image.problems]
     total = f"{len(problems)} problem(s) with {len(bad)} image(s)"
-    if (len(problems) > 1 or skip_bad) and is_main():
+    if (len(problems) > 1 or skip_bad) and distributed.is_main():
         shown = problems[:MAX_SHOWN] + ["..."] * (len(problems) > MAX_SHOWN)
         print(f"{list_path}: {total}:", *shown, sep="\n  ", file=sys.stderr)
     if not skip_bad:

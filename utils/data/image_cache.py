@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import socket
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
@@ -134,7 +135,7 @@ def build_cache(source: Source, kind: str, max_bytes: int) -> ImageCache:
     Raises:
         InputError: an image cannot be read, the folder cannot be written to, or the disk is full.
     """
-    local = distributed.local_ranks()
+    local = local_ranks()
     is_first = distributed.rank() == local[0]
     make = _file_in_memory if kind == "ram" else _file_on_disk
     file = _together(lambda: make(source, max_bytes) if is_first else None)[local[0]]
@@ -152,16 +153,24 @@ def build_cache(source: Source, kind: str, max_bytes: int) -> ImageCache:
     return cache
 
 
+def local_ranks() -> list[int]:
+    """The ranks of the processes of this machine; torchrun's GROUP_RANK is the number of the machine."""
+    machine = socket.gethostname(), os.environ.get("GROUP_RANK")
+    return [rank for rank, other in enumerate(distributed.gather(machine)) if other == machine]
+
+
 def _together(task: Callable[[], Any]) -> list[Any]:
     """The results of ``task`` in all processes, by rank. An InputError or OSError in one of them is raised in all."""
-
-    def named() -> Any:
-        try:
-            return task()
-        except OSError as error:
-            raise InputError(f"--cache: {error.filename or 'its file'}: {error.strerror}") from error
-
-    return distributed.together(named)
+    try:
+        answer: tuple[Any, str | None] = (task(), None)
+    except InputError as error:
+        answer = (None, str(error))
+    except OSError as error:
+        answer = (None, f"--cache: {error.filename or 'its file'}: {error.strerror}")
+    answers = distributed.gather(answer)
+    if problem := next((problem for _, problem in answers if problem), None):
+        raise InputError(problem)
+    return [result for result, _ in answers]
 
 
 def _file_in_memory(source: Source, max_bytes: int) -> _File:

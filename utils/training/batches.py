@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Subset
 
 from utils import distributed
 from utils.data.augmentations import Augmentation
-from utils.data.check import CheckedData, check_data, summary
+from utils.data.check import check_data, summary
 from utils.data.data_config import DataConfig, hidden_beside
 from utils.data.datasets import DetectionDataset
 from utils.data.image_cache import budget
@@ -30,7 +30,7 @@ def make_loaders(args: argparse.Namespace, data: DataConfig, device: torch.devic
         data.list_path(split)  # both are there, before the images of the first are decoded
     closing = max(1, round(WITHOUT_MOSAIC * args.total_epochs))
     augmentation = Augmentation(mosaic=args.mosaic, first_plain_epoch=args.total_epochs - closing)
-    checked = check_splits(args, data)
+    checked = {split: check_data(data, split, args.skip_bad, label_rules(args)) for split in ("train", "valid")}
     print(summary(checked))
     train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, augmentation, args.seed)
     valid = DetectionDataset(checked["valid"].images, checked["valid"].labels, args.img_size)
@@ -41,26 +41,6 @@ def make_loaders(args: argparse.Namespace, data: DataConfig, device: torch.devic
     batch_size = args.batch_size // world
     batches = loader(train, batch_size, args.n_cpu, sampler, device=device)
     return batches, loader(local, batch_size, args.n_cpu, device=device)
-
-
-def check_splits(args: argparse.Namespace, data: DataConfig) -> dict[str, CheckedData]:
-    """Check both lists of a data set.
-
-    Of the processes of a machine the first decodes the images, and the others take over what it has found.
-    """
-
-    def check() -> dict[str, CheckedData]:
-        return {split: check_data(data, split, args.skip_bad, label_rules(args)) for split in ("train", "valid")}
-
-    checked = None
-    is_first = distributed.rank() == distributed.local_ranks()[0]
-
-    def check_first() -> None:
-        nonlocal checked
-        checked = check() if is_first else None
-
-    distributed.together(check_first)
-    return checked or check()
 
 
 def fill_caches(kind: str, datasets: Mapping[Path, DetectionDataset]) -> None:
