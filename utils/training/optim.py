@@ -9,7 +9,7 @@ from torch import nn
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
-WARMUP_EPOCHS, WARMUP_STEPS = 2, 70  # the longer of both: on a few images two epochs are too few steps
+WARMUP_EPOCHS = 2
 FINAL_LR = 0.02  # the cosine ends at this share of the learning rate
 
 
@@ -46,7 +46,7 @@ def load_momenta(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
 def learning_rates(epochs: int, steps_per_epoch: int, lr: float) -> np.ndarray:
     """The learning rate of every optimizer step of ``epochs``, (steps,): a warm-up to ``lr``, then half a cosine."""
     steps = epochs * steps_per_epoch
-    warmup = min(max(WARMUP_EPOCHS * steps_per_epoch, WARMUP_STEPS), steps // 5)
+    warmup = min(WARMUP_EPOCHS * steps_per_epoch, steps // 5)
     return np.array([learning_rate(step, steps, warmup, lr) for step in range(steps)])
 
 
