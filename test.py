@@ -54,12 +54,12 @@ def main(args: argparse.Namespace) -> None:
     check_rect(model, args.rect)
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
-    placed = on_device(model, args.device)
+    model = on_device(model, args.device)
     batches, checked = validation_batches(
-        placed, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args), args.rect
+        model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args), args.rect
     )
     print(summary({"valid": checked}))
-    ready = for_inference(placed, args.compile)
+    ready = for_inference(model, args.compile)
     metrics, seconds = evaluate(ready, batches, data.names, args.iou_thres, args.conf_thres, args.nms_thres)
 
     print(metrics_table(metrics, args.iou_thres))

@@ -236,14 +236,9 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     """What measures networks on the validation images; ``model`` is brought to its device, in eval mode."""
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
+    model.to(pick_device(args.device)).eval()
     batches, _ = validation_batches(
-        model.to(pick_device(args.device)).eval(),
-        data,
-        img_size,
-        args.batch_size,
-        args.n_cpu,
-        args.skip_bad,
-        label_rules(args),
+        model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
     )
     return Bench(batches, data.names, img_size, device_of(model))
 
@@ -279,7 +274,7 @@ def original_network(metadata: dict[str, Any], model: Darknet, weights_path: str
 def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> None:
     """Raise an InputError where large gammas would die: the network would have to be trained again."""
     if not pruner.separated(result.selection):
-        largest = max(result.selection.threshold, *pruner.block_gammas, 0.0)
+        largest = max([result.selection.threshold, *pruner.block_gammas])
         what = f"{result.ratio:.1%}" + (f" and {len(pruner.block_gammas)} blocks" if pruner.block_gammas else "")
         raise InputError(
             f"{weights_path}: {what} would prune |gamma| up to {largest:.3g}, which is not clearly below the kept "

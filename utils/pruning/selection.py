@@ -228,7 +228,7 @@ def is_separated(importance: np.ndarray, dead: np.ndarray, removed: Sequence[flo
         nothing that may die lives.
     """
     living = importance[np.isfinite(importance) & ~dead]
-    largest = max(importance[dead].max(initial=0.0), *removed, 0.0)
+    largest = max([importance[dead].max(initial=0.0), *removed])
     return not len(living) or float(largest) <= SPARSE * float(np.quantile(living, LARGE))
 
 

@@ -57,10 +57,11 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -
     state, config = checkpoint["training"], trainer.config
     if parse_cfg(checkpoint["cfg"]) != trainer.model.blocks:
         raise InputError(f"{path}: belongs to another cfg than {config.model_def}")
-    for what, now in (("steps_per_epoch", trainer.steps_per_epoch), ("images", trainer.images)):
-        if state.get(what, now) != now:  # older versions did not count images
+    counts = ("steps", "steps_per_epoch", trainer.steps_per_epoch), ("images", "images", trainer.images)
+    for what, key, now in counts:
+        if state.get(key, now) != now:  # older versions did not count images
             raise InputError(
-                f"{path}: an epoch had {state[what]} {what.split('_')[0]} when the run was started, and has {now} now: "
+                f"{path}: an epoch had {state[key]} {what} when the run was started, and has {now} now: "
                 f"{config.data_config} has another number of training images"
             )
     load_state(trainer.model, state["model"], path)
