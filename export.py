@@ -25,7 +25,7 @@ from utils.darknet.weights import write_darknet_weights
 from utils.data.check import check_data
 from utils.data.data_config import read_data_config
 from utils.data.datasets import DetectionDataset
-from utils.data.images import batches_of_one, find_images, read_image
+from utils.data.images import batches_of_one, find_images, read_image, spread
 from utils.detection.checkpoints import load_darknet, write_checkpoint
 from utils.detection.description import describe
 from utils.detection.evaluate import evaluate, validation_batches
@@ -357,11 +357,6 @@ def calibration_images(img_size: Size, args: argparse.Namespace) -> Iterator[Ten
 def training_images(args: argparse.Namespace) -> list[Path]:
     """The training images of --data_config."""
     return check_data(read_data_config(args.data_config), "train", args.skip_bad, label_rules(args)).images
-
-
-def spread(paths: Sequence[Path], count: int) -> Sequence[Path]:
-    """At most ``count`` of the paths, at equal distances."""
-    return paths[:: max(len(paths) // count, 1)][:count]
 
 
 def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from models import Darknet
@@ -12,6 +13,7 @@ from utils.boxes import check_nms
 from utils.cli import ArgumentParser, Options, run
 from utils.data.data_config import read_data_config
 from utils.data.datasets import DetectionDataset
+from utils.data.images import batches_of_one, spread
 from utils.detection.evaluate import evaluate
 from utils.detection.options import check_batch_norm, check_classes, network_size
 from utils.detection.pretrained import load_pretrained
@@ -19,6 +21,7 @@ from utils.devices import pick_device
 from utils.errors import InputError
 from utils.pruning.prune_in_training import KeptChannels
 from utils.pruning.pruner import PruningResult
+from utils.pruning.reconstruction import IMAGES as RECONSTRUCTION_IMAGES
 from utils.report.runs import report_training
 from utils.training import options
 from utils.training.batches import make_loaders
@@ -128,7 +131,9 @@ def train(
 
         while trainer.epoch < config.epochs:
             if trainer.cut_is_due:
-                cut(trainer, checkpoints)
+                cut(trainer, batches, checkpoints)
+                shown = evaluate(trainer.ema.model, watched, checkpoints.names)[0]
+                print(f"before the first step of what is left: mAP@0.5 {shown.mAP:.4f}")
             report = trainer.train_epoch(batches, after_step)
             done = trainer.epoch + 1
             if is_due(config.prune_every, done):
@@ -202,18 +207,28 @@ def prune(trainer: Trainer) -> None:
         print(f"{cut} dead channels cut out; {left} are left, and {macs / 1e9:.3f} G MACs per image")
 
 
-def cut(trainer: Trainer, checkpoints: CheckpointWriter) -> None:
-    """Cut the network of a run with ``-sr``, and print what is left.
+def cut(trainer: Trainer, batches: DataLoader, checkpoints: CheckpointWriter) -> None:
+    """Cut the network of a run with ``-sr``, and print what is left; ``batches`` are of its training images.
 
     Raises:
         InputError: it cannot be cut as was asked; the message names the file with what was trained until here.
     """
     checkpoints.save_before_cut()
     try:
-        print_cut(trainer, trainer.cut_once())
+        print_cut(trainer, trainer.cut_once(images_of(batches)))
     except InputError as error:
         trained = f"; to go on with what was trained until here: -pre {checkpoints.run.before_cut}"
         raise InputError(f"{error}{trained if trainer.epoch else ''}") from error
+
+
+def images_of(batches: DataLoader) -> Tensor:
+    """Some training images (B, 3, H, W) in [0, 1], as the network sees them when it detects.
+
+    They are at most four times as many as a training step takes, which needs more memory for each.
+    """
+    dataset = cast(DetectionDataset, batches.dataset)
+    chosen = spread(dataset.images, min(RECONSTRUCTION_IMAGES, 4 * cast(int, batches.batch_size)))
+    return torch.cat(list(batches_of_one(chosen, dataset.img_size)))
 
 
 def print_cut(trainer: Trainer, result: PruningResult) -> None:

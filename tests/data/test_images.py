@@ -18,6 +18,7 @@ from utils.data.images import (
     open_image,
     plain_jpeg_size,
     read_image,
+    spread,
     to_device,
 )
 from utils.errors import InputError
@@ -174,6 +175,14 @@ def test_any_kind_of_image_is_read_as_rgb(tmp_path, mode):
     assert image.mode == "RGB"
     for channel in range(3):
         np.testing.assert_allclose(np.asarray(image)[..., channel], expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"),
+    [(1, [0]), (3, [0, 3, 6]), (7, [0, 1, 2, 4, 5, 7, 8]), (10, list(range(10))), (99, list(range(10)))],
+)
+def test_images_are_chosen_at_equal_distances(count, chosen):
+    assert spread(range(10), count) == chosen
 
 
 def test_to_device_gives_numbers_from_0_to_1():

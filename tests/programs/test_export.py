@@ -278,11 +278,6 @@ def test_the_check_goes_on_without_images_that_cannot_be_read(tmp_path, capsys):
         export.readable(paths[1:2])
 
 
-@pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10))), (99, list(range(10)))])
-def test_calibration_images_are_spread_over_the_data(count, chosen):
-    assert list(export.spread(range(10), count)) == chosen
-
-
 def test_openvino_computes_the_same(project, capsys):
     pytest.importorskip("openvino")
     run(export, "--check", "--image_folder", "data/images", "--json", "check.json")

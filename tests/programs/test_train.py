@@ -238,7 +238,7 @@ def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, 
 
 
 def test_a_cut_that_fails_names_what_was_trained_until_then(project, no_plots, monkeypatch):
-    def fail(trainer):
+    def fail(trainer, images):
         raise InputError("at most 2% of the MACs cannot be reached")
 
     monkeypatch.setattr(Trainer, "cut_once", fail)

@@ -323,6 +323,12 @@ class Images(Dataset):
         return letterboxed(image, input_size(image.width, image.height, self.img_size, self.rectangles)), image
 
 
+def spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """At most ``count`` of the paths, at equal distances."""
+    count = min(count, len(paths))
+    return [paths[place * len(paths) // count] for place in range(count)]
+
+
 def batches_of_one(paths: Sequence[Path], img_size: AnySize) -> Iterator[Tensor]:
     """Yield each image letterboxed as a batch (1, 3, H, W), float RGB in [0, 1], on the CPU."""
     for path in paths:

@@ -27,6 +27,7 @@ from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.proof import prove
 from utils.pruning.prune_in_training import KeptChannels, carry_optimizer, cut_alike, cut_is_exact
 from utils.pruning.pruner import PruningResult
+from utils.pruning.reconstruction import reconstruct
 from utils.pruning.schedules import READING_STEPS, SCHEDULES, Plan
 from utils.pruning.selection import silent_sets
 from utils.sizes import Size
@@ -286,12 +287,16 @@ class Trainer:
         sparsity = self.config.sparsity
         return bool(sparsity and sparsity.is_cut and self.epoch == sparsity.cut_epoch and not self.has_cut)
 
-    def cut_once(self) -> PruningResult:
+    def cut_once(self, images: Tensor) -> PruningResult:
         """Cut the least important channels out of the average of the weights, and start over with what is left.
 
         Of several processes the main one chooses them, since others may round importance in another way. What is left
-        is trained as an ordinary network: with an optimizer, an average and learning rates of its own. Its teacher is
-        the network before the cut, unless another one was given or none is wanted.
+        gets the kernels of :func:`utils.pruning.reconstruction.reconstruct`, and is trained as an ordinary network:
+        with an optimizer, an average and learning rates of its own. Its teacher is the network before the cut, unless
+        another one was given or none is wanted.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], as the network will see them when it detects; for the reconstruction.
 
         Raises:
             InputError: the budget cannot be reached, or the compact network does not compute the same.
@@ -305,6 +310,7 @@ class Trainer:
             result = distributed.from_main(lambda: cut_least_important(copy.deepcopy(self.ema.model).cpu(), *options))
         compact = result.pruned.model.to(self.device)
         prove(result.reference.to(self.device), compact, config.img_size)
+        reconstruct(compact, self.ema.model, result.pruned.mask, images.to(self.device))
         if config.distill and not self.teacher:
             self.teacher = self.ema.model
         self._attach(self._laid_out(compact))
