@@ -6,9 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from models import Darknet
 from utils.cli import ArgumentParser, add_size_option, number, output_file, run
 from utils.data.data_config import read_data_config
+from utils.data.images import some_images
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
@@ -32,6 +35,7 @@ from utils.pruning.importance import IMPORTANCES
 from utils.pruning.latency import Latency, latency_of, timing_device
 from utils.pruning.proof import head_difference, prove, write_pruned
 from utils.pruning.pruner import Pruner, PruningResult
+from utils.pruning.reconstruction import IMAGES
 from utils.pruning.residuals import ResidualBlock
 from utils.pruning.selection import STRATEGIES, describe_room
 from utils.pruning.sweep import plot_sweep, print_sweep, sweep, sweep_subject
@@ -110,6 +114,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         "tools: wrong at the image's borders",
     )
     which.add_argument(
+        "--reconstruct",
+        action="store_true",
+        help=f"fit the kernels that are left to what the whole network did, by least squares on {IMAGES} training "
+        "images without their labels (or 8 times the --batch_size): for cuts that are not lossless",
+    )
+    which.add_argument(
         "--runtime",
         choices=RUNNERS,
         help="cut what costs the most time in this runtime for its importance, residual blocks too, instead of "
@@ -152,14 +162,15 @@ def main(args: argparse.Namespace) -> None:
     costs = latency.table if latency else None
 
     options = (args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias", args.importance)
-    pruner = Pruner(model, strategy, *options, costs)
+    images = images_for(bench, args) if args.reconstruct else None
+    pruner = Pruner(model, strategy, *options, costs, images=images)
     print_removed(pruner.residual_blocks)
     room = "cut in training" if "before_cut" in metadata else describe_room(pruner.coupling, strategy, pruner.gammas)
     print(f"strategy {strategy}: {room}")
     if args.sweep:
         pruners = {"threshold": pruner}
         if latency:
-            pruners = {"threshold": Pruner(model, strategy, *options), "latency": pruner}
+            pruners = {"threshold": Pruner(model, strategy, *options, images=images), "latency": pruner}
         measure_sweep(pruners, bench, latency, plots, args)
         return
 
@@ -171,15 +182,16 @@ def main(args: argparse.Namespace) -> None:
         refuse_dense(pruner, result, args.weights_path)
     max_diff = proof(result, bench.img_size, args.fold)
     describe(result, max_diff, pruner)
+    compact = pruner.finished(result)
     before_cut = original_network(metadata, model, args.weights_path)
     original = before_cut.model
     collected = Collected(), Collected()
-    before, after = bench.compare(original, result.pruned.model, each=collected)
+    before, after = bench.compare(original, compact, each=collected)
     print(comparison_table(before, after))
     in_runtime = None
     if latency:
         # A table knows the layers that it was made for, not those of the network before a cut in training.
-        in_runtime = latency.compare(original if latency.runtime else model, result.pruned.model)
+        in_runtime = latency.compare(original if latency.runtime else model, compact)
         print(latency.describe(in_runtime))
 
     pruned_metadata = {
@@ -192,7 +204,7 @@ def main(args: argparse.Namespace) -> None:
         "strategy": strategy,
         "pruned": {"from": args.weights_path, "ratio": result.ratio, "strategy": strategy},
     }
-    write_pruned(result.pruned.model, out_cfg, out_weights, pruned_metadata)
+    write_pruned(compact, out_cfg, out_weights, pruned_metadata)
     plot = plots / "channels.png"
     print(f"{out_cfg}\n{out_weights}")
     with warned_of(plot):
@@ -200,7 +212,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{plot}: channels before and after")
     if args.json:
         write_report(args.json, original, result, strategy, max_diff, before, after, in_runtime)
-    networks = before_cut, Network("after", out_weights, result.pruned.model, pruned_metadata)
+    networks = before_cut, Network("after", out_weights, compact, pruned_metadata)
     report_pruning(plots, bench, networks, (before, after), collected, result, max_diff)
 
 
@@ -243,6 +255,16 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     return Bench(batches, data.names, img_size, device_of(model))
 
 
+def images_for(bench: Bench, args: argparse.Namespace) -> Tensor:
+    """Training images for --reconstruct, on the device of the network.
+
+    Raises:
+        InputError: there is none, or one of them cannot be read.
+    """
+    paths = read_data_config(args.data_config).images("train")
+    return some_images(paths, min(IMAGES, 8 * args.batch_size), bench.img_size).to(bench.image.device)
+
+
 def latency_for(model: Darknet, bench: Bench, args: argparse.Namespace) -> Latency | None:
     """Times in the --runtime or by the --latency_table; None without both."""
     if "threads" in args.given and not args.runtime:
@@ -278,7 +300,8 @@ def refuse_dense(pruner: Pruner, result: PruningResult, weights_path: str) -> No
         what = f"{result.ratio:.1%}" + (f" and {len(pruner.block_gammas)} blocks" if pruner.block_gammas else "")
         raise InputError(
             f"{weights_path}: {what} would prune |gamma| up to {largest:.3g}, which is not clearly below the kept "
-            "ones: train with -sr, choose less, add --force, or choose by --importance magnitude and train on"
+            "ones: train with -sr, choose less, add --force, or choose by --importance magnitude (with --reconstruct) "
+            "and train on"
         )
 
 

@@ -13,7 +13,7 @@ from utils.boxes import check_nms
 from utils.cli import ArgumentParser, Options, run
 from utils.data.data_config import read_data_config
 from utils.data.datasets import DetectionDataset
-from utils.data.images import batches_of_one, spread
+from utils.data.images import some_images
 from utils.detection.evaluate import evaluate
 from utils.detection.options import check_batch_norm, check_classes, network_size
 from utils.detection.pretrained import load_pretrained
@@ -227,8 +227,8 @@ def images_of(batches: DataLoader) -> Tensor:
     They are at most four times as many as a training step takes, which needs more memory for each.
     """
     dataset = cast(DetectionDataset, batches.dataset)
-    chosen = spread(dataset.images, min(RECONSTRUCTION_IMAGES, 4 * cast(int, batches.batch_size)))
-    return torch.cat(list(batches_of_one(chosen, dataset.img_size)))
+    count = min(RECONSTRUCTION_IMAGES, 4 * cast(int, batches.batch_size))
+    return some_images(dataset.images, count, dataset.img_size)
 
 
 def print_cut(trainer: Trainer, result: PruningResult) -> None:

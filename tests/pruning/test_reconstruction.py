@@ -54,9 +54,19 @@ def images():
     return torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear")
 
 
-def network(seed=0):
-    torch.manual_seed(seed)
-    return lively(Darknet(parse_cfg(CHAIN)))
+def network(images):
+    """A network of three convolutions."""
+    torch.manual_seed(0)
+    return with_statistics(lively(Darknet(parse_cfg(CHAIN))), images)
+
+
+@torch.no_grad()
+def with_statistics(model, images):
+    """The network with the images' own statistics in its BatchNorms, in eval mode."""
+    for norm in model.batch_norms.values():
+        norm.reset_running_stats()
+    model.train().raw_outputs(images)
+    return model.eval()
 
 
 def cut(model, channels):
@@ -74,30 +84,28 @@ def error(model, whole, images):
 
 
 def test_what_other_channels_hold_is_found_there(images):
-    whole = network()
+    whole = network(images)
     with torch.no_grad():  # channel 1 says what 0 says, and 2 what 3 and 4 say
-        conv, norm = whole.conv(0), whole.batch_norm(0)
-        norm.running_var.fill_(1)
-        norm.weight.fill_(1)
-        conv.weight[1], norm.running_mean[1] = -2 * conv.weight[0], 0.5
-        conv.weight[2] = conv.weight[3] + conv.weight[4]
-    pruned = cut(whole, [1, 2])
-    assert error(pruned.model, whole, images) > 0.01
+        kernels = whole.conv(0).weight
+        kernels[1] = -2 * kernels[0]
+        kernels[2] = kernels[3] + kernels[4]
+    pruned = cut(with_statistics(whole, images), [1, 2])
+    before = error(pruned.model, whole, images)
     reconstruct(pruned.model, whole, pruned.mask, images)
-    assert error(pruned.model, whole, images) < 1e-3  # and not 0: kernels are held near what they were
+    assert error(pruned.model, whole, images) < 0.02 * before  # and not 0: kernels are held near what they were
 
 
 def test_nothing_changes_where_nothing_is_cut(images):
-    whole = network()
+    whole = network(images)
     (mask,) = prune_masks([whole], couple(whole.spec), np.zeros(len(couple(whole.spec).sets), bool))
     compact = copy.deepcopy(whole)
     reconstruct(compact, whole, mask, images)
     for index in range(3):
-        torch.testing.assert_close(compact.conv(index).weight, whole.conv(index).weight, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(compact.conv(index).weight, whole.conv(index).weight, atol=1e-4, rtol=1e-4)
 
 
 def test_a_kernel_is_the_solution_of_ridge_regression(images):
-    whole = network()
+    whole = network(images)
     pruned = cut(whole, [0, 5])
     before = pruned.model.conv(2).weight.detach().double().numpy()[:, :, 0, 0]
     reconstruct(pruned.model, whole, pruned.mask, images)
@@ -117,12 +125,8 @@ def test_a_kernel_is_the_solution_of_ridge_regression(images):
 
 
 def test_batch_norm_in_training_agrees_with_that_in_detection(images):
-    whole = network()
-    with torch.no_grad():  # the statistics of these images
-        for norm in whole.batch_norms.values():
-            norm.reset_running_stats()
-        whole.train().raw_outputs(images)
-    pruned = cut(whole.eval(), [0, 5])
+    whole = network(images)
+    pruned = cut(whole, [0, 5])
     reconstruct(pruned.model, whole, pruned.mask, images)
     evaluated = pruned.model.raw_outputs(images)
     trained = pruned.model.train().raw_outputs(images)
@@ -143,8 +147,8 @@ def test_each_network_is_nearer_to_the_whole_one_than_before(cfg, images):
     assert error(compact, whole, images) < before
 
 
-def test_a_kernel_over_constants_stays():
-    whole = network()
+def test_a_kernel_over_constants_stays(images):
+    whole = network(images)
     with torch.no_grad():
         whole.batch_norm(1).weight.zero_()
     pruned = cut(whole, [0])

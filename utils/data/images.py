@@ -333,3 +333,14 @@ def batches_of_one(paths: Sequence[Path], img_size: AnySize) -> Iterator[Tensor]
     """Yield each image letterboxed as a batch (1, 3, H, W), float RGB in [0, 1], on the CPU."""
     for path in paths:
         yield to_device(letterboxed(read_image(path), img_size)[None], torch.device("cpu"))
+
+
+def some_images(paths: Sequence[Path], count: int, img_size: AnySize) -> Tensor:
+    """At most ``count`` of the images, at equal distances, letterboxed: (B, 3, H, W), float RGB in [0, 1].
+
+    Raises:
+        InputError: there is none, or one of them cannot be read.
+    """
+    if not paths:
+        raise InputError("there are no images")
+    return torch.cat(list(batches_of_one(spread(paths, count), img_size)))

@@ -107,7 +107,7 @@ def choose_ratio(
         return smallest_ratio(lambda r: bench.forward(pruned(r))[0].median, budget.target_ms, goal, in_ms)
     assert budget.max_map_drop is not None
     least = bench.mean_ap(model) - budget.max_map_drop
-    return largest_ratio(lambda r: bench.mean_ap(pruned(r)) >= least, f"{goal}, to {least:.4f},")
+    return largest_ratio(lambda r: bench.mean_ap(pruner.finished(pruner.at(r))) >= least, f"{goal}, to {least:.4f},")
 
 
 def cut_least_important(

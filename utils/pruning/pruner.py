@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from models import Darknet
 from utils.darknet.layers import IMAGE
@@ -13,6 +14,7 @@ from utils.pruning.costs import Costs
 from utils.pruning.coupling import Coupling, couple
 from utils.pruning.importance import importance
 from utils.pruning.penalty import gamma_sizes
+from utils.pruning.reconstruction import reconstruct
 from utils.pruning.removal_order import RemovalOrder
 from utils.pruning.residuals import (
     ResidualBlock,
@@ -63,6 +65,8 @@ class Pruner:
         costs: of the layers; channels then go in the order of :mod:`utils.pruning.removal_order`, and residual blocks
             with them, in place of one threshold for all.
         whole_blocks: whether residual blocks may go in that order.
+        images: (B, 3, H, W) in [0, 1], on the network's device, to fit what is left to what the network did, see
+            :func:`utils.pruning.reconstruction.reconstruct`; None to leave it as it was cut.
 
     Attributes:
         residual_blocks: those that are removed at any ratio.
@@ -84,6 +88,7 @@ class Pruner:
         kind: str = "gamma",
         costs: Costs | None = None,
         whole_blocks: bool = True,
+        images: Tensor | None = None,
     ):
         self.model = model
         self.strategy = strategy
@@ -92,6 +97,7 @@ class Pruner:
         self.fold_bias = fold_bias
         self.kind = kind
         self.costs = costs
+        self.images = images
         sizes = gamma_sizes(model)
         self.residual_blocks = weakest_residual_blocks(model.spec, sizes, prune_blocks)
         self.kept_layers = kept_layers(model.spec, self.residual_blocks)
@@ -115,6 +121,15 @@ class Pruner:
             self._shallow, self.coupling, selection.dead, self._importance, self.round_to, self.fold_bias
         )
         return self._result(ratio, selection, self.residual_blocks, masked, pruned)
+
+    def finished(self, result: PruningResult) -> Darknet:
+        """The compact network of a pruning, in eval mode; with ``images`` a copy that is fitted to them."""
+        if self.images is None:
+            return result.pruned.model
+        compact = copy.deepcopy(result.pruned.model)
+        layers = kept_layers(self.model.spec, result.residual_blocks)
+        reconstruct(compact, self.model, result.pruned.mask, self.images, layers)
+        return compact
 
     def _at_step(self, order: RemovalOrder, ratio: float) -> PruningResult:
         """Prune as far as an order gets by ``ratio``."""

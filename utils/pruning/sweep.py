@@ -48,7 +48,7 @@ def sweep(pruners: Mapping[str, Pruner], bench: Bench, latency: Latency | None, 
 def sweep_row(pruner: Pruner, ratio: float, bench: Bench, latency: Latency | None) -> dict[str, Any]:
     """What is measured of the network pruned at ``ratio``, see :func:`sweep`."""
     result = pruner.at(ratio)
-    compact = result.pruned.model
+    compact = pruner.finished(result)
     row = {
         "percent": ratio,
         "mAP": bench.mean_ap(compact),
