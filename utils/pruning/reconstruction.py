@@ -113,8 +113,6 @@ def _fit(target: _Target, conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
     gram.diagonal().add_(ridge)
     kernel = _double(conv.weight.flatten(1))
     fitted = torch.linalg.solve(gram, patches.T @ (values - mean_value) + ridge * kernel.T).T
-    if conv.bias is None:  # BatchNorm makes the scale free
-        fitted *= kernel.norm(dim=1, keepdim=True) / fitted.norm(dim=1, keepdim=True).clamp(min=1e-12)
     if conv.bias is None:  # BatchNorm divides by the scale, which later training depends on: it stays as it was
         fitted *= kernel.norm(dim=1, keepdim=True) / fitted.norm(dim=1, keepdim=True).clamp(min=SMALL)
     else:
