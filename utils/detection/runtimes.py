@@ -7,6 +7,7 @@ requirements-export.txt.
 
 import io
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ class OpenCvModel(nn.Module):
         size_bytes: the size of the two files together.
 
     Raises:
-        InputError: OpenCV has no Darknet reader, or cannot read or run the network.
+        InputError: OpenCV has no Darknet reader, cannot read or run the network, or reads it as another one.
     """
 
     def __init__(self, model: Darknet, img_size: AnySize):
@@ -193,19 +194,28 @@ class OpenCvModel(nn.Module):
         self.size_bytes = sum(len(content) for content in files)
         try:
             self.net = cv2.dnn.readNetFromDarknet(*files)
-            self(torch.zeros(1, 3, height, width))  # it reads some networks that it cannot run
-        except cv2.error as error:
+            found = [rows.shape for rows in self._rows(np.zeros((1, 1 if self.is_grey else 3, height, width), "f"))]
+        except cv2.error as error:  # it reads some networks that it cannot run
             raise InputError(f"OpenCV cannot read the network: {' '.join(str(error).split())}") from error
+        heads = model.spec.at((height, width)).heads
+        wanted = [(head.height * head.width * len(head.anchors), 5 + head.classes) for head in heads]
+        if found != wanted:  # it takes no notice of options that it does not know, such as stride_x
+            raise InputError(
+                f"OpenCV reads another network from the cfg: its heads give {found} rows and columns, not {wanted}"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to predictions (B, P, 5 + C), in the order of :class:`models.Darknet`."""
         images = grey(images) if self.is_grey else images
         return torch.cat([self._one(image) for image in images.cpu().numpy()[:, None]])
 
-    def _one(self, image: np.ndarray) -> Tensor:
+    def _rows(self, image: np.ndarray) -> Sequence[np.ndarray]:
         self.net.setInput(image)
+        return self.net.forward(self.heads)
+
+    def _one(self, image: np.ndarray) -> Tensor:
         predictions = []
-        for rows, anchors in zip(self.net.forward(self.heads), self.anchors, strict=True):
+        for rows, anchors in zip(self._rows(image), self.anchors, strict=True):
             # A row: cx, cy, w, h in [0, 1], objectness, its products with the class scores. OpenCV's rows go cell by
             # cell, Darknet's anchor by anchor.
             rows = torch.from_numpy(rows).unflatten(0, (-1, anchors)).transpose(0, 1).flatten(0, 1)
