@@ -26,7 +26,10 @@ def onnx_runner(graph: Graph, threads: int, device: str) -> Callable[[], object]
     provider = (CUDA_PROVIDER, {"use_tf32": "0"}) if device == "cuda" else "CPUExecutionProvider"
     session = onnxruntime.InferenceSession(OnnxWriter(graph).content(), options, [provider])
     if device == "cuda" and session.get_providers()[0] != CUDA_PROVIDER:  # it goes on without, on the CPU
-        raise RuntimeError("ONNX Runtime cannot use this machine's GPU: it takes the package onnxruntime-gpu")
+        raise RuntimeError(
+            "ONNX Runtime cannot use this machine's GPU: it takes the package onnxruntime-gpu, whose CUDA and cuDNN "
+            "libraries must load"
+        )
     inputs = {"images": image(graph)}
     return lambda: session.run(None, inputs)
 
