@@ -23,6 +23,7 @@ from utils.darknet.cfg import format_cfg, parse_cfg
 from utils.darknet.spec import NetworkSpec, parse_network
 from utils.darknet.weights import write_darknet_weights
 from utils.errors import InputError
+from utils.notices import notice
 from utils.optional import optional
 from utils.sizes import AnySize, Size
 
@@ -66,7 +67,7 @@ class OnnxModel(ExportedModel):
 
     Raises:
         InputError: ONNX Runtime is not installed, or the file is missing, damaged or not written by export.py, or
-            ONNX Runtime cannot use the device.
+            ONNX Runtime cannot use the device, or load the libraries for it.
     """
 
     runtime = "ONNX Runtime"
@@ -129,9 +130,15 @@ def _onnx_session(source: str | Path | bytes, name: str, device: str | None):
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise InputError(f"{source}: there is no such ONNX file")
     try:
-        return runtime.InferenceSession(source, options, providers)
+        session = runtime.InferenceSession(source, options, providers)
     except Exception as error:  # its exceptions have no common base but Exception
         raise InputError(f"{name}: ONNX Runtime cannot read it: {' '.join(str(error).split())}") from error
+    if session.get_providers()[0] != providers[0][0]:  # it goes on without what it cannot load
+        reason = f"{name} runs in ONNX Runtime, which cannot load its CUDA libraries here"
+        if kind:
+            raise InputError(f"--device {device}: {reason}: install them, or give cpu")
+        notice(f"{reason}: on the CPU instead")
+    return session
 
 
 @cache
