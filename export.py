@@ -47,7 +47,7 @@ from utils.export.ncnn import NcnnQuantizer, export_ncnn, load_contents, require
 from utils.export.onnx import HALF_TOLERANCE, TOLERANCE, add_suppression, export_onnx, prove, prove_predictions
 from utils.export.quantization import FORMS, SENSITIVITY_IMAGES, quantize, quantize_within, sensitivities
 from utils.export.tensorrt import build_engine, input_shapes, load_engine, require_tensorrt
-from utils.files import atomic_writer, keep_old, refuse_folder, write_json, write_text
+from utils.files import atomic_writer, keep_old, refuse_folder, refuse_inputs, write_json, write_text
 from utils.kept_rows import KeptRows, measured_network
 from utils.pruning import graph_timer
 from utils.pruning.latency_graphs import table_graphs
@@ -362,8 +362,9 @@ def training_images(args: argparse.Namespace) -> list[Path]:
 def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
     """Run the model in every runtime on the same images, and print one table."""
     paths = readable(find_images(args.image_folder))
-    trained_on = args.data_config and read_data_config(args.data_config).train
-    chosen = training_images(args) if trained_on else paths
+    data = read_data_config(args.data_config) if args.data_config else None
+    refuse_inputs([*paths, *(data.files if data else [])], [args.json])
+    chosen = training_images(args) if data and data.train else paths
     calibration = batches_of_one(spread(chosen, args.calibration), img_size)
     deployed = deployments(model, names, img_size, calibration, args.batch_size)
     running = [deployment.model for deployment in deployed if deployment.model]
