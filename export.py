@@ -40,8 +40,9 @@ from utils.detection.options import (
     network_size,
 )
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
+from utils.devices import pick_device
 from utils.errors import InputError
-from utils.export.comparison import MIN_SCORE, differences, runtime_row, runtimes_table
+from utils.export.comparison import MIN_SCORE, differences, runtime_row, runtimes_table, without_infinities
 from utils.export.deployment import deployments
 from utils.export.ncnn import NcnnQuantizer, export_ncnn, load_contents, require_tools
 from utils.export.onnx import HALF_TOLERANCE, TOLERANCE, add_suppression, export_onnx, prove, prove_predictions
@@ -62,8 +63,14 @@ Built = TypeVar("Built")
 
 # Of the file in each format of --to. An ncnn model has two more files, an engine one, see utils/detection.
 SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param", "engine": ".engine"}
+# What a checkpoint says about where it comes from, which does not change with its format.
+HISTORY = (
+    *("epoch", "step", "best_map", "options", "strategy"),
+    *("pruned", "before_cut", "before_cut_digest"),
+)
 # Options that only some formats have.
 ALLOWED = {
+    "fuse": ("weights", "pth", "onnx"),
     "static_size": ("onnx",),
     "nms": ("onnx",),
     "fp16": ("onnx", "ncnn", "engine"),
@@ -73,7 +80,6 @@ ALLOWED = {
 # Options that do something only beside one of these.
 BESIDE = {
     "output": ("to",),
-    "fuse": ("to",),
     "conf_thres": ("nms",),
     "nms_thres": ("nms",),
     "max_map_drop": ("int8",),
@@ -154,7 +160,7 @@ def main(args: argparse.Namespace) -> None:
     refuse_options(args)
     if args.check:
         check(model, names, img_size, args)
-    elif args.latency_table:
+    elif args.latency_table is not None:
         write_latency_script(model, img_size, Path(args.latency_table))
     else:
         convert(model, names, img_size, metadata, args)
@@ -198,7 +204,7 @@ def convert(
         raise InputError(f"--output {target} is the file to read: choose another name")
     if args.fuse:
         model = fuse(model)
-    kept = {name: metadata[name] for name in ("epoch", "step", "best_map", "options", "strategy") if name in metadata}
+    kept = {name: metadata[name] for name in HISTORY if name in metadata}
     if args.to in ("ncnn", "engine"):
         make = ncnn_contents if args.to == "ncnn" else engine_contents
         contents = make(model, names, img_size, args)
@@ -260,6 +266,7 @@ def engine_contents(model: Darknet, names: list[str], img_size: Size, args: argp
     """The contents of a TensorRT engine and its description by suffix, from the proven graph in float16 or 8 bits."""
     int8, shapes = bool(args.int8), input_shapes(img_size, args.batch_size)
     require_tensorrt(str(output_path(args).with_suffix(".onnx")), shapes, int8)
+    pick_device("cuda")  # without one, TensorRT ends in a traceback
     proto = proven_graph(model, names, img_size, dynamic_size=False, half=True)
     engine = build_engine(to_int8(proto, "tensorrt", model, img_size, args) if int8 else proto, shapes)
     contents = {".engine": engine, ".json": describe(model, names, img_size, {".engine": engine})}
@@ -382,7 +389,7 @@ def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Names
         f"the largest of any score, and of any box relative to its pixels, among boxes that score at least {MIN_SCORE}."
     )
     if args.json:
-        write_json(args.json, rows)
+        write_json(args.json, [without_infinities(row) for row in rows])
 
 
 def readable(paths: Sequence[Path]) -> list[Path]:

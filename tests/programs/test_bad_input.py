@@ -250,7 +250,11 @@ def test_no_file_that_an_option_names_is_overwritten(project, capsys, program, w
         ("test", ["--json"], "data/valid.txt"),
         ("test", ["--json"], "data/hand.names"),
         ("test_prune", ["--json"], "data/train.txt"),
-        ("export", ["--check", *WEIGHTS, "--data_config", "config/oxfordhand.data", *IMAGES, "--json"], "data/train.txt"),
+        (
+            "export",
+            ["--check", *WEIGHTS, "--data_config", "config/oxfordhand.data", *IMAGES, "--json"],
+            "data/train.txt",
+        ),
         ("export", ["--check", *WEIGHTS, *IMAGES, "--json"], "data/images/train_0.png"),
     ],
 )

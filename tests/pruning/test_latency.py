@@ -234,7 +234,7 @@ def test_a_table_that_is_half_measured_is_not_called_one_of_another_network(spec
     milliseconds = made_up(spec)
     first = next(name for name in milliseconds if name.startswith("network"))
     half = {name: ms for name, ms in milliseconds.items() if not name.startswith("network") or name == first}
-    with pytest.raises(InputError, match="is not complete: 'network .* more are missing: measure on"):
+    with pytest.raises(InputError, match=r"is not complete: 'network .* more are missing: measure on"):
         read_table(write(tmp_path / "t.csv", half), spec)
 
 
@@ -245,11 +245,11 @@ def test_a_runtime_that_cannot_run_here_is_one_line_and_keeps_its_table(spec, tm
         raise RuntimeError("no GPU\nis here")
 
     monkeypatch.setitem(RUNNERS, "pytorch", refuse)
-    with pytest.raises(InputError, match="^pytorch cannot be timed here: no GPU is here$"):
+    with pytest.raises(InputError, match=r"^pytorch cannot be timed here: no GPU is here$"):
         measure_table(spec, "pytorch")
     assert list(tmp_path.rglob("*.csv"))
     times = Latency(LatencyTable(spec, made_up(spec), "made up"), "pytorch")
-    with pytest.raises(InputError, match="^pytorch cannot be timed here: no GPU is here$"):
+    with pytest.raises(InputError, match=r"^pytorch cannot be timed here: no GPU is here$"):
         times.milliseconds([Darknet(spec.blocks)])
 
 

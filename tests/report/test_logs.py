@@ -81,12 +81,17 @@ def test_a_sweep_of_both_orders_has_a_curve_for_each(tmp_path):
 
 
 @pytest.mark.parametrize("row", ["0.5,0.9,30,40", "0.5,0.9"])
-@pytest.mark.parametrize("name", ["log.csv", "my_sweep.csv"])
-def test_a_row_that_does_not_fit_is_named_by_file_and_line(tmp_path, name, row):
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("log.csv", lambda folder: training_section("small", folder, 0)),
+        ("my_sweep.csv", lambda folder: sweep_sections([folder])),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named_by_file_and_line(tmp_path, name, read, row):
     (tmp_path / name).write_text(f"epoch,mAP,ms\n0,0.95,20\n{row}\n")
     with pytest.raises(InputError, match=rf"{name}:3: not a row"):
-        training_section("small", tmp_path, 0)
-        sweep_sections([tmp_path])
+        read(tmp_path)
 
 
 def test_texts_of_a_sweep_are_drawn_as_they_are(tmp_path):
