@@ -107,7 +107,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fuse",
         action="store_true",
-        help="fold BatchNorm into the convolutions, e.g. for OpenCV, whose epsilon differs; also writes a cfg",
+        help="weights, pth, ONNX: fold BatchNorm into the convolutions, e.g. for OpenCV, whose epsilon differs; also "
+        "writes a cfg",
     )
     parser.add_argument("--output", help="the file to write; default: the weights' name with the suffix of the format")
 

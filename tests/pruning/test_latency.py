@@ -24,7 +24,7 @@ from utils.errors import InputError
 from utils.pruning.budget import LARGEST_RATIO, ratio_within
 from utils.pruning.costs import Counts
 from utils.pruning.coupling import couple
-from utils.pruning.graph_timer.measure import COLUMNS, measure_to_file, read_rows, runtime_version
+from utils.pruning.graph_timer.measure import COLUMNS, describe_device, measure_to_file, read_rows, runtime_version
 from utils.pruning.graph_timer.onnx_file import OnnxWriter
 from utils.pruning.graph_timer.runners import CUDA_PROVIDER, RUNNERS, onnx_runner
 from utils.pruning.latency import Latency, measure_table, timing_device
@@ -297,6 +297,31 @@ def test_what_cannot_use_the_gpu_is_timed_on_the_cpu():
         assert timing_device("onnx", gpu) == "cpu"
         with pytest.raises(RuntimeError, match="onnxruntime-gpu"):
             onnx_runner(border_graph((4, 4), 8), 1, "cuda")
+
+
+def test_onnx_runtime_is_timed_on_the_gpu_that_the_process_uses(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    given = []
+
+    class Session:
+        def __init__(self, content, options, providers):
+            given.extend(providers)
+
+        def get_providers(self):
+            return [CUDA_PROVIDER]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    onnx_runner(border_graph((4, 4), 8), 1, "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    onnx_runner(border_graph((4, 4), 8), 1, "cuda")
+    assert [options["device_id"] for _, options in given] == ["1", "0"]
+
+
+def test_a_gpu_has_a_name_where_pytorch_cannot_use_it(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert describe_device("cuda") == f"GPU beside {describe_device()}"
 
 
 def test_signals_are_handled_after_openvino_is_done():

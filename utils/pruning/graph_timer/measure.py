@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from .graph import Graph
-from .runners import PACKAGES, RUNNERS
+from .runners import PACKAGES, RUNNERS, current_gpu
 
 COLUMNS = ("graph", "ms", "runtime", "version", "threads", "device")
 IN_TURNS = 8  # graphs that are measured in turns
@@ -68,12 +68,10 @@ def describe_device(device: str = "cpu") -> str:
 
 
 def _gpu_name() -> str:
-    try:
+    if current_gpu() is not None:
         import torch
 
         return torch.cuda.get_device_name()
-    except ModuleNotFoundError:  # another runtime does not need PyTorch
-        pass
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
