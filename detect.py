@@ -36,7 +36,7 @@ from utils.detection.video import AHEAD, open_video, video_writer
 from utils.devices import device_of
 from utils.drawing import draw_detections
 from utils.errors import InputError
-from utils.files import atomic_writer, remove_leftovers
+from utils.files import atomic_writer, refuse_inputs, remove_leftovers
 from utils.signals import Stopped, StopRequest
 
 EXIT_WITH_ERRORS = 1
@@ -138,13 +138,6 @@ def detect_images(
             finish(most=AHEAD)
         finish(most=0)
     return boxes, len(file.results) + len(file.errors) == len(paths)
-
-
-def refuse_inputs(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Raise an InputError if a file to be written is one of the inputs."""
-    resolved = {path.resolve() for path in inputs}
-    if lost := next((target for target in targets if target.resolve() in resolved), None):
-        raise InputError(f"{lost}: would be overwritten, but is an input: give another --output or --json")
 
 
 def write_image(target: Path, image: Image.Image, detections: Tensor, names: list[str]) -> None:

@@ -40,14 +40,15 @@ from utils.detection.options import (
     network_size,
 )
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
+from utils.devices import pick_device
 from utils.errors import InputError
-from utils.export.comparison import MIN_SCORE, differences, runtime_row, runtimes_table
+from utils.export.comparison import MIN_SCORE, differences, runtime_row, runtimes_table, without_infinities
 from utils.export.deployment import deployments
 from utils.export.ncnn import NcnnQuantizer, export_ncnn, load_contents, require_tools
 from utils.export.onnx import HALF_TOLERANCE, TOLERANCE, add_suppression, export_onnx, prove, prove_predictions
 from utils.export.quantization import FORMS, SENSITIVITY_IMAGES, quantize, quantize_within, sensitivities
 from utils.export.tensorrt import build_engine, input_shapes, load_engine, require_tensorrt
-from utils.files import atomic_writer, keep_old, refuse_folder, write_json, write_text
+from utils.files import atomic_writer, keep_old, refuse_folder, refuse_inputs, write_json, write_text
 from utils.kept_rows import KeptRows, measured_network
 from utils.pruning import graph_timer
 from utils.pruning.latency_graphs import table_graphs
@@ -62,8 +63,14 @@ Built = TypeVar("Built")
 
 # Of the file in each format of --to. An ncnn model has two more files, an engine one, see utils/detection.
 SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param", "engine": ".engine"}
+# What a checkpoint says about where it comes from, which does not change with its format.
+HISTORY = (
+    *("epoch", "step", "best_map", "options", "strategy"),
+    *("pruned", "before_cut", "before_cut_digest"),
+)
 # Options that only some formats have.
 ALLOWED = {
+    "fuse": ("weights", "pth", "onnx"),
     "static_size": ("onnx",),
     "nms": ("onnx",),
     "fp16": ("onnx", "ncnn", "engine"),
@@ -73,7 +80,6 @@ ALLOWED = {
 # Options that do something only beside one of these.
 BESIDE = {
     "output": ("to",),
-    "fuse": ("to",),
     "conf_thres": ("nms",),
     "nms_thres": ("nms",),
     "max_map_drop": ("int8",),
@@ -101,7 +107,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fuse",
         action="store_true",
-        help="fold BatchNorm into the convolutions, e.g. for OpenCV, whose epsilon differs; also writes a cfg",
+        help="weights, pth, ONNX: fold BatchNorm into the convolutions, e.g. for OpenCV, whose epsilon differs; also "
+        "writes a cfg",
     )
     parser.add_argument("--output", help="the file to write; default: the weights' name with the suffix of the format")
 
@@ -154,7 +161,7 @@ def main(args: argparse.Namespace) -> None:
     refuse_options(args)
     if args.check:
         check(model, names, img_size, args)
-    elif args.latency_table:
+    elif args.latency_table is not None:
         write_latency_script(model, img_size, Path(args.latency_table))
     else:
         convert(model, names, img_size, metadata, args)
@@ -198,7 +205,7 @@ def convert(
         raise InputError(f"--output {target} is the file to read: choose another name")
     if args.fuse:
         model = fuse(model)
-    kept = {name: metadata[name] for name in ("epoch", "step", "best_map", "options", "strategy") if name in metadata}
+    kept = {name: metadata[name] for name in HISTORY if name in metadata}
     if args.to in ("ncnn", "engine"):
         make = ncnn_contents if args.to == "ncnn" else engine_contents
         contents = make(model, names, img_size, args)
@@ -260,6 +267,7 @@ def engine_contents(model: Darknet, names: list[str], img_size: Size, args: argp
     """The contents of a TensorRT engine and its description by suffix, from the proven graph in float16 or 8 bits."""
     int8, shapes = bool(args.int8), input_shapes(img_size, args.batch_size)
     require_tensorrt(str(output_path(args).with_suffix(".onnx")), shapes, int8)
+    pick_device("cuda")  # without one, TensorRT ends in a traceback
     proto = proven_graph(model, names, img_size, dynamic_size=False, half=True)
     engine = build_engine(to_int8(proto, "tensorrt", model, img_size, args) if int8 else proto, shapes)
     contents = {".engine": engine, ".json": describe(model, names, img_size, {".engine": engine})}
@@ -362,8 +370,9 @@ def training_images(args: argparse.Namespace) -> list[Path]:
 def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
     """Run the model in every runtime on the same images, and print one table."""
     paths = readable(find_images(args.image_folder))
-    trained_on = args.data_config and read_data_config(args.data_config).train
-    chosen = training_images(args) if trained_on else paths
+    data = read_data_config(args.data_config) if args.data_config else None
+    refuse_inputs([*paths, *(data.files if data else [])], [args.json])
+    chosen = training_images(args) if data and data.train else paths
     calibration = batches_of_one(spread(chosen, args.calibration), img_size)
     deployed = deployments(model, names, img_size, calibration, args.batch_size)
     running = [deployment.model for deployment in deployed if deployment.model]
@@ -381,7 +390,7 @@ def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Names
         f"the largest of any score, and of any box relative to its pixels, among boxes that score at least {MIN_SCORE}."
     )
     if args.json:
-        write_json(args.json, rows)
+        write_json(args.json, [without_infinities(row) for row in rows])
 
 
 def readable(paths: Sequence[Path]) -> list[Path]:

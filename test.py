@@ -24,7 +24,7 @@ from utils.detection.options import (
     label_rules,
     network_size,
 )
-from utils.files import write_json
+from utils.files import refuse_inputs, write_json
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -54,6 +54,7 @@ def main(args: argparse.Namespace) -> None:
     check_rect(model, args.rect)
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
+    refuse_inputs(data.files, [args.json])
     model = on_device(model, args.device)
     batches, checked = validation_batches(
         model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args), args.rect

@@ -24,7 +24,7 @@ from utils.detection.options import (
 )
 from utils.devices import device_of, pick_device
 from utils.errors import InputError
-from utils.files import refuse_folder, write_json
+from utils.files import refuse_folder, refuse_inputs, write_json
 from utils.kept_rows import KeptRows, measured_network
 from utils.plots import channels_figure, save_figure
 from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, Budget, choose_ratio, trained_ratio
@@ -248,6 +248,7 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     """What measures networks on the validation images; ``model`` is brought to its device, in eval mode."""
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
+    refuse_inputs(data.files, [args.json])
     model.to(pick_device(args.device)).eval()
     batches, _ = validation_batches(
         model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)

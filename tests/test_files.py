@@ -173,6 +173,9 @@ def test_what_killed_processes_left_is_removed_once_it_is_old(tmp_path):
 # Command lines
 
 
+EMPTY = "measure.py: error: --name: is empty: give a value, or leave the option out (--help lists the options)\n"
+
+
 def program(monkeypatch, main, *arguments):
     """Run ``main`` as a program with one option, --size; return its exit status."""
     parser = ArgumentParser("Measures.", prog="measure.py")
@@ -190,6 +193,11 @@ def program(monkeypatch, main, *arguments):
 def test_a_program_that_works_is_silent_on_stderr_and_ends_with_0(monkeypatch, capsys):
     assert program(monkeypatch, lambda args: print(args.size + 1), "--size", "4") == 0
     assert capsys.readouterr() == ("5\n", "")
+
+
+def test_an_option_that_is_given_an_empty_text_is_refused(monkeypatch, capsys):
+    assert program(monkeypatch, lambda args: print(args.name), "--name", "") == 2
+    assert capsys.readouterr() == ("", EMPTY)
 
 
 def fail_with_input_error(args):

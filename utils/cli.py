@@ -50,8 +50,16 @@ class ArgumentParser(argparse.ArgumentParser):
         unset = object()
         again = super().parse_args(words, argparse.Namespace(**dict.fromkeys(vars(parsed), unset)))
         parsed.given = {name for name, value in vars(again).items() if value is not unset}
+        self._refuse_empty(parsed)
         self._refuse_inputs_lost(parsed)
         return parsed
+
+    def _refuse_empty(self, parsed: Options) -> None:
+        """End with an error if an option was given an empty text, as by a variable of the shell that is not set."""
+        for name in sorted(parsed.given):
+            value = getattr(parsed, name)
+            if "" in (value if isinstance(value, list) else [value]):
+                self.error(f"--{name}: is empty: give a value, or leave the option out")
 
     def _refuse_inputs_lost(self, parsed: Options) -> None:
         """End with an error if a file to write is one that another option names, so that it would be lost."""
@@ -136,6 +144,7 @@ def run(parser: argparse.ArgumentParser, main: Callable[[Any], None]) -> None:
     An :class:`InputError` or OSError is printed as one line, with exit status 2; a request to stop as one line, with
     the status of its signal.
     """
+    _replace_closed_streams()
     args = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -152,6 +161,13 @@ def run(parser: argparse.ArgumentParser, main: Callable[[Any], None]) -> None:
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _replace_closed_streams() -> None:
+    """Let what is printed on a stream that the caller has closed (``2>&-``) go nowhere: Python has None there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the program runs
 
 
 def _fail(program: str, error: Exception) -> int:

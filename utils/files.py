@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,6 +66,13 @@ def refuse_folder(path: Path) -> None:
     """Raise an InputError if ``path``, where a file is to be written, is a folder."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder: give the name of a file to write")
+
+
+def refuse_inputs(inputs: Iterable[Path], targets: Iterable[str | Path | None]) -> None:
+    """Raise an InputError if a file to be written is one of the inputs; a target of None is not written."""
+    resolved = {path.resolve() for path in inputs}
+    if lost := next((target for target in targets if target and Path(target).resolve() in resolved), None):
+        raise InputError(f"{lost}: would be overwritten, but is an input: give another --output or --json")
 
 
 def remove_leftovers(folder: Path) -> None:

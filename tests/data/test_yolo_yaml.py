@@ -119,6 +119,13 @@ def test_wrong_files_end_in_one_line(tmp_path, text, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_the_files_are_those_that_it_names(tmp_path):
+    for name in ("a.txt", "b.txt", "v.txt"):
+        (tmp_path / name).touch()
+    data = read(tmp_path, "train: [a.txt, b.txt]\nval: v.txt\n" + NAMES)
+    assert {path.name for path in data.files} == {"data.yaml", "a.txt", "b.txt", "v.txt"}
+
+
 def test_folders_without_images(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(InputError, match="the folder holds no image"):

@@ -19,6 +19,7 @@ from utils.darknet.cfg import format_cfg
 from utils.data.images import letterboxed, read_image
 from utils.detection.fusing import fuse
 from utils.detection.runtimes import OpenCvModel
+from utils.errors import InputError
 from utils.files import write_text
 from utils.pruning.pruner import Pruner
 
@@ -112,6 +113,14 @@ def test_the_runtime_gives_predictions_in_our_order_and_pixels():
     for ours, theirs in zip(non_max_suppression(wanted, 0.1, 0.4), non_max_suppression(got, 0.1, 0.4), strict=True):
         assert ours[:, 4].min() < 0.2  # OpenCV's own threshold is out of the way
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [64, (32, 128)])
+def test_a_cfg_that_opencv_reads_as_another_network_is_refused_in_one_line(size):
+    model = lively(randomize(Darknet(CFG_FOLDER / "plate.cfg")))
+    with pytest.raises(InputError, match="OpenCV reads another network from the cfg") as error:
+        OpenCvModel(model, size)
+    assert "\n" not in str(error.value)
 
 
 @torch.no_grad()

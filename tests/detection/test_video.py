@@ -62,6 +62,12 @@ def test_a_video_comes_back_frame_by_frame_in_order(tmp_path):
     assert means == pytest.approx([20 * k for k in range(10)], abs=6)
 
 
+@pytest.mark.parametrize("fps", [23.976, 59.94006, 66.667, 90.009, 119.917, 239.76, 999.996])
+def test_a_video_of_any_frame_rate_can_be_written(tmp_path, fps):
+    write_video(tmp_path / "a.mp4", frames(3), fps=fps)
+    assert open_video(str(tmp_path / "a.mp4")).fps == pytest.approx(fps, abs=0.006)
+
+
 def test_red_stays_red(tmp_path):
     write_video(tmp_path / "a.mp4", [Image.new("RGB", SIZE, (220, 20, 20))])
     ((_, frame),) = read(tmp_path / "a.mp4")

@@ -68,7 +68,7 @@ def test_raw_outputs_are_pytorchs(tmp_path, cfg, ratio):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("cfg", ["v3-tiny", "v4-tiny", "v7-tiny"])
+@pytest.mark.parametrize("cfg", ["v3-tiny", "v4-tiny", "v7-tiny", "plate"])
 def test_the_description_is_enough_to_decode_the_outputs(tmp_path, cfg):
     model = lively(randomize(Darknet(CFG_FOLDER / f"{cfg}.cfg")))
     path = write(tmp_path, model, 64)
@@ -80,10 +80,11 @@ def test_the_description_is_enough_to_decode_the_outputs(tmp_path, cfg):
         for (width, height), (x, y, w, h, *scores) in zip(head["anchors"], maps, strict=True):
             row, column = torch.meshgrid(*map(torch.arange, x.shape), indexing="ij")
             place = (lambda value: value) if head["new_coords"] else torch.sigmoid
-            scale = head["scale_x_y"]
+            scale, stride = head["scale_x_y"], head["stride"]
+            strides = stride if isinstance(stride, list) else (stride, stride)
             centre = [
-                (cell + scale * place(value) - (scale - 1) / 2) * head["stride"]
-                for cell, value in ((column, x), (row, y))
+                (cell + scale * place(value) - (scale - 1) / 2) * pixels
+                for cell, value, pixels in zip((column, row), (x, y), strides, strict=True)
             ]
             sides = [
                 anchor * ((2 * value) ** 2 if head["new_coords"] else value.exp())

@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from utils.export.onnx import TOLERANCE, add_suppression, export_onnx, prove
 
 NAMES = ["left", "right"]
 SIZE = 64
+ON_THE_CPU = ["CPUExecutionProvider"]
 
 
 def spec():
@@ -51,6 +53,25 @@ def test_the_graph_has_no_batch_norm_and_says_what_it_is(exported):
     read = OnnxModel(proto.SerializeToString())
     assert read.metadata == {"names": NAMES, "img_size": SIZE}
     assert read.spec.blocks == parse_cfg(format_cfg(model.blocks))
+
+
+def test_a_gpu_whose_libraries_do_not_load_is_an_error_where_it_was_asked_for(exported, monkeypatch, capsys):
+    """ONNX Runtime lists the provider, and goes on without it."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *ON_THE_CPU])
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda source, options, _: session(source, options, ON_THE_CPU)
+    )
+    content = exported[1].SerializeToString()
+    with pytest.raises(InputError, match=r"^--device cuda:0: the graph runs in .*, which cannot load its CUDA"):
+        OnnxModel(content, device="cuda:0")
+    OnnxModel(content, device="cpu")
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        OnnxModel(content)
+    assert capsys.readouterr().err.splitlines() == [
+        "the graph runs in ONNX Runtime, which cannot load its CUDA libraries here: on the CPU instead"
+    ]
 
 
 @pytest.mark.parametrize("layer", [0, 10, 15, 22], ids=["first", "middle", "a head", "the other head"])

@@ -21,7 +21,14 @@ from utils.errors import InputError
 from utils.pruning import proof
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = {"train": train, "test": test, "test_prune": test_prune, "detect": detect}
+PROGRAMS = {
+    "train": train,
+    "test": test,
+    "test_prune": test_prune,
+    "detect": detect,
+    "export": export,
+    "report": report,
+}
 
 
 @pytest.fixture
@@ -62,6 +69,8 @@ def refused(program, *words):
 
 
 CFG = "config/yolov3-hand.cfg"
+WEIGHTS = ["--weights_path", "checkpoints/yolov3_ckpt.pth"]
+IMAGES = ["--image_folder", "data/images"]
 LABEL = "data/labels/train_3.txt"
 
 
@@ -231,6 +240,27 @@ def test_no_file_that_an_option_names_is_overwritten(project, capsys, program, w
         program.get_args_parser().parse_args(words)
     assert ended.value.code == 2
     assert f"{words[-2]} {words[-1]}: would be overwritten, but is --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "target"),
+    [
+        ("report", ["--runs", "yolov3", "--output"], "checkpoints/yolov3_ckpt.pth"),
+        ("report", ["--runs", "yolov3", "--output"], "data/valid.txt"),
+        ("test", ["--json"], "data/valid.txt"),
+        ("test", ["--json"], "data/hand.names"),
+        ("test_prune", ["--json"], "data/train.txt"),
+        (
+            "export",
+            ["--check", *WEIGHTS, "--data_config", "config/oxfordhand.data", *IMAGES, "--json"],
+            "data/train.txt",
+        ),
+        ("export", ["--check", *WEIGHTS, *IMAGES, "--json"], "data/images/train_0.png"),
+    ],
+)
+def test_no_file_that_an_input_names_is_overwritten(project, program, words, target):
+    message = refused(program, *words, target)
+    assert message == f"{target}: would be overwritten, but is an input: give another --output or --json"
 
 
 def test_no_input_of_detect_is_overwritten_by_the_detections(project):

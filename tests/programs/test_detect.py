@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -119,6 +120,14 @@ def test_the_file_is_whole_at_every_time(tmp_path, monkeypatch):
         file.fail({"image": "x", "error": "y"})
         assert json.loads(path.read_text())["errors"] == [{"image": "x", "error": "y"}]
     assert json.loads(path.read_text())["images"] == [{"image": "0"}, {"image": "1"}, {"image": "2"}]
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
+def test_a_closed_stream_is_no_obstacle(project, closed):
+    words = [sys.executable, str(ROOT / "detect.py"), "--image_folder", "data/images", "--n_cpu", "0"]
+    ended = subprocess.run(f"{shlex.join(words)} {closed}", shell=True, check=False, capture_output=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(json.loads(RESULTS.read_text())["images"]) == 9
 
 
 def fail_after(records, path):

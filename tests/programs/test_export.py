@@ -4,6 +4,7 @@ import json
 import struct
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import onnx
 import pytest
@@ -15,11 +16,13 @@ import detect
 import export
 import test
 from models import Darknet
-from tests.networks import lively, randomize
+from tests.networks import CFG_FOLDER, lively, randomize
 from tests.scene import make_project
 from utils.darknet.cfg import read_cfg
 from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.errors import InputError
+from utils.export import deployment
+from utils.export.deployment import Deployment
 
 CFG = "config/prune_yolov3-hand.cfg"
 PTH = "checkpoints/prune_yolov3_ckpt.pth"
@@ -167,7 +170,8 @@ def test_a_proof_that_fails_writes_nothing(project, monkeypatch):
         (["--to", "onnx", "--conf_thres", "0.1"], "--conf_thres: only with --nms$"),
         (["--to", "pth", "--json", "a.json"], "--json: only with --check$"),
         (["--to", "onnx", "--strict"], "--strict: only with --check or --int8$"),
-        (["--latency_table", "lt", "--fuse"], "--fuse: only with --to$"),
+        (["--latency_table", "lt", "--fuse"], "--fuse: only for --to weights or pth or onnx$"),
+        (["--to", "ncnn", "--fuse"], "--fuse: only for --to weights or pth or onnx$"),
         (["--to", "ncnn", "--batch_size", "2"], "--batch_size: only with --check or --max_map_drop or --to engine$"),
         (["--to", "weights", "--fuse", "--output", "a.cfg"], "--fuse writes a cfg beside this file"),
         (["--to", "pth"], "is the file to read"),
@@ -284,6 +288,46 @@ def test_openvino_computes_the_same(project, capsys):
     row = next(row for row in json.loads(Path("check.json").read_text()) if row["runtime"] == "OpenVINO")
     assert row["largest_difference"] < 1e-3
     assert row["mAP"] is None  # without a data set
+
+
+def test_a_difference_that_is_not_finite_is_null_in_json(project, monkeypatch):
+    class Broken(torch.nn.Module):
+        def forward(self, images):
+            return project(images) * float("nan")
+
+    rows = [Deployment("PyTorch", "checkpoint", 1, project), Deployment("Broken", "none", 1, Broken())]
+    monkeypatch.setattr(export, "deployments", lambda *words: rows)
+    run(export, "--check", "--image_folder", "data/images", "--json", "check.json")
+    whole, broken = json.loads(Path("check.json").read_text())
+    assert (whole["largest_difference"], broken["largest_difference"]) == (0, None)
+
+
+def test_the_check_of_a_network_that_opencv_reads_as_another_one_says_so(project, monkeypatch):
+    monkeypatch.setattr(deployment, "optional", refuse_package)
+    model = lively(randomize(Darknet(CFG_FOLDER / "plate.cfg")))
+    save_checkpoint("plate.pth", model, img_size=64)
+    words = ["--weights_path", "plate.pth", "--image_folder", "data/images", "--json", "check.json"]
+    run(export, "--check", *words)
+    rows = json.loads(Path("check.json").read_text())
+    problems = [row["problem"] for row in rows if row["runtime"] == "OpenCV"]
+    assert [problem.partition(":")[0] for problem in problems] == 2 * ["OpenCV reads another network from the cfg"]
+
+
+def refuse_package(name):
+    raise InputError(f"{name} is not installed")
+
+
+def test_a_checkpoint_keeps_what_it_says_about_its_cut(project):
+    history = {"pruned": {"from": "a.pth", "ratio": 0.5}, "before_cut": "b.pth", "before_cut_digest": "0f"}
+    save_checkpoint("cut.pth", project, names=["hand"], img_size=64, **history)
+    run(export, "--to", "pth", "--weights_path", "cut.pth", "--output", "copy.pth")
+    assert read_checkpoint("copy.pth").items() >= history.items()
+
+
+def test_an_engine_without_a_gpu_is_one_line_before_the_work(project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    with pytest.raises(InputError, match=r"^--device cuda: "):
+        run(export, "--to", "engine")
 
 
 def test_the_cfg_in_a_file_is_that_of_the_network(project):

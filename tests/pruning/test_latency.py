@@ -24,10 +24,10 @@ from utils.errors import InputError
 from utils.pruning.budget import LARGEST_RATIO, ratio_within
 from utils.pruning.costs import Counts
 from utils.pruning.coupling import couple
-from utils.pruning.graph_timer.measure import COLUMNS, measure_to_file, read_rows, runtime_version
+from utils.pruning.graph_timer.measure import COLUMNS, describe_device, measure_to_file, read_rows, runtime_version
 from utils.pruning.graph_timer.onnx_file import OnnxWriter
 from utils.pruning.graph_timer.runners import CUDA_PROVIDER, RUNNERS, onnx_runner
-from utils.pruning.latency import Latency, timing_device
+from utils.pruning.latency import Latency, measure_table, timing_device
 from utils.pruning.latency_graphs import (
     RANDOM,
     WIDTHS,
@@ -203,6 +203,56 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypat
     assert all(float(row["ms"]) > 0 for row in rows)
 
 
+def test_two_processes_that_measure_into_one_file_lose_no_row(tmp_path):
+    conv = pointwise(3, 8, -1)
+    graphs = {f"g{n}": {"channels": 3, "height": 8, "width": 8, "layers": [conv]} for n in range(6)}
+    path = tmp_path / "t.csv"
+    path.write_text(",".join(COLUMNS) + "\nold,1,pytorch,0.1,1,another box\nhalf,0.1,py")
+
+    def other_process(done, total):
+        if done == 2:
+            with open(path, "a") as file:
+                file.write("old,1,pytorch,0.1,1,another box\nhalf,0.1,py")
+            measure_to_file(dict(list(graphs.items())[3:]), path, "pytorch")
+
+    measure_to_file(dict(list(graphs.items())[:3]), path, "pytorch", progress=other_process)
+    rows = read_rows(path)
+    assert sorted(row["graph"] for row in rows) == list(graphs)
+    assert len({row["device"] for row in rows}) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_rows_without_all_cells_are_no_rows(spec, tmp_path):
+    path = write(tmp_path / "t.csv", {"a": 1, "b": 2})
+    path.write_text(path.read_text() + "short,1,onnx\nglued,1,onnx,1c,3,onnx,1,1,a box\nc,3,onnx,1,1,a box\n")
+    assert [row["graph"] for row in read_rows(path)] == ["a", "b", "c"]
+    with pytest.raises(InputError, match="is not complete"):
+        read_table(path, spec)
+
+
+def test_a_table_that_is_half_measured_is_not_called_one_of_another_network(spec, tmp_path):
+    milliseconds = made_up(spec)
+    first = next(name for name in milliseconds if name.startswith("network"))
+    half = {name: ms for name, ms in milliseconds.items() if not name.startswith("network") or name == first}
+    with pytest.raises(InputError, match=r"is not complete: 'network .* more are missing: measure on"):
+        read_table(write(tmp_path / "t.csv", half), spec)
+
+
+def test_a_runtime_that_cannot_run_here_is_one_line_and_keeps_its_table(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(graph, threads, device):
+        raise RuntimeError("no GPU\nis here")
+
+    monkeypatch.setitem(RUNNERS, "pytorch", refuse)
+    with pytest.raises(InputError, match=r"^pytorch cannot be timed here: no GPU is here$"):
+        measure_table(spec, "pytorch")
+    assert list(tmp_path.rglob("*.csv"))
+    times = Latency(LatencyTable(spec, made_up(spec), "made up"), "pytorch")
+    with pytest.raises(InputError, match=r"^pytorch cannot be timed here: no GPU is here$"):
+        times.milliseconds([Darknet(spec.blocks)])
+
+
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
@@ -247,6 +297,31 @@ def test_what_cannot_use_the_gpu_is_timed_on_the_cpu():
         assert timing_device("onnx", gpu) == "cpu"
         with pytest.raises(RuntimeError, match="onnxruntime-gpu"):
             onnx_runner(border_graph((4, 4), 8), 1, "cuda")
+
+
+def test_onnx_runtime_is_timed_on_the_gpu_that_the_process_uses(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    given = []
+
+    class Session:
+        def __init__(self, content, options, providers):
+            given.extend(providers)
+
+        def get_providers(self):
+            return [CUDA_PROVIDER]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    onnx_runner(border_graph((4, 4), 8), 1, "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    onnx_runner(border_graph((4, 4), 8), 1, "cuda")
+    assert [options["device_id"] for _, options in given] == ["1", "0"]
+
+
+def test_a_gpu_has_a_name_where_pytorch_cannot_use_it(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert describe_device("cuda") == f"GPU beside {describe_device()}"
 
 
 def test_signals_are_handled_after_openvino_is_done():

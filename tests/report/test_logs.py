@@ -80,6 +80,31 @@ def test_a_sweep_of_both_orders_has_a_curve_for_each(tmp_path):
     assert titles(section.plots[1]) == ["ratio 50%: threshold 0.9 (ms 4)", "ratio 50%: latency 0.9 (ms 3)"]
 
 
+@pytest.mark.parametrize("row", ["0.5,0.9,30,40", "0.5,0.9"])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("log.csv", lambda folder: training_section("small", folder, 0)),
+        ("my_sweep.csv", lambda folder: sweep_sections([folder])),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named_by_file_and_line(tmp_path, name, read, row):
+    (tmp_path / name).write_text(f"epoch,mAP,ms\n0,0.95,20\n{row}\n")
+    with pytest.raises(InputError, match=rf"{name}:3: not a row"):
+        read(tmp_path)
+
+
+def test_texts_of_a_sweep_are_drawn_as_they_are(tmp_path):
+    methods = ["$a_$", "_hidden", "<b>\x00\ud800", "$x$"]
+    rows = [{"method": method, "mAP": 0.5, "ms": ms} for method in methods for ms in (1, 2)]
+    write_json(tmp_path / "sweep.json", {"strategy": "\x0b", "sweep": rows})
+    (section,) = sweep_sections([tmp_path])
+    (plot,) = section.plots
+    assert plot.table.columns == ["ms", "$a_$", "_hidden", "<b>\ufffd\ufffd", "$x$"]
+    legend = re.findall(r"<text[^>]*>(.*?)</text>", plot.svg)
+    assert {"$a_$", "_hidden", "&lt;b&gt;\ufffd\ufffd", "$x$"} <= set(legend)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"sweep": [1]}', json.dumps({"rows": []})])
 def test_a_damaged_sweep_is_named(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)

@@ -145,6 +145,20 @@ def test_a_page_that_fails_is_a_warning_and_the_run_stays(project, capsys, monke
     assert load_darknet("checkpoints/baseline_yolov3_ckpt.pth", None)[1]["epoch"] == 1
 
 
+def test_logs_and_sweeps_are_those_of_the_runs_and_read_before_the_networks_are_measured(project, monkeypatch):
+    model = randomize(Darknet("config/yolov3-hand.cfg"))
+    save_checkpoint("checkpoints/yolov3_ckpt.pth", model, names=["hand"], img_size=64)
+    Path("page").mkdir()
+    Path("page/lr_sweep.json").write_text("of another program")
+    run(report, "--runs", "yolov3", "--n_cpu", "0", "--output", "page/report.html")
+    assert Path("page/report.html").is_file()
+    Path("runs/yolov3").mkdir(parents=True)
+    Path("runs/yolov3/lr_sweep.json").write_text("of another program")
+    monkeypatch.setattr(runs.Bench, "compare", lambda *words, **options: pytest.fail("the networks were measured"))
+    with pytest.raises(InputError, match=r"^runs/yolov3/lr_sweep\.json: is not a sweep"):
+        run(report, "--runs", "yolov3", "--n_cpu", "0")
+
+
 def test_an_error_of_the_code_is_not_hidden(tmp_path):
     with pytest.raises(RuntimeError, match="shape"), runs.warned_of(tmp_path):
         raise RuntimeError("shape '[2]' is invalid")

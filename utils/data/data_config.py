@@ -49,6 +49,14 @@ class DataConfig:
     values: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
+    @property
+    def files(self) -> list[Path]:
+        """The file itself, and those that it names: lists or folders of images, and class names."""
+        names = [resolve_path(self.values["names"], self.path)] if "names" in self.values else []
+        splits = ("train", "valid")
+        parts = [part for split in splits for part in self.parts.get(split, (getattr(self, split),)) if part]
+        return [self.path, *names, *parts]
+
     def list_path(self, split: str) -> Path:
         """The list or folder of the images of ``split``, "train" or "valid"; a name for them where there are several.
 

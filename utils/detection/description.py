@@ -2,7 +2,8 @@
 
 It holds ``cfg`` (the text), ``names`` (a list), ``img_size`` (the side of a square, or height and width with a space
 between them) and ``sha256`` (of the described files, by suffix); and for other programs ``heads``: of each head what
-it takes to decode its raw outputs. Our programs take that from the cfg.
+it takes to decode its raw outputs. Our programs take that from the cfg. ``stride`` is a number of input pixels, or a
+list [x, y] where the two differ.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ def describe(model: Darknet, names: list[str], img_size: AnySize, contents: dict
         "sha256": {suffix: hashlib.sha256(content).hexdigest() for suffix, content in contents.items()},
         "heads": [
             {
-                "stride": size.height // head.height,
+                "stride": plain_stride(size.width // head.width, size.height // head.height),
                 "anchors": head.anchors,
                 "classes": head.classes,
                 "scale_x_y": head.scale_x_y,
@@ -39,6 +40,11 @@ def describe(model: Darknet, names: list[str], img_size: AnySize, contents: dict
         ],
     }
     return (json.dumps(description, indent=2) + "\n").encode()
+
+
+def plain_stride(x: int, y: int) -> int | list[int]:
+    """The input pixels from one cell of a head to the next, as the description has them."""
+    return x if x == y else [x, y]
 
 
 def read_description(path: Path, suffixes: Sequence[str], runtime: str) -> tuple[NetworkSpec, dict[str, Any]]:

@@ -7,6 +7,7 @@ requirements-export.txt.
 
 import io
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from utils.darknet.cfg import format_cfg, parse_cfg
 from utils.darknet.spec import NetworkSpec, parse_network
 from utils.darknet.weights import write_darknet_weights
 from utils.errors import InputError
+from utils.notices import notice
 from utils.optional import optional
 from utils.sizes import AnySize, Size
 
@@ -65,7 +67,7 @@ class OnnxModel(ExportedModel):
 
     Raises:
         InputError: ONNX Runtime is not installed, or the file is missing, damaged or not written by export.py, or
-            ONNX Runtime cannot use the device.
+            ONNX Runtime cannot use the device, or load the libraries for it.
     """
 
     runtime = "ONNX Runtime"
@@ -128,9 +130,15 @@ def _onnx_session(source: str | Path | bytes, name: str, device: str | None):
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise InputError(f"{source}: there is no such ONNX file")
     try:
-        return runtime.InferenceSession(source, options, providers)
+        session = runtime.InferenceSession(source, options, providers)
     except Exception as error:  # its exceptions have no common base but Exception
         raise InputError(f"{name}: ONNX Runtime cannot read it: {' '.join(str(error).split())}") from error
+    if session.get_providers()[0] != providers[0][0]:  # it goes on without what it cannot load
+        reason = f"{name} runs in ONNX Runtime, which cannot load its CUDA libraries here"
+        if kind:
+            raise InputError(f"--device {device}: {reason}: install them, or give cpu")
+        notice(f"{reason}: on the CPU instead")
+    return session
 
 
 @cache
@@ -172,7 +180,7 @@ class OpenCvModel(nn.Module):
         size_bytes: the size of the two files together.
 
     Raises:
-        InputError: OpenCV has no Darknet reader, or cannot read or run the network.
+        InputError: OpenCV has no Darknet reader, cannot read or run the network, or reads it as another one.
     """
 
     def __init__(self, model: Darknet, img_size: AnySize):
@@ -193,19 +201,28 @@ class OpenCvModel(nn.Module):
         self.size_bytes = sum(len(content) for content in files)
         try:
             self.net = cv2.dnn.readNetFromDarknet(*files)
-            self(torch.zeros(1, 3, height, width))  # it reads some networks that it cannot run
-        except cv2.error as error:
+            found = [rows.shape for rows in self._rows(np.zeros((1, 1 if self.is_grey else 3, height, width), "f"))]
+        except cv2.error as error:  # it reads some networks that it cannot run
             raise InputError(f"OpenCV cannot read the network: {' '.join(str(error).split())}") from error
+        heads = model.spec.at((height, width)).heads
+        wanted = [(head.height * head.width * len(head.anchors), 5 + head.classes) for head in heads]
+        if found != wanted:  # it takes no notice of options that it does not know, such as stride_x
+            raise InputError(
+                f"OpenCV reads another network from the cfg: its heads give {found} rows and columns, not {wanted}"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to predictions (B, P, 5 + C), in the order of :class:`models.Darknet`."""
         images = grey(images) if self.is_grey else images
         return torch.cat([self._one(image) for image in images.cpu().numpy()[:, None]])
 
-    def _one(self, image: np.ndarray) -> Tensor:
+    def _rows(self, image: np.ndarray) -> Sequence[np.ndarray]:
         self.net.setInput(image)
+        return self.net.forward(self.heads)
+
+    def _one(self, image: np.ndarray) -> Tensor:
         predictions = []
-        for rows, anchors in zip(self.net.forward(self.heads), self.anchors, strict=True):
+        for rows, anchors in zip(self._rows(image), self.anchors, strict=True):
             # A row: cx, cy, w, h in [0, 1], objectness, its products with the class scores. OpenCV's rows go cell by
             # cell, Darknet's anchor by anchor.
             rows = torch.from_numpy(rows).unflatten(0, (-1, anchors)).transpose(0, 1).flatten(0, 1)

@@ -24,6 +24,7 @@ from utils.files import atomic_writer
 AHEAD = 8  # frames of a file that are decoded before they are needed
 DAMAGED = 0.9  # a file that ends before this share of its duration
 USUAL_FPS = 25.0  # for a source that does not tell its rate
+MOST_TICKS = 65535  # of a second: MPEG-4's frame rate is a fraction, whose numerator has 16 bits
 
 
 @dataclass
@@ -181,12 +182,22 @@ def ahead(items: Iterator[Frame]) -> Iterator[Frame]:
             yield item
 
 
+def mpeg4_rate(fps: float) -> float:
+    """The nearest frame rate that MPEG-4 can hold, of up to three decimals as OpenCV writes them; ``fps`` is above 0.
+
+    >>> mpeg4_rate(29.97003), mpeg4_rate(119.917)
+    (29.97, 119.92)
+    """
+    decimals = next(d for d in (3, 2, 1, 0) if d == 0 or fps * 10**d <= MOST_TICKS)
+    return round(fps, decimals)
+
+
 @contextlib.contextmanager
 def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Callable[[int, Image.Image], None]]:
     """Within the block, a function that writes an image as frame ``number`` of a new video of ``size``, width x height.
 
     Where numbers were skipped, the image fills those frames too, so that the video keeps its speed. An image of another
-    size is resized. The file appears under its name when it is complete.
+    size is resized. The file appears under its name when it is complete. Its rate is ``fps`` as exactly as MPEG-4 can.
 
     Raises:
         InputError: the installed OpenCV cannot write MPEG-4, or the video did not become complete: the disk is full.
@@ -194,7 +205,7 @@ def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Call
     with atomic_writer(path) as file:
         file.write(bytes(4096))  # tells a full disk from an OpenCV that cannot write
         file.flush()
-        writer = cv2.VideoWriter(file.name, cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
+        writer = cv2.VideoWriter(file.name, cv2.VideoWriter.fourcc(*"mp4v"), mpeg4_rate(fps), size)
         if not writer.isOpened():
             raise InputError(f"{path}: this OpenCV cannot write MPEG-4 video: pip install 'opencv-python-headless<5'")
         length = 0

@@ -1,5 +1,6 @@
 """What the runtimes of a network give, as the rows of a table: time, difference to PyTorch, and mAP."""
 
+import math
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -36,6 +37,13 @@ def runtime_row(
     """One row of the table, as plain values."""
     description = {name: getattr(deployment, name) for name in ("runtime", "format", "size_bytes", "problem")}
     return description | {"forward_ms": forward and forward.median, "largest_difference": gap, "mAP": score}
+
+
+def without_infinities(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for JSON, which has no such numbers: None in place of what is infinite or not a number."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
 
 
 def runtimes_table(rows: list[dict[str, Any]]) -> str:

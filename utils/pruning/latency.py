@@ -1,6 +1,7 @@
 """What networks take in a runtime of this machine, measured, or by a table of another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -45,7 +46,8 @@ def measure_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: str
         The file.
 
     Raises:
-        InputError: the runtime is not installed, or the network has a layer that no table can be made for.
+        InputError: the runtime is not installed or cannot run here, the file is no table, or the network has a layer
+            that no table can be made for.
     """
     optional(PACKAGES[runtime])
     path = TABLES / f"{runtime}_{device}_{threads}.csv"
@@ -56,10 +58,20 @@ def measure_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: str
             bar.update(done - bar.n)
 
         try:
-            measure_to_file(table_graphs(spec), path, runtime, threads, device, progress)
+            with refusals_of(runtime):
+                measure_to_file(table_graphs(spec), path, runtime, threads, device, progress)
         except ValueError as error:
             raise InputError(f"{path}: {error}; remove it") from None
     return path
+
+
+@contextmanager
+def refusals_of(runtime: str) -> Iterator[None]:
+    """Within the block, what a runtime says that it cannot do is an InputError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise InputError(f"{runtime} cannot be timed here: {' '.join(str(error).split())}") from error
 
 
 def timing_device(runtime: str | None, device: torch.device) -> str:
@@ -74,9 +86,14 @@ def timing_device(runtime: str | None, device: torch.device) -> str:
 def network_times(
     models: Sequence[Darknet], img_size: AnySize, runtime: str, threads: int = 1, device: str = "cpu"
 ) -> list[float]:
-    """The milliseconds that whole networks take in a runtime here, in turns."""
+    """The milliseconds that whole networks take in a runtime here, in turns.
+
+    Raises:
+        InputError: the runtime cannot run here.
+    """
     graphs = {str(number): model_graph(model, img_size) for number, model in enumerate(models)}
-    return [ms for _, ms in measure(graphs, runtime, threads, device)]
+    with refusals_of(runtime):
+        return [ms for _, ms in measure(graphs, runtime, threads, device)]
 
 
 def model_graph(model: Darknet, img_size: AnySize) -> Graph:

@@ -197,9 +197,10 @@ def written_values(spec: NetworkSpec) -> int:
 def missing_graphs(missing: Sequence[str], milliseconds: Iterable[str]) -> str:
     """What is wrong with a table in which graphs are missing, in words."""
     network = next((name for name in missing if name.startswith("network")), None)
-    others = [name for name in milliseconds if name.startswith("network")]
-    if network and others:
-        return f"is a table for another network or image size: it has {others[0]!r}, not {network!r}"
+    titles = {name.partition(":")[0] for name in milliseconds if name.startswith("network")}
+    title = network and network.partition(":")[0]
+    if titles and title and title not in titles:
+        return f"is a table for another network or image size: it has {min(titles)!r}, not {title!r}"
     return f"is not complete: {missing[0]!r} and {len(missing) - 1} more are missing: measure on, on the same device"
 
 

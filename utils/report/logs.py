@@ -43,7 +43,7 @@ def training_section(name: str, folder: Path, position: int) -> Section | None:
     path = folder / "log.csv"
     if not path.is_file():
         return None
-    rows = list(csv.DictReader(read_text(path, "log of a run").splitlines()))
+    rows = _csv_rows(path, "log of a run")
 
     def curves(columns: Mapping[str, str]) -> list[Curve]:
         try:
@@ -107,22 +107,44 @@ def sweep_section(path: Path, position: int) -> Section:
             plots.append(curves_plot(f"sweep{position}-{kind}", title, labels, curves, unit=True, falling=True))
     settings = [f"strategy {whole['strategy']}"] if whole.get("strategy") else []
     settings += [str(whole["table"])] if whole.get("table") else []
-    return Section(f"{', '.join(['Sweep of ratios', *settings])} ({path.name})", plots)
+    return Section(_printable(f"{', '.join(['Sweep of ratios', *settings])} ({path.name})"), plots)
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of a sweep, and in JSON what stands beside them."""
-    text = read_text(path, "sweep")
     if path.suffix == ".csv":
-        return [{name: _parsed(cell) for name, cell in row.items()} for row in csv.DictReader(text.splitlines())], {}
+        return [{name: _parsed(cell) for name, cell in row.items()} for row in _csv_rows(path, "sweep")], {}
     try:
-        content = json.loads(text)
+        content = json.loads(read_text(path, "sweep"))
         rows = content["sweep"]
         if not all(isinstance(row, dict) for row in rows):
             raise TypeError
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{path}: is not a sweep: an object with a list of rows, sweep, belongs there") from None
     return rows, content
+
+
+def _csv_rows(path: Path, what: str) -> list[dict[str, str]]:
+    """The rows of a CSV file; ``what`` it should be is for messages.
+
+    Raises:
+        InputError: a row has more or fewer cells than the first line, or the file is not CSV.
+    """
+    reader = csv.DictReader(read_text(path, what).splitlines())
+    rows = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise InputError(f"{path}:{reader.line_num}: not a row of a {what}: its cells are not those of line 1")
+            rows.append(row)
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not a row of a {what}: {error}") from None
+    return rows
+
+
+def _printable(text: str) -> str:
+    """A text without the letters that a page cannot hold."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _parsed(cell: Any) -> Any:
@@ -148,7 +170,8 @@ def _curves(rows: Sequence[Mapping], name: str, x: Callable[[Mapping], Any]) -> 
             groups.setdefault(tuple(cell for cell in row.values() if isinstance(cell, str) and cell), []).append(row)
     several = len(groups) > 1
     labels = {
-        texts: ", ".join(texts if several and name == "ms" else [*(texts if several else ()), name]) for texts in groups
+        texts: _printable(", ".join(texts if several and name == "ms" else [*(texts if several else ()), name]))
+        for texts in groups
     }
     return [
         Curve(

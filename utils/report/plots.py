@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from utils.report.svg import STYLE, inline_svg
@@ -77,11 +78,11 @@ def curves_plot(
         figure = Figure(figsize=(SIZE[0], height))
         left, bottom, width, tall = FRAME
         axes = figure.add_axes((left, (bottom * SIZE[1] + lower) / height, width, tall * SIZE[1] / height))
-        values = {}
+        lines, values = [], {}
         for k, (curve, colour, marker) in enumerate(zip(curves, cycle(COLOURS), cycle(MARKERS), strict=False)):
             shown = [i for i, y in enumerate(curve.y) if y > 0 or not log]
             x, y = np.array(curve.x)[shown], np.array(curve.y)[shown]
-            axes.plot(x, y, color=colour, marker=marker, ms=4 if len(x) < MANY_POINTS else 0, label=curve.label)
+            lines += axes.plot(x, y, color=colour, marker=marker, ms=4 if len(x) < MANY_POINTS else 0)
             axes.plot(x, y, "o", ms=10, alpha=0, gid=f"values-{k}")
             values[f"values-{k}"] = [_point_text(curve, i, axes_labels[0]) for i in shown]
         axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1])
@@ -95,9 +96,17 @@ def curves_plot(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         if len(curves) > 1:
-            figure.legend(frameon=False, loc="lower center", ncols=columns, fontsize=9)
+            _add_legend(figure, lines, [curve.label for curve in curves], columns)
         svg = inline_svg(figure, name, f"{title}. {_ranges(curves)} All values are in the table below.", values)
     return Plot(title, svg, _table(axes_labels[0], curves))
+
+
+def _add_legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str], columns: int) -> None:
+    """The names of curves, drawn as they are: matplotlib would leave out ``_a``, and read ``$a$`` as a formula."""
+    numbers = [str(number) for number in range(len(lines))]
+    legend = figure.legend(lines, numbers, frameon=False, loc="lower center", ncols=columns, fontsize=9)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set(text=label, parse_math=False)
 
 
 def _point_text(curve: Curve, point: int, x_label: str) -> str:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from utils.detection.evaluate import validation_batches
 from utils.detection.options import check_classes, label_rules, network_size
 from utils.devices import pick_device
 from utils.errors import InputError
+from utils.files import refuse_inputs
 from utils.pruning.compare import Bench, Measures
 from utils.pruning.pruner import PruningResult
 from utils.report.commands import command_of, versions
 from utils.report.detections import Collected
 from utils.report.drawing import draw_network
 from utils.report.gallery import make_gallery
-from utils.report.logs import sweep_sections, training_section
+from utils.report.logs import Section, sweep_sections, training_section
 from utils.report.page import Column, Page
 from utils.training.runs import Run, network_before_cut, run_name
 
@@ -113,7 +114,8 @@ def report_runs(names: Sequence[str], path: Path, given: Mapping[str, Any] | Non
         given: what counts in place of the last run's options: those of SETTINGS.
 
     Raises:
-        InputError: a file is missing, damaged, or does not fit to the others; nothing was written.
+        InputError: a file is missing, damaged, or does not fit to the others, or ``path`` is one of them; nothing was
+            written.
     """
     networks = [load_network(name) for name in names]
     last = networks[-1]
@@ -124,6 +126,8 @@ def report_runs(names: Sequence[str], path: Path, given: Mapping[str, Any] | Non
         networks = [*started_from(last, data), last]
     for network in networks:
         check_classes(network.model, data)
+    refuse_inputs([*data.files, *(network.path for network in networks)], [path])
+    sections = recorded(network.folder for network in networks)
     img_size = network_size(last.model, settings.img_size or last.metadata.get("img_size"))
     rules = label_rules(settings)
     device = pick_device(settings.device)
@@ -135,7 +139,7 @@ def report_runs(names: Sequence[str], path: Path, given: Mapping[str, Any] | Non
     measures = bench.compare(*(network.model.to(device) for network in networks), each=collected)
     kept = kept_channels(networks[0].model.spec, last.model.spec)
     title = " → ".join(network.name for network in networks)
-    write_page(path, title, settings.data_config, bench, networks, measures, collected, kept)
+    write_page(path, title, settings.data_config, bench, networks, measures, collected, kept, sections)
 
 
 def report_pruning(
@@ -166,7 +170,8 @@ def report_pruning(
     )
     with warned_of(path):
         data_config = networks[-1].options["data_config"]
-        write_page(path, folder.name, data_config, bench, networks, measures, collected, result.counts, note)
+        sections = recorded([*(network.folder for network in networks), folder])
+        write_page(path, folder.name, data_config, bench, networks, measures, collected, result.counts, sections, note)
         print(f"{path}: all of that on one page, with detections before and after")
 
 
@@ -214,6 +219,17 @@ def channel_counts(spec: NetworkSpec) -> dict[int, int]:
     return {layer.index: layer.channels for layer in spec.convolutions}
 
 
+def recorded(folders: Iterable[Path]) -> list[Section]:
+    """The plots of the logs and sweeps in the folders of runs.
+
+    Raises:
+        InputError: such a file is damaged.
+    """
+    folders = list(dict.fromkeys(folders))
+    logs = [training_section(folder.name, folder, number) for number, folder in enumerate(folders)]
+    return [*(section for section in logs if section), *sweep_sections(folders)]
+
+
 def write_page(
     path: Path,
     title: str,
@@ -223,6 +239,7 @@ def write_page(
     measures: Sequence[Measures],
     collected: Sequence[Collected],
     counts: Mapping[int, int] | None,
+    sections: list[Section],
     note: str = "",
 ) -> None:
     """Put the page together and write it.
@@ -236,6 +253,7 @@ def write_page(
         measures, collected: of each network.
         counts: channels that the last network has left of each convolution of the first; None where it has other
             layers.
+        sections: the plots of what was recorded before.
         note: a sentence on what was cut.
     """
     first, last = networks[0], networks[-1]
@@ -243,8 +261,6 @@ def write_page(
     before = collected[0] if len(networks) > 1 else None
     drawn = first if counts is not None else last
     spec = drawn.model.spec.at(bench.img_size)
-    folders = list(dict.fromkeys([*(network.folder for network in networks), path.parent]))
-    logs = [training_section(folder.name, folder, number) for number, folder in enumerate(folders)]
     Page(
         title=title,
         columns=[Column(n.name, m, n.facts()) for n, m in zip(networks, measures, strict=True)],
@@ -255,6 +271,6 @@ def write_page(
         class_names=bench.names,
         drawn=drawn.name,
         drawing=draw_network(spec, channel_counts(spec) if counts is None else counts),
-        sections=[*(section for section in logs if section), *sweep_sections(folders)],
+        sections=sections,
         versions=versions(bench.image.device),
     ).write(path)

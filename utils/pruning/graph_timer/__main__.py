@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .graph import Graph
-from .measure import mark_of, measure_to_file, read_rows
+from .measure import is_of, mark_of, measure_to_file, read_rows
 from .runners import PACKAGES, RUNNERS
 
 
@@ -44,7 +44,7 @@ def read_graphs(path: Path) -> dict[str, Graph]:
 def refuse_other_rows(path: Path, mark: dict[str, str]) -> None:
     """Raise a ValueError where a CSV file has rows of another runtime, version, device or number of threads."""
     for row in read_rows(path):
-        if any(row[name] != value for name, value in mark.items()):
+        if not is_of(row, mark):
             other = ", ".join(row[name] for name in mark)
             raise ValueError(f"{path}: holds what was measured in {other}: give another --output, or delete it")
 

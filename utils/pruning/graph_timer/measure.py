@@ -1,6 +1,7 @@
 """The milliseconds of graphs, and the CSV file that keeps them."""
 
 import csv
+import io
 import platform
 import subprocess
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from .graph import Graph
-from .runners import PACKAGES, RUNNERS
+from .runners import PACKAGES, RUNNERS, current_gpu
 
 COLUMNS = ("graph", "ms", "runtime", "version", "threads", "device")
 IN_TURNS = 8  # graphs that are measured in turns
@@ -67,12 +68,10 @@ def describe_device(device: str = "cpu") -> str:
 
 
 def _gpu_name() -> str:
-    try:
+    if current_gpu() is not None:
         import torch
 
         return torch.cuda.get_device_name()
-    except ModuleNotFoundError:  # another runtime does not need PyTorch
-        pass
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
@@ -109,12 +108,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # an interrupted run may leave half a line
-    if any(set(row) != set(COLUMNS) or None in row.values() for row in rows) or (text.strip() and not rows):
-        header = text.splitlines()[0]
-        if header.split(",") != list(COLUMNS):
-            raise ValueError(f"no table of latencies: its first line is not {','.join(COLUMNS)}")
-    return rows
+    lines = text[: text.rfind("\n") + 1].splitlines()  # an interrupted run may leave half a line
+    header = (lines or [text])[0]
+    if text and header.split(",") != list(COLUMNS):
+        raise ValueError(f"no table of latencies: its first line is not {','.join(COLUMNS)}")
+    # A full disk may leave half a line that another run went on behind.
+    return [row for row in csv.DictReader(lines) if None not in row and None not in row.values()]
 
 
 def measure_to_file(
@@ -127,9 +126,12 @@ def measure_to_file(
 ) -> None:
     """Measure the graphs that a CSV file does not have from this runtime, version, device and number of threads.
 
+    Other processes may do so at the same time: the file is never replaced, and no row is lost.
+
     Args:
         graphs: by name.
-        path: the CSV file; rows are added one by one, so that nothing is lost where the run is interrupted.
+        path: the CSV file; rows are added one by one, so that nothing is lost where the run is interrupted. Those of
+            another runtime, version, device or number of threads become empty lines.
         runtime, threads, device: see :func:`measure`.
         progress: called with the number of graphs that are done, and of all, after each.
 
@@ -138,21 +140,46 @@ def measure_to_file(
         ValueError: ``path`` is another kind of file.
     """
     mark = mark_of(runtime, threads, device)
-    rows = [row for row in read_rows(path) if all(row[name] == value for name, value in mark.items())]
-    known = {row["graph"] for row in rows}
+    known = {row["graph"] for row in read_rows(path) if is_of(row, mark)}
     missing = {name: graph for name, graph in graphs.items() if name not in known}
     if not missing:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.new")
-    with open(partial, "w", newline="", encoding="utf-8") as file:  # without rows of other devices and half lines
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        for number, (name, ms) in enumerate(measure(missing, runtime, threads, device), start=1):
-            writer.writerow({"graph": name, "ms": f"{ms:.6g}", **mark})
-            file.flush()
-            progress(number, len(missing))
+    prepare(path, mark)
+    for number, (name, ms) in enumerate(measure(missing, runtime, threads, device), start=1):
+        append(path, {"graph": name, "ms": f"{ms:.6g}", **mark})
+        progress(number, len(missing))
+
+
+def is_of(row: Mapping[str, str], mark: Mapping[str, str]) -> bool:
+    """Whether a row was measured where :func:`mark_of` says."""
+    return all(row[name] == value for name, value in mark.items())
+
+
+def prepare(path: Path, mark: Mapping[str, str]) -> None:
+    """Give a CSV file its header and a whole last line, and empty the lines of rows that are not of ``mark``.
+
+    This is done in place: what another process adds in the meantime stays.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    with open(path, "ab") as file:
+        if not content:
+            file.write(",".join(COLUMNS).encode() + b"\n")
+        elif not content.endswith(b"\n"):  # half a line of a run that was killed
+            file.write(b"\n")
+    with open(path, "r+b") as file:
+        end = 0
+        for line in file.read().splitlines(keepends=True):
+            begin, end = end, end + len(line)
+            row = dict(zip(COLUMNS, next(csv.reader([line.decode()]), ()), strict=False))
+            if begin and len(row) == len(COLUMNS) and not is_of(row, mark):
+                file.seek(begin)
+                file.write(b"\n" * len(line))
+
+
+def append(path: Path, row: Mapping[str, str]) -> None:
+    """Add a row to the end of a CSV file in one write, which does not mix with those of other processes."""
+    text = io.StringIO()
+    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
+    with open(path, "ab") as file:
+        file.write(text.getvalue().encode())

@@ -23,12 +23,25 @@ def onnx_runner(graph: Graph, threads: int, device: str) -> Callable[[], object]
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    provider = (CUDA_PROVIDER, {"use_tf32": "0"}) if device == "cuda" else "CPUExecutionProvider"
+    on_gpu = (CUDA_PROVIDER, {"use_tf32": "0", "device_id": str(current_gpu() or 0)})
+    provider = on_gpu if device == "cuda" else "CPUExecutionProvider"
     session = onnxruntime.InferenceSession(OnnxWriter(graph).content(), options, [provider])
     if device == "cuda" and session.get_providers()[0] != CUDA_PROVIDER:  # it goes on without, on the CPU
-        raise RuntimeError("ONNX Runtime cannot use this machine's GPU: it takes the package onnxruntime-gpu")
+        raise RuntimeError(
+            "ONNX Runtime cannot use this machine's GPU: it takes the package onnxruntime-gpu, whose CUDA and cuDNN "
+            "libraries must load"
+        )
     inputs = {"images": image(graph)}
     return lambda: session.run(None, inputs)
+
+
+def current_gpu() -> int | None:
+    """The number of the GPU that PyTorch uses in this process; None where it is not installed or has none."""
+    try:
+        import torch
+    except ModuleNotFoundError:  # another runtime does not need it
+        return None
+    return torch.cuda.current_device() if torch.cuda.is_available() else None
 
 
 def openvino_runner(graph: Graph, threads: int, device: str) -> Callable[[], object]:
