@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from models import Darknet
 
 
+# BatchNorm's running statistics are of about ten steps, and the average's first updates of fewer: where the weights move
+# fast, a network that detects would seem to detect nothing. With so many updates behind it the average is of 33 steps.
+TRAINED = 300
+
+
 class ModelEma:
     """An average of ``model``'s parameters and buffers (Polyak averaging; Mean Teacher, arXiv 1703.01780).
 
@@ -15,15 +20,20 @@ class ModelEma:
     ExponentialMovingAverage). So it is an average over about the last ninth of the updates: it forgets the start, and
     is soon long enough to even out that BatchNorm's running statistics come late where the weights move fast.
 
+    Args:
+        model: the network in training.
+        updates: how many to count as done at the start: TRAINED for a network that detects already.
+        decay: at most.
+
     Attributes:
         model: the average; it may be replaced where the network in training is.
         updates: how many there were.
     """
 
-    def __init__(self, model: Darknet, decay: float = 0.9995):
+    def __init__(self, model: Darknet, updates: int = 0, decay: float = 0.9995):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        self.updates = 0
+        self.updates = updates
         # Of the two networks named first; collecting the tensors of a network takes milliseconds.
         self._lists: tuple[nn.Module, nn.Module, list[list[Tensor]]] | None = None
 

@@ -33,7 +33,7 @@ from utils.pruning.selection import silent_sets
 from utils.sizes import Size
 from utils.training.config import SparsityConfig, TrainConfig
 from utils.training.distillation import Distillation
-from utils.training.ema import ModelEma
+from utils.training.ema import TRAINED, ModelEma
 from utils.training.multiscale import random_size, resize
 from utils.training.nonfinite import FiniteWatch, check_scale
 from utils.training.optim import MOMENTUM, build_sgd, learning_rates, learning_rates_around
@@ -314,7 +314,7 @@ class Trainer:
         if config.distill and not self.teacher:
             self.teacher = self.ema.model
         self._attach(self._laid_out(compact))
-        self.ema = ModelEma(self.model)
+        self.ema = ModelEma(self.model, TRAINED)
         kept_channels.cut(result.pruned.mask)
         self.pruned = True
         self.best_map = 0.0
