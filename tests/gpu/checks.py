@@ -1,6 +1,7 @@
 """What a GPU must do like a CPU; every check runs on any device, so that test_checks.py tries it without a GPU."""
 
 import contextlib
+import copy
 import os
 import subprocess
 import sys
@@ -208,6 +209,20 @@ def float64_gap(reference: Darknet, compact: Darknet, device: torch.device) -> f
     images = torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64, device=device)
     pairs = zip(reference.eval().raw_outputs(images), compact.eval().raw_outputs(images), strict=True)
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+
+
+@torch.no_grad()
+def check_reconstruction(device: torch.device) -> float:
+    """What a cut leaves is fitted to the same kernels as on the CPU. Returns the gap of the raw outputs."""
+    whole = lively(Darknet(create_cfg("v3", 1, SIZE, 0.125)))
+    images = torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for place in (CPU, device):
+        pruner = Pruner(copy.deepcopy(whole).to(place), "slim", kind="magnitude", images=images.to(place))
+        outputs.append(pruner.finished(pruner.at(0.3)).cpu().raw_outputs(images))
+    gap = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*outputs, strict=True))
+    assert gap < 1e-3
+    return gap
 
 
 def run_training(device: torch.device, *words: str) -> None:

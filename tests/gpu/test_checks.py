@@ -35,6 +35,10 @@ def test_the_proof():
     checks.check_proof(CPU)
 
 
+def test_the_fit():
+    checks.check_reconstruction(CPU)
+
+
 def test_training_and_checkpoints(tmp_path):
     checks.check_training_and_checkpoints(CPU, tmp_path, epochs=20)
 

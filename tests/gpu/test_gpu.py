@@ -38,6 +38,10 @@ def test_pruning_is_proven():
     print(f"\ngap of the proof: {single:.1e} in float32, {double:.1e} in float64")
 
 
+def test_what_a_cut_leaves_is_fitted_as_on_the_cpu():
+    print(f"\ngap of the fit to that on the CPU: {checks.check_reconstruction(CUDA):.1e}")
+
+
 def test_runs_learn_and_checkpoints_move_between_devices(tmp_path):
     checks.check_training_and_checkpoints(CUDA, tmp_path)
 
