@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from utils.darknet import layers
-from utils.darknet.layers import Convolution
 from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
+from utils.pruning.costs import values_written
 from utils.pruning.graph_timer.measure import read_rows
 from utils.pruning.latency_graphs import STEP, Kind, axes, border_name, kind_of, table_graphs, whole_networks
 
@@ -93,11 +92,14 @@ class LatencyTable:
 
     @property
     def per_value(self) -> float:
-        """The milliseconds of a value that a layer other than a convolution writes."""
+        """The milliseconds of a value that a layer writes, see :class:`utils.pruning.costs.Costs`."""
         return self.fit.per_value
 
     def convolution_cost(self, index: int, inputs: float, outputs: float) -> float:
-        """The milliseconds of the convolution of layer ``index`` with so many channels, see :class:`Costs`."""
+        """The milliseconds of the convolution of layer ``index`` with so many channels.
+
+        They are counted as if none of its weights stayed in the cache: which of the network's do, no layer alone says.
+        """
         return float(np.dot(astuple(self.fit)[:5], self._terms(self._kinds[index], inputs, outputs)))
 
     def _terms(self, kind: Kind, inputs: float, outputs: float) -> tuple[float, float, float, float, float]:
@@ -141,7 +143,7 @@ class LatencyTable:
     def terms(self, spec: NetworkSpec) -> np.ndarray:
         """(5,) what the numbers of the fit are for, of a pruned network."""
         terms = np.sum([self._terms(kind_of(spec, c), c.inputs, c.channels) for c in spec.convolutions], axis=0)
-        return terms + (0, 0, written_values(spec), 0, 1)
+        return terms + (0, 0, sum(map(values_written, spec.layers)), 0, 1)
 
     def predict(self, spec: NetworkSpec) -> float:
         """The milliseconds of the network, pruned in any way."""
@@ -182,16 +184,6 @@ def bracket(points: Sequence[int], value: float) -> list[tuple[int, float]]:
     low = points[points.index(high) - 1]
     share = (value - low) / (high - low)
     return [(low, 1 - share), (high, share)]
-
-
-def written_values(spec: NetworkSpec) -> int:
-    """How many values the layers other than convolutions and heads write for one image."""
-    free = (Convolution, layers.Yolo, layers.Dropout, layers.Empty)  # what they cost is elsewhere, or nothing
-    return sum(
-        layer.channels * layer.height * layer.width
-        for layer in spec.layers
-        if not isinstance(layer, free) and not (isinstance(layer, layers.Route) and len(layer.sources) == 1)
-    )
 
 
 def missing_graphs(missing: Sequence[str], milliseconds: Iterable[str]) -> str:
