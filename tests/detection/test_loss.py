@@ -322,7 +322,7 @@ def test_reports_count_what_each_head_did():
     chosen = plain_assignment(model, heads, targets)
     for number, (report, head) in enumerate(zip(reports, heads, strict=True)):
         mine = [place[1:5] for place in chosen if place[0] == number]
-        assert report.cells == head[..., 4].numel()
+        assert report.predictions == head[..., 4].numel()
         assert report.sums[HeadSum.POSITIVES] == len(mine)
         confidence = head[..., 4].sigmoid()
         of_mine = sum(confidence[place].item() for place in mine)

@@ -181,6 +181,7 @@ def as_older_versions_wrote_it(path):
     checkpoint = read_checkpoint(path)
     state = checkpoint["training"]
     spec = Darknet(checkpoint["options"]["model_def"]).spec
+    state["progress"]["cells"] = state["progress"].pop("predictions")
     state["survivors"] = state.pop("kept_channels", KeptChannels(spec).state())
     state.setdefault("penalty", GammaPenalty(Darknet(spec.blocks), 0.0, "normal", "proximal", 0.9).state())
     del checkpoint["pruned"], checkpoint["options"]["cut_epoch"], checkpoint["options"]["total_epochs"]

@@ -35,7 +35,7 @@ class HeadSum(IntEnum):
     CLASS_LOSS = 3
     IOU = 4  # CIoU of the positives with their targets, at least 0
     POSITIVE_OBJECTNESS = 5  # of the positives
-    OBJECTNESS = 6  # of all cells, positives included
+    OBJECTNESS = 6  # of all predictions, positives included
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class HeadReport:
 
     Attributes:
         sums: (7,), by HeadSum; losses without their gains, before the division.
-        cells: how many predictions the head made.
+        predictions: how many the head made.
     """
 
     sums: Tensor
-    cells: int
+    predictions: int
 
 
 @dataclass(frozen=True)
