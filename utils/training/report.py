@@ -60,7 +60,7 @@ class EpochReport:
             "box_loss": total[HeadSum.BOX_LOSS] / positives,
             "objectness_loss": total[HeadSum.OBJECTNESS_LOSS] / self.images,
             "class_loss": total[HeadSum.CLASS_LOSS] / positives,
-            "iou": total[HeadSum.IOU] / positives,
+            "iou": total[HeadSum.CIOU] / positives,
             "lr": self.learning_rate,
             "seconds": self.seconds,
         }
@@ -108,7 +108,7 @@ def head_table(report: EpochReport) -> str:
         ["box loss per positive", *(f"{v:.4f}" for v in sums[:, HeadSum.BOX_LOSS] / positives)],
         ["objectness loss per prediction", *(f"{v:.3e}" for v in sums[:, HeadSum.OBJECTNESS_LOSS] / predictions)],
         ["class loss per positive", *(f"{v:.4f}" for v in sums[:, HeadSum.CLASS_LOSS] / positives)],
-        ["mean CIoU of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.IOU] / positives)],
+        ["mean CIoU of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.CIOU] / positives)],
         ["mean objectness of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.POSITIVE_OBJECTNESS] / positives)],
         ["mean objectness elsewhere", *(f"{v:.4f}" for v in others / predictions)],
     ]
