@@ -93,7 +93,7 @@ class NetworkSpec:
     @property
     def parameters(self) -> int:
         """Kernels, biases, gammas and betas; running statistics are not parameters."""
-        return sum(layer.parameters + layer.channels * (1 + layer.batch_normalize) for layer in self.convolutions)
+        return sum(layer.kernel_weights + layer.channels * (1 + layer.batch_normalize) for layer in self.convolutions)
 
     @property
     def macs(self) -> int:
@@ -174,7 +174,7 @@ def _parse_at(blocks: Sequence[Block], channels: int, height: int, width: int) -
     for index, block in enumerate(blocks[1:]):
         section = Section(block, place(block, index))
         layer = parse_layer(section, Context(index, section, layers, image))
-        if isinstance(layer, Convolution) and (kernels := kernels + layer.parameters) > LARGEST_KERNELS:
+        if isinstance(layer, Convolution) and (kernels := kernels + layer.kernel_weights) > LARGEST_KERNELS:
             section.fail(f"the kernels up to here would have {kernels:.2g} weights, more than {LARGEST_KERNELS:.2g}")
         layers.append(layer)
     spec = NetworkSpec(blocks, channels, height, width, tuple(layers))
