@@ -27,7 +27,7 @@ from utils.pruning.coupling import couple
 from utils.pruning.graph_timer.measure import COLUMNS, describe_device, measure_to_file, read_rows, runtime_version
 from utils.pruning.graph_timer.onnx_file import OnnxWriter
 from utils.pruning.graph_timer.runners import CUDA_PROVIDER, RUNNERS, onnx_runner
-from utils.pruning.latency import Latency, measure_table, timing_device
+from utils.pruning.latency import Latency, table_file, timing_device
 from utils.pruning.latency_graphs import (
     RANDOM,
     WIDTHS,
@@ -248,7 +248,7 @@ def test_a_runtime_that_cannot_run_here_is_one_line_and_keeps_its_table(spec, tm
 
     monkeypatch.setitem(RUNNERS, "pytorch", refuse)
     with pytest.raises(InputError, match=r"^pytorch cannot be timed here: no GPU is here$"):
-        measure_table(spec, "pytorch")
+        table_file(spec, "pytorch")
     assert list(tmp_path.rglob("*.csv"))
     times = Latency(LatencyTable(spec, made_up(spec), "made up"), "pytorch")
     with pytest.raises(InputError, match=r"^pytorch cannot be timed here: no GPU is here$"):
