@@ -26,7 +26,7 @@ from utils.darknet.layers import (
     Upsample,
     Yolo,
 )
-from utils.darknet.section import LARGEST_SIDE, Section, SizeError
+from utils.darknet.section import LARGEST_SIDE, CfgSection, SizeError
 from utils.notices import notice
 
 LARGEST_FILTERS = 65_536
@@ -44,7 +44,7 @@ OTHER_NETWORKS = {
 }
 
 
-def check_type(section: Section) -> None:
+def check_type(section: CfgSection) -> None:
     """Raise an InputError for a section whose layer type is not supported."""
     if section.type not in BUILDERS:
         purpose = OTHER_NETWORKS.get(section.type)
@@ -53,7 +53,7 @@ def check_type(section: Section) -> None:
         section.fail(f"this layer type is {reason} supported; supported are {', '.join(BUILDERS)}{hint}")
 
 
-def parse_layer(section: Section, context: "Context") -> Layer:
+def parse_layer(section: CfgSection, context: "Context") -> Layer:
     """The layer of one section, whose type must be one of BUILDERS.
 
     Raises:
@@ -82,7 +82,7 @@ class Context:
         image: the input image, which layer 0 reads.
     """
 
-    def __init__(self, index: int, section: Section, layers: list[Layer], image: Layer):
+    def __init__(self, index: int, section: CfgSection, layers: list[Layer], image: Layer):
         self.index = index
         self._section = section
         self._layers = layers
@@ -118,18 +118,18 @@ class Context:
         return layer
 
 
-def _same_size(section: Section, layers: Sequence[Layer]) -> None:
+def _same_size(section: CfgSection, layers: Sequence[Layer]) -> None:
     if len({(layer.height, layer.width) for layer in layers}) > 1:
         sizes = ", ".join(f"layer {layer.index} gives {layer.width}x{layer.height}" for layer in layers)
         section.fail(f"its inputs must have one size, but {sizes}", SizeError)
 
 
-def _stride(section: Section, default: int) -> tuple[int, int]:
+def _stride(section: CfgSection, default: int) -> tuple[int, int]:
     stride = section.integer("stride", default, low=1)
     return section.integer("stride_y", stride, low=1), section.integer("stride_x", stride, low=1)
 
 
-def _convolution(section: Section, context: Context) -> Convolution:
+def _convolution(section: CfgSection, context: Context) -> Convolution:
     source = context.previous
     filters = section.integer("filters", low=1, high=LARGEST_FILTERS)
     size = section.integer("size", low=1, high=99)
@@ -164,7 +164,7 @@ def _convolution(section: Section, context: Context) -> Convolution:
     )
 
 
-def _deconvolution(section: Section, context: Context) -> Deconvolution:
+def _deconvolution(section: CfgSection, context: Context) -> Deconvolution:
     source = context.previous
     filters = section.integer("filters", low=1, high=LARGEST_FILTERS)
     size = section.integer("size", low=1, high=99)
@@ -187,15 +187,15 @@ def _deconvolution(section: Section, context: Context) -> Deconvolution:
     )
 
 
-def _local_avgpool(section: Section, context: Context) -> LocalAvgPool:
+def _local_avgpool(section: CfgSection, context: Context) -> LocalAvgPool:
     return LocalAvgPool(**_windows(section, context))
 
 
-def _maxpool(section: Section, context: Context) -> MaxPool:
+def _maxpool(section: CfgSection, context: Context) -> MaxPool:
     return MaxPool(**_windows(section, context))
 
 
-def _windows(section: Section, context: Context) -> dict:
+def _windows(section: CfgSection, context: Context) -> dict:
     source = context.previous
     stride = _stride(section, 1)
     size = section.integer("size", stride[0], low=1)
@@ -209,17 +209,17 @@ def _windows(section: Section, context: Context) -> dict:
     return {**shape, "size": size, "stride": stride, "padding": padding}
 
 
-def _avgpool(section: Section, context: Context) -> AvgPool:
+def _avgpool(section: CfgSection, context: Context) -> AvgPool:
     return AvgPool(**context.shape([context.previous], context.previous.channels, 1, 1))
 
 
-def _upsample(section: Section, context: Context) -> Upsample:
+def _upsample(section: CfgSection, context: Context) -> Upsample:
     source, stride = context.previous, section.integer("stride", 2, low=1)
     shape = context.shape([source], source.channels, source.height * stride, source.width * stride)
     return Upsample(**shape, stride=stride, scale=section.number("scale", 1.0))
 
 
-def _route(section: Section, context: Context) -> Route:
+def _route(section: CfgSection, context: Context) -> Route:
     sources = [context.layer(number) for number in section.numbers("layers")]
     groups = section.integer("groups", 1, low=1)
     group_id = section.integer("group_id", 0, high=groups - 1)
@@ -232,7 +232,7 @@ def _route(section: Section, context: Context) -> Route:
     return Route(**shape, groups=groups, group_id=group_id)
 
 
-def _shortcut(section: Section, context: Context) -> Shortcut:
+def _shortcut(section: CfgSection, context: Context) -> Shortcut:
     sources = [context.previous] + [context.layer(number) for number in section.numbers("from")]
     _same_size(section, sources)
     for key in ("weights_type", "weights_normalization"):
@@ -241,7 +241,7 @@ def _shortcut(section: Section, context: Context) -> Shortcut:
     return Shortcut(**context.like(*sources), activation=section.activation("linear"))
 
 
-def _scale_channels(section: Section, context: Context) -> ScaleChannels:
+def _scale_channels(section: CfgSection, context: Context) -> ScaleChannels:
     gate, gated = context.previous, context.layer(section.integer("from", low=-LARGEST_SIDE))
     if (gate.height, gate.width) != (1, 1) or gate.channels != gated.channels:
         section.fail(
@@ -252,7 +252,7 @@ def _scale_channels(section: Section, context: Context) -> ScaleChannels:
     return ScaleChannels(**shape, activation=section.activation("linear"))
 
 
-def _sam(section: Section, context: Context) -> Sam:
+def _sam(section: CfgSection, context: Context) -> Sam:
     gate, gated = context.previous, context.layer(section.integer("from", low=-LARGEST_SIDE))
     _same_size(section, [gate, gated])
     if gate.channels != gated.channels:
@@ -260,18 +260,18 @@ def _sam(section: Section, context: Context) -> Sam:
     return Sam(**context.like(gate, gated), activation=section.activation("linear"))
 
 
-def _activation(section: Section, context: Context) -> Activation:
+def _activation(section: CfgSection, context: Context) -> Activation:
     return Activation(**context.like(context.previous), activation=section.activation("linear"))
 
 
-def _dropout(section: Section, context: Context) -> Dropout:
+def _dropout(section: CfgSection, context: Context) -> Dropout:
     probability = section.number("probability", 0.2)
     if not 0 <= probability < 1:
         section.fail(f"probability={probability} must be in [0, 1)")
     return Dropout(**context.like(context.previous), probability=probability)
 
 
-def _reorg_shape(section: Section, context: Context) -> tuple[dict, int]:
+def _reorg_shape(section: CfgSection, context: Context) -> tuple[dict, int]:
     source, stride = context.previous, section.integer("stride", 1, low=1)
     if source.height % stride or source.width % stride:
         section.fail(f"stride={stride} does not divide the {source.width}x{source.height} input", SizeError)
@@ -279,23 +279,23 @@ def _reorg_shape(section: Section, context: Context) -> tuple[dict, int]:
     return shape, stride
 
 
-def _reorg(section: Section, context: Context) -> Reorg:
+def _reorg(section: CfgSection, context: Context) -> Reorg:
     shape, stride = _reorg_shape(section, context)
     if context.previous.channels % stride**2:
         section.fail(f"stride={stride}: its square does not divide the {context.previous.channels} input channels")
     return Reorg(**shape, stride=stride)
 
 
-def _reorg3d(section: Section, context: Context) -> Reorg3d:
+def _reorg3d(section: CfgSection, context: Context) -> Reorg3d:
     shape, stride = _reorg_shape(section, context)
     return Reorg3d(**shape, stride=stride)
 
 
-def _empty(section: Section, context: Context) -> Empty:
+def _empty(section: CfgSection, context: Context) -> Empty:
     return Empty(**context.like(context.previous))
 
 
-def _anchors(section: Section) -> tuple[tuple[int, ...], list[tuple[float, float]]]:
+def _anchors(section: CfgSection) -> tuple[tuple[int, ...], list[tuple[float, float]]]:
     """The mask of a head, and the anchors that its numbers name; Darknet reads ``num`` only where there is no mask."""
     total = section.integer("num", 1, low=1)
     mask = section.numbers("mask", default=tuple(range(total)))
@@ -321,7 +321,7 @@ def _anchors(section: Section) -> tuple[tuple[int, ...], list[tuple[float, float
     return mask, anchors
 
 
-def _yolo(section: Section, context: Context) -> Yolo:
+def _yolo(section: CfgSection, context: Context) -> Yolo:
     source = context.previous
     classes = section.integer("classes", 20, low=1)
     mask, anchors = _anchors(section)
@@ -342,7 +342,7 @@ def _yolo(section: Section, context: Context) -> Yolo:
     )
 
 
-BUILDERS: dict[str, Callable[[Section, Context], Layer]] = {
+BUILDERS: dict[str, Callable[[CfgSection, Context], Layer]] = {
     "convolutional": _convolution,
     "deconvolutional": _deconvolution,
     "maxpool": _maxpool,

@@ -17,7 +17,7 @@ class SizeError(InputError):
     """Layers do not fit together at one input size, but may at another."""
 
 
-class Section:
+class CfgSection:
     """Typed access to the keys of one section, which remembers the keys that were read."""
 
     def __init__(self, block: dict[str, str], where: str):
