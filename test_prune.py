@@ -165,8 +165,8 @@ def main(args: argparse.Namespace) -> None:
     images = images_for(bench, args) if args.reconstruct else None
     pruner = Pruner(model, strategy, *options, costs, images=images)
     print_removed(pruner.residual_blocks)
-    room = "cut in training" if "before_cut" in metadata else describe_room(pruner.coupling, strategy, pruner.gammas)
-    print(f"strategy {strategy}: {room}")
+    room = describe_room(pruner.coupling, strategy, pruner.gammas) if args.importance == "gamma" else "by its kernels"
+    print(f"strategy {strategy}: {'cut in training' if 'before_cut' in metadata else room}")
     if args.sweep:
         pruners = {"threshold": pruner}
         if latency:
@@ -326,12 +326,10 @@ def describe(result: PruningResult, max_diff: float, pruner: Pruner) -> None:
     if result.selection.floored:
         old = [str(pruner.kept_layers[index]) for index in result.selection.floored]
         print(f"layers at their floor (--layer_keep), which would have lost more: {', '.join(old)}")
-    what = "|gamma|" if pruner.kind == "gamma" else f"{pruner.kind} (1 is a layer's mean)"
-    channels = sum(layer.channels for layer in pruner.model.spec.convolutions)
-    cut = channels - sum(result.counts.values())
-    chosen = f"{result.ratio:.1%} of the prunable channels chosen, {what} up to {result.selection.threshold:.3g}"
+    what, most = pruner.importance_in_words, result.selection.threshold
+    chosen = f"{result.ratio:.1%} of the prunable channels chosen, {what} up to {most:.3g}"
     print(
-        f"{chosen if result.ratio else 'none chosen here'}; {cut} of {channels} channels cut; "
+        f"{chosen if result.ratio else 'none chosen here'}; {result.channels_cut}; "
         f"{result.pruned.carriers} constant carriers, {result.pruned.silenced} channels silenced; "
         f"largest difference from the masked network: {max_diff:.1e}"
     )
@@ -357,6 +355,7 @@ def measure_sweep(
         "parameters": count_parameters(pruner.model),
         "macs": bench.macs(pruner.model),
         "table": latency.table.title if latency else None,
+        "importance": pruner.importance_in_words,
         "sweep": sweep(pruners, bench, latency, kept),
     }
     print_sweep(report)

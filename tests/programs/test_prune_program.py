@@ -15,6 +15,7 @@ from studies import lossless
 from tests.networks import lively, randomize
 from tests.scene import make_project
 from utils.darknet.cfg import format_cfg
+from utils.data.images import some_images
 from utils.detection.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from utils.errors import InputError
 from utils.pruning import sweep
@@ -223,6 +224,37 @@ def test_a_model_that_is_not_sparse_is_called_so(project, capsys):
     with pytest.raises(InputError, match=r"dense.pth: 50.0% would prune \|gamma\| up to .* --force"):
         run("--weights_path", "checkpoints/dense.pth", "--percent", "0.5")
     assert "not sparse yet" in capsys.readouterr().out
+
+
+def test_a_cut_by_magnitude_is_fitted_to_the_whole_network(project, capsys):
+    """The scores of the network are spread, and those of the cut are not; the labels are taken away."""
+    whole = lively(Darknet("config/yolov3-hand.cfg"))
+    save_checkpoint("checkpoints/yolov3_ckpt.pth", whole, names=["hand"], img_size=64)
+    for label in Path("data/labels").glob("train*.txt"):
+        label.write_text("")
+    images = some_images(sorted(Path("data/images").glob("train*")), 8, 64)
+    gaps = []
+    for words in ([], ["--reconstruct"]):
+        result = report("--importance", "magnitude", "--strategy", "slim", "--percent", "0.3", *words)
+        assert result["max_diff"] < 1e-5  # of the cut, which comes first
+        small = Darknet("config/prune_yolov3-hand.cfg")
+        load_weights(small, "checkpoints/prune_yolov3_ckpt.pth")
+        with torch.no_grad():
+            pairs = zip(small.eval().raw_outputs(images), whole.raw_outputs(images), strict=True)
+            gaps.append(sum(float((a - b).square().mean()) for a, b in pairs))
+        assert "strategy slim: by its kernels" in capsys.readouterr().out
+    assert gaps[1] < 0.5 * gaps[0]
+
+
+def test_a_sweep_by_magnitude_says_so(project, few_ratios, capsys):
+    run("--sweep", "--importance", "magnitude", "--reconstruct", "--n_cpu", "0")
+    assert "magnitude (1 is a layer's mean) up to" in capsys.readouterr().out
+
+
+def test_the_fit_needs_training_images(project):
+    Path("data/train.txt").write_text("")
+    with pytest.raises(InputError, match=r"train.txt"):
+        run("--percent", "0.5", "--force", "--reconstruct")
 
 
 def test_the_coupling_can_be_printed_without_weights(project, capsys):

@@ -95,6 +95,9 @@ def test_the_advice_knows_that_most_channels_have_a_price_below_the_mean(capsys)
     assert "can lower a gamma of price 1 by at most 0.8" in warning
     proposed = float(warning.split("--s ")[1].split(",")[0])
     assert proposed * reach(np.ones(4), 1.0, MOMENTUM) > np.median(priced.distances())
+    advice.before_training(priced.distances(), force=True)
+    assert "can lower a gamma of price 1 by" in (said := capsys.readouterr().out)
+    assert f"the median gamma, each over its price, is {np.median(priced.distances()):.3g}" in said
 
 
 @pytest.mark.parametrize(("schedule", "words"), [("constant", "mAP@0.5 fell"), ("local", ""), ("target", "")])

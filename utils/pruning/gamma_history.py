@@ -12,8 +12,6 @@ from utils.pruning.selection import Gammas, allowed_ratio, prunable_channels
 
 # A gamma below this counts as near zero in the reports.
 NEAR_ZERO = 1e-3
-# A network with a lower share of such gammas is not sparse.
-LEAST_NEAR_ZERO = 0.05
 HISTOGRAM_BINS = 100
 
 

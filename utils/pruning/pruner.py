@@ -34,8 +34,8 @@ class PruningResult:
     """A network pruned at one ratio.
 
     Attributes:
-        ratio: the share of the prunable channels that died: what was asked for, but for what one threshold leaves at
-            the layers' floors; by costs, whole steps of the order.
+        ratio: by one threshold the share of the prunable channels that was asked for, of which floors and carriers
+            keep some; by costs the share that died, in whole steps of the order.
         selection: which sets died.
         residual_blocks: those that were removed whole.
         reference: the full network, masked, with the removed residual blocks adding 0.
@@ -49,6 +49,12 @@ class PruningResult:
     reference: Darknet
     pruned: Pruned
     counts: dict[int, int]
+
+    @property
+    def channels_cut(self) -> str:
+        """How many channels of how many were cut, in words."""
+        channels = sum(layer.channels for layer in self.reference.spec.convolutions)
+        return f"{channels - sum(self.counts.values())} of {channels} channels cut"
 
 
 class Pruner:
@@ -121,6 +127,11 @@ class Pruner:
             self._shallow, self.coupling, selection.dead, self._importance, self.round_to, self.fold_bias
         )
         return self._result(ratio, selection, self.residual_blocks, masked, pruned)
+
+    @property
+    def importance_in_words(self) -> str:
+        """What the thresholds of its selections are of."""
+        return "|gamma|" if self.kind == "gamma" else f"{self.kind} (1 is a layer's mean)"
 
     def finished(self, result: PruningResult) -> Darknet:
         """The compact network of a pruning, in eval mode; with ``images`` a copy that is fitted to them."""

@@ -249,12 +249,13 @@ def sparse_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
 
 def describe_room(coupling: Coupling, strategy: str, gammas: Gammas) -> str:
     """How much can be pruned, in words for a person who waits for the gammas to become sparse."""
-    sparse, allowed = sparse_ratio(coupling, strategy, gammas), allowed_ratio(coupling, strategy, gammas)
-    return "not sparse yet" if sparse < LEAST_SPARSE else room_in_words(sparse, allowed)
+    return room_in_words(sparse_ratio(coupling, strategy, gammas), allowed_ratio(coupling, strategy, gammas))
 
 
 def room_in_words(sparse: float, allowed: float) -> str:
     """What can be pruned, by the shares of :func:`sparse_ratio` and :func:`allowed_ratio`."""
+    if sparse < LEAST_SPARSE:
+        return "not sparse yet"
     if allowed <= sparse:
         return f"up to {allowed:.1%} of the channels can be pruned before a layer is empty"
     return f"up to {sparse:.1%} of the channels can be pruned: their gammas are clearly below the others"

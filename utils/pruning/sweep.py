@@ -84,15 +84,15 @@ def print_sweep(report: Mapping[str, Any]) -> None:
     for order in orders:
         rows = [row for row in report["sweep"] if row["order"] == order]
         title = f"{order}:\n" if len(orders) > 1 else ""
-        print(title + sweep_table(rows, report["parameters"], report["macs"]))
+        print(title + sweep_table(rows, report))
 
 
 def plot_sweep(report: Mapping[str, Any], folder: Path) -> Path:
     """Draw mAP against milliseconds where they were measured, else against size; return the plot's path.
 
     Args:
-        report: ``sweep``, the rows of :func:`sweep`; the ``parameters`` and ``macs`` of the whole network; and the
-            title of the ``table`` of latencies, or None.
+        report: ``sweep``, the rows of :func:`sweep`; the ``parameters`` and ``macs`` of the whole network; the title
+            of the ``table`` of latencies, or None; and which ``importance`` the thresholds are of.
         folder: for the plot.
     """
     rows = report["sweep"]
@@ -110,9 +110,10 @@ def plot_sweep(report: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def sweep_table(rows: Sequence[dict[str, Any]], parameters: int, macs: int) -> str:
-    """The rows of :func:`sweep` as a table for the terminal, beside the full network's counts."""
-    table = [["Ratio", "mAP@0.5", "Parameters left", "MACs left", "Forward time left", "|gamma| up to"]]
+def sweep_table(rows: Sequence[dict[str, Any]], report: Mapping[str, Any]) -> str:
+    """Rows of :func:`sweep` as a table for the terminal; ``report`` as :func:`plot_sweep` takes it."""
+    parameters, macs, up_to = report["parameters"], report["macs"], f"{report['importance']} up to"
+    table = [["Ratio", "mAP@0.5", "Parameters left", "MACs left", "Forward time left", up_to]]
     in_runtime = "ms" in rows[0]
     table[0] += ["ms in the runtime"] if in_runtime else []
     table += [

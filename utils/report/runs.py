@@ -162,9 +162,8 @@ def report_pruning(
         max_diff: the largest difference of the raw outputs that the proof has found.
     """
     path = folder / FILE_NAME
-    what = f"{result.ratio:.1%} of the prunable" if result.ratio else "No further"
     note = (
-        f"{what} channels were cut; {result.pruned.carriers} constant carriers stay, {result.pruned.silenced} channels "
+        f"{result.channels_cut}; {result.pruned.carriers} constant carriers stay, {result.pruned.silenced} channels "
         f"were silenced. The raw outputs differ from those of the gamma-masked network by {max_diff:.1e} of their "
         "scale at most."
     )

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from models import Darknet
 
-# BatchNorm's running statistics are of about ten steps, and the average's first updates of fewer: where the weights
-# move fast, a network that detects would seem to detect nothing. With so many updates behind it the average is of 33
-# steps.
+# BatchNorm's running statistics are of about ten steps, and the average's first updates of fewer: where weights move
+# fast, a network that detects would seem to detect nothing. With so many updates behind it the average is of 33 steps.
 TRAINED = 300
 
 

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 
 from utils.errors import InputError
-from utils.pruning.gamma_history import LEAST_NEAR_ZERO, GammaHistory
+from utils.pruning.gamma_history import GammaHistory
 from utils.pruning.penalty import GammaPenalty, reach
 from utils.pruning.schedules import DEADLINE, RESISTANCE
 from utils.training.config import TrainConfig
 from utils.training.optim import MOMENTUM
 
 LEAST_MAP = 0.1  # a lower mAP says nothing yet
+LEAST_NEAR_ZERO = 0.05  # with a lower share of gammas near zero the penalty has not worked
+PRICED = ", each over its price,", " of price 1"
 
 
 class PenaltyAdvice:
@@ -32,24 +34,28 @@ class PenaltyAdvice:
         self._rates = rates
         self._silent = config.sparsity.schedule == "target"
 
-    def before_training(self, gammas: np.ndarray, force: bool = False) -> None:
+    def before_training(self, distances: np.ndarray, force: bool = False) -> None:
         """Print how far the penalty can move a gamma in this run, and refuse a penalty that is too weak.
 
         Args:
-            gammas: (channels,) |gamma| of the channels under the penalty.
+            distances: (channels,) |gamma| over its price, see :meth:`GammaPenalty.distances`.
             force: warn where the penalty is too weak, instead of raising.
 
         Raises:
             InputError: there are none, or the penalty cannot bring gammas of a typical size to 0.
         """
-        if not len(gammas):
+        if not len(distances):
             config = self._config
             raise InputError(f"-sr --strategy {config.strategy}: no channel of {config.model_def} may be pruned")
         if self._silent:
             return
-        s, typical = self._sparsity.s, float(np.median(gammas))
+        s, typical = self._sparsity.s, float(np.median(distances))
         farthest = s * self._reach_per_s()
-        print(f"s={s:g} can lower a gamma by at most {farthest:.3g} in this run; the median gamma is {typical:.3g}")
+        over, unit = self._words
+        print(
+            f"s={s:g} can lower a gamma{unit} by at most {farthest:.3g} in this run; the median gamma{over} is "
+            f"{typical:.3g}"
+        )
         if farthest < typical:
             problem = f"few gammas can reach 0: train for more epochs, or with --s {self._fitting(typical):.2g}"
             if not force:
@@ -77,9 +83,14 @@ class PenaltyAdvice:
         at_first = float(gammas.quintiles[0][1:3].mean())  # about their median
         fitting = self._fitting(at_first * float(np.median(1 / penalty.channel_prices())))
         lowest, reach_left = float(np.quantile(penalty.distances(), 0.2)), s * self._reach_per_s(steps)
-        priced = self._sparsity.penalty_cost != "uniform"
-        for warning in penalty_warnings(s, fitting, done, gammas.near_zero[-1], lowest, reach_left, mean_aps, priced):
+        words = self._words
+        for warning in penalty_warnings(s, fitting, done, gammas.near_zero[-1], lowest, reach_left, mean_aps, words):
             print(f"warning: {warning}")
+
+    @property
+    def _words(self) -> tuple[str, str]:
+        """What follows "gamma" where each is over its price, and where its price is 1; nothing without prices."""
+        return ("", "") if self._sparsity.penalty_cost == "uniform" else PRICED
 
     def _reach_per_s(self, begin: int = 0) -> float:
         """By how much a penalty of s = 1 can lower a gamma from the step ``begin`` to the end of the run."""
@@ -98,7 +109,7 @@ def penalty_warnings(
     lowest: float,
     reach_left: float,
     mean_aps: Sequence[float],
-    priced: bool = False,
+    words: tuple[str, str] = ("", ""),
 ) -> list[str]:
     """Warnings about sparse training that does not sparsify, or that costs detections.
 
@@ -110,10 +121,10 @@ def penalty_warnings(
         lowest: the lowest quintile of |gamma| over its price.
         reach_left: by how much the penalty can still lower a gamma of price 1.
         mean_aps: mAP@0.5 of the evaluations up to now.
-        priced: whether prices differ.
+        words: what follows "gamma" where each is over its price, and where its price is 1.
     """
     warnings = []
-    over, unit = (", each over its price,", " of price 1") if priced else ("", "")
+    over, unit = words
     stronger = f"train with --s {max(fitting, 2 * s):.2g}, or for more epochs"
     if near_zero < LEAST_NEAR_ZERO:
         if done == 1:

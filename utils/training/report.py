@@ -10,7 +10,7 @@ from tqdm import tqdm
 from utils.darknet import layers
 from utils.detection.loss import HeadSum
 from utils.detection.metrics import Metrics
-from utils.pruning.gamma_history import LEAST_NEAR_ZERO, GammaHistory
+from utils.pruning.gamma_history import GammaHistory
 from utils.pruning.selection import room_in_words
 
 MUCH_WAITING = 0.1  # share of an epoch
@@ -132,18 +132,5 @@ def gamma_line(report: EpochReport, gammas: GammaHistory, sparse_ratio: float) -
     strength = "" if report.s is None else f"s={report.s:.3g}; "
     return (
         f"|gamma| quintiles {quintiles}; {gammas.near_zero[-1]:.1%} near zero, {gammas.zero[-1]:.1%} exactly; "
-        f"{strength}{prunable_now(gammas.near_zero[-1], sparse_ratio, gammas.allowed[-1])}"
+        f"{strength}{room_in_words(sparse_ratio, gammas.allowed[-1])}"
     )
-
-
-def prunable_now(near_zero: float, sparse_ratio: float, allowed_ratio: float) -> str:
-    """What can be pruned, in words.
-
-    Args:
-        near_zero: the share of the prunable channels whose gammas are near zero.
-        sparse_ratio: the share whose gammas are clearly below the others.
-        allowed_ratio: the share that a global threshold could cut before a layer is empty.
-    """
-    if near_zero < LEAST_NEAR_ZERO or not sparse_ratio:
-        return "not sparse yet"
-    return room_in_words(sparse_ratio, allowed_ratio)
