@@ -65,9 +65,7 @@ class MaxPool(nn.Module):
 
     def __init__(self, layer: layers.MaxPool):
         super().__init__()
-        before = layer.padding // 2
-        after = layer.padding - before
-        self.pad = (before, after, before, after)
+        self.pad = (*layer.sides, *layer.sides)
         self.pool = nn.MaxPool2d(layer.size, layer.stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,9 +78,7 @@ class LocalAvgPool(nn.Module):
 
     def __init__(self, layer: layers.LocalAvgPool):
         super().__init__()
-        before = layer.padding // 2
-        after = layer.padding - before
-        self.pad = (before, after, before, after)
+        self.pad = (*layer.sides, *layer.sides)
         self.pool = nn.AvgPool2d(layer.size, layer.stride)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -79,15 +79,13 @@ class Cuts(Ways):
         """The baseline, the cut, and its fine-tuning."""
         yield self._train("baseline", self.data.baseline, whole=True)
         by_magnitude = ("--importance", "magnitude", "--strategy", "slim")
-        cut = self._prune("oneshot", "baseline", *by_magnitude)
-        if self.order != THRESHOLD:  # the milliseconds are known when it is run
-            cut = replace(cut, options=tuple(word for word in cut.options if word not in self._budget()))
-            cut = replace(cut, options=(*cut.options, "--runtime", self.order), seconds=120)
-        yield cut
+        yield self._prune("oneshot", "baseline", *by_magnitude)
         yield self._train("control_oneshot", self.data.more, start="oneshot", share=self.target_macs)
 
     def _budget(self) -> tuple[str, str]:
-        return "--target_macs", f"{self.target_macs:g}"
+        if self.order == THRESHOLD:
+            return super()._budget()
+        return "--runtime", self.order  # the milliseconds are known when it is run
 
     def _id(self, stage: str) -> str:
         if stage == "baseline":
@@ -105,10 +103,8 @@ def all_jobs(data: DataSet, runtimes: Sequence[str], threads: Sequence[int], see
     for runtime in runtimes:
         for count in threads:
             job_id = f"{data.name}_latency/predict/{runtime}/{count}/seed{seed}"
-            by_id[job_id] = replace(
-                baseline, id=job_id, stage="predict", program=runtime, options=(str(count),), needs=(baseline.id,)
-            )
-            by_id[job_id] = replace(by_id[job_id], epochs=0, seconds=180)
+            words = {"program": runtime, "options": (str(count),), "needs": (baseline.id,)}
+            by_id[job_id] = replace(baseline, id=job_id, stage="predict", epochs=0, seconds=180, **words)
     return list(by_id.values())
 
 
@@ -140,7 +136,7 @@ def measured(job: Job) -> dict[str, Any]:
     share = job.target_macs
     if "--runtime" in job.options:
         spec = baseline_of(job).spec.at(job.data.img_size)
-        milliseconds = measured_table(spec, job.options[-1]).predict(spec) * (share or 1.0)
+        milliseconds = measured_table(spec, order_of(job)).predict(spec) * (share or 1.0)
         job = replace(job, options=(*job.options, "--target_ms", f"{milliseconds:.4f}"))
     return row_of(job) | {"order": order_of(job), "device": describe_device()}
 

@@ -21,10 +21,9 @@ from models import Darknet
 from utils.cli import ArgumentParser, number, run
 from utils.darknet.cfg import format_cfg
 from utils.detection.checkpoints import load_darknet, save_checkpoint
-from utils.errors import InputError
 from utils.files import write_text
 from utils.optional import optional
-from utils.pruning.budget import STEP
+from utils.pruning.budget import Budget, percent, smallest_ratio
 
 LARGEST_RATIO = 0.95  # Torch-Pruning fails where a layer would lose all of its channels
 
@@ -45,15 +44,14 @@ def main(args: argparse.Namespace) -> None:
     """Prune at the smallest ratio that reaches the budget."""
     model, metadata = load_darknet(args.weights_path, None)
     size = (args.img_size, args.img_size)
-    most = args.target_macs * model.spec.at(size).macs
-    low, high = 0.0, LARGEST_RATIO
-    while high - low > STEP:
-        middle = (low + high) / 2
-        within = prune(model, args.img_size, middle).spec.at(size).macs <= most
-        low, high = (low, middle) if within else (middle, high)
-    pruned = prune(model, args.img_size, high)
-    if pruned.spec.at(size).macs > most:
-        raise InputError(f"--target_macs {args.target_macs:g} cannot be reached")
+    macs = model.spec.at(size).macs
+
+    def share(ratio: float) -> float:
+        return prune(model, args.img_size, ratio).spec.at(size).macs / macs
+
+    goal = Budget(target_macs=args.target_macs).goal
+    ratio = smallest_ratio(share, args.target_macs, str(goal), percent, LARGEST_RATIO)
+    pruned = prune(model, args.img_size, ratio)
     write_text(Path(args.out_cfg), format_cfg(pruned.blocks))
     save_checkpoint(args.out_weights, pruned, names=metadata["names"], img_size=args.img_size, pruned=True)
     print(f"{args.out_weights}: {pruned.spec.parameters:,} parameters, {pruned.spec.at(size).macs:,} MACs")

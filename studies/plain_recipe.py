@@ -37,6 +37,7 @@ from utils.errors import InputError
 from utils.sizes import AnySize, Size
 from utils.training.run_log import RunLog
 from utils.training.runs import Run
+from utils.training.saving import is_due
 
 NO_OBJECT = 100.0
 IGNORE_IOU = 0.5  # an anchor that fits a target of its cell this well is not punished for finding it
@@ -145,8 +146,7 @@ def main(args: argparse.Namespace) -> None:
     log = RunLog(files.folder, vars(args), start)
     for epoch in range(start, args.epochs):
         row = train_epoch(model, optimizer, batches, epoch, args.precision)
-        due = epoch + 1 == args.epochs or (epoch + 1) % args.evaluation_interval == 0
-        if due:
+        if epoch + 1 == args.epochs or is_due(args.evaluation_interval, epoch + 1):
             metrics, _ = evaluate(model, valid_batches, data.names)
             row |= metrics.quality()
             print(f"epoch {epoch + 1}: mAP@0.5 {metrics.mAP:.4f}  mAP@0.5:0.95 {metrics.mAP_50_95:.4f}")
@@ -193,7 +193,7 @@ def save(
     """Write the checkpoints that are due after an epoch, as train.py does."""
     metadata = {"names": data.names, "img_size": args.img_size, "epoch": epoch + 1, "step": 0, "best_map": best}
     metadata |= {"options": vars(args)}
-    if epoch + 1 == args.epochs or (epoch + 1) % args.checkpoint_interval == 0:
+    if epoch + 1 == args.epochs or is_due(args.checkpoint_interval, epoch + 1):
         save_checkpoint(files.last, model, **metadata, training={"optimizer": optimizer.state_dict()})
     if is_best or not files.best.exists():
         save_checkpoint(files.best, model, **metadata)

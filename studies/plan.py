@@ -222,7 +222,7 @@ class Ways:
         yield self._train("plain", data.baseline, program="studies/plain_recipe.py", whole=True)
         yield self._train("baseline", data.baseline, whole=True)
         yield self._train("continued", more, start="baseline", whole=True)
-        cut = ("-sr", "--target_macs", f"{macs:g}")
+        cut = ("-sr", *self._budget())
         yield self._train("final", more, *cut, start="baseline")
         yield self._train("final_distilled", max(1, round(more * taught)), *cut, "--distill", start="baseline")
         both = data.baseline + more
@@ -248,6 +248,9 @@ class Ways:
     def _id(self, stage: str) -> str:
         budget = "" if stage in ("plain", "baseline", "continued") else f"{self.target_macs:g}"
         return f"{self.data.name}/{stage}{budget}/seed{self.seed}"
+
+    def _budget(self) -> tuple[str, str]:
+        return "--target_macs", f"{self.target_macs:g}"
 
     def _common(self) -> tuple[str, ...]:
         return ("--data_config", self.data.data_config, "--img_size", str(self.data.img_size))
@@ -312,13 +315,12 @@ class Ways:
 
     def _prune(self, stage: str, start: str, *more: str, program: str = "test_prune.py") -> Job:
         """A pruning of the network of stage ``start`` to the budget."""
-        budget = ("--target_macs", f"{self.target_macs:g}", "--weights_path", weights_of(self._id(start)))
         return Job(
             id=self._id(stage),
             stage=stage,
             data=self.data,
             program=program,
-            options=(*self._common(), *budget, *more),
+            options=(*self._common(), *self._budget(), "--weights_path", weights_of(self._id(start)), *more),
             model_def=cfg_of(self._id(stage)),
             target_macs=self.target_macs,
             seed=self.seed,

@@ -117,6 +117,11 @@ class MaxPool(Layer):
     stride: tuple[int, int]
     padding: int
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """The pixels of padding before and after the feature map, on either axis."""
+        return self.padding // 2, self.padding - self.padding // 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalAvgPool(MaxPool):

@@ -222,7 +222,13 @@ def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
     return low
 
 
-def smallest_ratio(measure: Callable[[float], float], most: float, goal: str, words: Callable[[float], str]) -> float:
+def smallest_ratio(
+    measure: Callable[[float], float],
+    most: float,
+    goal: str,
+    words: Callable[[float], str],
+    largest: float = LARGEST_RATIO,
+) -> float:
     """The smallest ratio at which what ``measure`` gives is at most ``most``, to STEP above, by bisection.
 
     Args:
@@ -230,15 +236,16 @@ def smallest_ratio(measure: Callable[[float], float], most: float, goal: str, wo
         most: what may be left.
         goal: that in words.
         words: what is left, in words.
+        largest: the largest ratio.
 
     Raises:
-        InputError: not even LARGEST_RATIO reaches the ``goal``.
+        InputError: not even the largest ratio reaches the ``goal``.
     """
     if measure(0.0) <= most:
         return 0.0
-    if (least := measure(LARGEST_RATIO)) > most:
+    if (least := measure(largest)) > most:
         raise InputError(f"{goal} cannot be reached: the layers' floors and fixed channels leave {words(least)}")
-    low, high = 0.0, LARGEST_RATIO
+    low, high = 0.0, largest
     while high - low > STEP:
         middle = (low + high) / 2
         low, high = (low, middle) if measure(middle) <= most else (middle, high)

@@ -54,6 +54,11 @@ class Coupling:
         """The set numbers of the channels that a layer with one source reads."""
         return self.outputs[layer.sources[0]]
 
+    @property
+    def set_sizes(self) -> np.ndarray:
+        """(number of sets,) how many channels of convolutions each set has."""
+        return np.array([len(channel_set.members) for channel_set in self.sets])
+
     def describe(self) -> str:
         """The coupling as text: the groups of convolutions that share sets, and why a convolution is fixed."""
         groups: dict[tuple, int] = {}

@@ -176,10 +176,9 @@ def network_graph(spec: NetworkSpec) -> Graph:
             case layers.Upsample():
                 new = add("upsample", sources, stride=layer.stride)
             case layers.MaxPool():
-                before = layer.padding // 2
                 op = "meanpool" if isinstance(layer, layers.LocalAvgPool) else "maxpool"
-                ends = {"before": before, "after": layer.padding - before}
-                new = add(op, sources, size=layer.size, stride=layer.stride, **ends)
+                before, after = layer.sides
+                new = add(op, sources, size=layer.size, stride=layer.stride, before=before, after=after)
             case layers.AvgPool():
                 new = add("avgpool", sources)
             case layers.ScaleChannels() | layers.Sam():

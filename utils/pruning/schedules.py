@@ -136,7 +136,7 @@ def _ratio_above_floors(penalty: GammaPenalty, ratio: float) -> float:
     pruning at ``ratio`` will cut others in their place: the gammas of those must get to 0, too.
     """
     coupling, gammas = penalty.coupling, gamma_sizes(penalty.model)
-    sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+    sizes = coupling.set_sizes
     total = int(sizes[prunable_sets(coupling, penalty.strategy)].sum())
 
     def excess(count: int) -> float:

@@ -105,7 +105,7 @@ def select_least(coupling: Coupling, importance: np.ndarray, ratio: float, layer
     """
     check_prunable(importance)
     order = np.argsort(importance, kind="stable")[: int(np.isfinite(importance).sum())]
-    sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+    sizes = coupling.set_sizes
     share = np.cumsum(sizes[order]) / sizes[order].sum()
     dead = np.zeros(len(importance), bool)
     dead[order[share <= ratio + 1e-9]] = True
@@ -120,13 +120,17 @@ def check_prunable(importance: np.ndarray) -> None:
         raise InputError("no channel of this network may be pruned under this strategy")
 
 
+def floor_of(channels: int, layer_keep: float) -> int:
+    """How many of its channels a convolution must keep: the share ``layer_keep``, at least one."""
+    return max(1, math.ceil(layer_keep * channels))
+
+
 def _keep_floors(coupling: Coupling, importance: np.ndarray, dead: np.ndarray, layer_keep: float) -> tuple[int, ...]:
     """Let the most important of the ``dead`` live, in place, where a layer would keep too few; return those layers."""
     floored = []
     for layer in coupling.spec.convolutions:
         sets = coupling.outputs[layer.index]
-        floor = max(1, math.ceil(layer_keep * layer.channels))
-        missing = floor - int((~dead[sets]).sum())
+        missing = floor_of(layer.channels, layer_keep) - int((~dead[sets]).sum())
         if missing > 0:
             floored.append(layer.index)
             lost = np.unique(sets[dead[sets]])
@@ -209,7 +213,7 @@ def allowed_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
     importance = set_importance(coupling, strategy, gammas)
     limits = [importance[coupling.outputs[layer.index]].max() for layer in coupling.spec.convolutions]
     limit = min((limit for limit in limits if limit > 0), default=np.inf)
-    sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+    sizes = coupling.set_sizes
     prunable = np.isfinite(importance)
     total = sizes[prunable].sum()
     return float(sizes[prunable & (importance < limit)].sum() / total) if total else 0.0
@@ -242,7 +246,7 @@ def sparse_ratio(coupling: Coupling, strategy: str, gammas: Gammas) -> float:
         if (lower == low).all():
             break
         low = lower
-    sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+    sizes = coupling.set_sizes
     total = sizes[prunable].sum()
     return float(sizes[low].sum() / total) if total else 0.0
 
