@@ -146,7 +146,7 @@ def read_network(path: Path) -> str:
     spec = parse_network(blocks)
     again = parse_cfg(format_cfg(blocks))
     assert again == blocks, "the cfg does not survive writing and reading"
-    size = sum(layer.parameters for layer in spec.convolutions)
+    size = sum(layer.kernel_weights for layer in spec.convolutions)
     if size > BUILT:
         return "resolved"
     Darknet(blocks)

@@ -1,12 +1,25 @@
-"""Which device is taken, and what is said where none can be. No GPU is needed."""
+"""Which device is taken, and what is said where none can be, or where its memory is full. No GPU is needed."""
 
 import argparse
 
 import pytest
 import torch
 
+import detect
+import test
+import train
+from models import Darknet
+from tests.scene import make_project
+from utils.detection.checkpoints import save_checkpoint
 from utils.detection.options import add_device_option
-from utils.devices import explain_no_cuda, missing_operations, nvidia_driver, pick_device
+from utils.devices import (
+    explain_no_cuda,
+    memory_advice,
+    missing_operations,
+    nvidia_driver,
+    pick_device,
+    smaller_batch,
+)
 from utils.errors import InputError
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -121,3 +134,64 @@ def test_the_option_takes_devices_only(capsys):
         with pytest.raises(SystemExit):
             parser.parse_args(["--device", name])
         assert f"{name!r} is not a device: give cuda, cuda:N, mps or cpu" in capsys.readouterr().err
+
+
+# Memory
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, no_plots):
+    monkeypatch.chdir(tmp_path)
+    return make_project(tmp_path)
+
+
+def run(program, *words):
+    program.main(program.get_args_parser().parse_args([*words, "--n_cpu", "0", "--batch_size", "2"]))
+
+
+def full(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_a_full_gpu_says_what_to_change_wherever_it_happens(project, monkeypatch):
+    save_checkpoint("checkpoints/yolov3_ckpt.pth", Darknet("config/yolov3-hand.cfg"))
+    monkeypatch.setattr(Darknet, "raw_outputs", full)
+    advice = "the GPU's memory is too small: try --batch_size 1"
+    with pytest.raises(
+        InputError, match=f"{advice} --accumulate 6, which keeps the images per step, or a lower --img_size"
+    ):
+        run(train, "--epochs", "1", "--accumulate", "3")
+    for program, words in ((test, []), (detect, ["--image_folder", "data/images"])):
+        with pytest.raises(InputError, match=f"{advice}, or a lower --img_size than 64"):
+            run(program, *words)
+
+
+def test_one_image_that_is_too_large_is_not_halved():
+    assert smaller_batch(1, 416, 4) == "a lower --img_size than 416, or a narrower cfg"
+
+
+def test_a_smaller_batch_is_that_of_all_processes():
+    assert smaller_batch(8, 416, 1, processes=4).startswith(
+        "try --batch_size 16 --accumulate 2, which keeps the images per step"
+    )
+
+
+def test_the_memory_of_the_cpu_counts_too_and_other_errors_are_left_alone():
+    with pytest.raises(InputError, match="the memory is too small: less"), memory_advice("less"):
+        torch.empty(2**60)
+    with pytest.raises(RuntimeError, match="shape") as error, memory_advice("less"):
+        torch.ones(2).view(3)
+    assert not isinstance(error.value, InputError)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_the_libraries_of_a_full_gpu_give_the_same_advice(message):
+    with pytest.raises(InputError, match="the GPU's memory is too small: less"), memory_advice("less"):
+        raise RuntimeError(message)

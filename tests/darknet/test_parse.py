@@ -503,7 +503,7 @@ def test_layers_that_fit_together_at_no_size_are_refused_with_the_size_of_the_cf
 
 def test_the_channels_of_the_input_are_those_of_the_cfg():
     spec = parse_network(parse_cfg("[net]\nwidth=32\nheight=16\nchannels=1\n" + CONV + HEAD))
-    assert (spec.channels, spec.convolutions[0].inputs, spec.convolutions[0].parameters) == (1, 1, 4)
+    assert (spec.channels, spec.convolutions[0].inputs, spec.convolutions[0].kernel_weights) == (1, 1, 4)
 
 
 def test_options_for_training_pass_through_to_the_written_cfg():

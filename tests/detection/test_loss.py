@@ -175,7 +175,7 @@ def agrees_with_the_plain_formula(model, heads, targets):
     wanted, parts = plain_loss(model, heads, targets)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     sums = torch.stack([report.sums for report in reports]).sum(dim=0)
-    assert sums[: HeadSum.IOU].tolist() == pytest.approx(parts, rel=1e-5, abs=1e-6)
+    assert sums[: HeadSum.CIOU].tolist() == pytest.approx(parts, rel=1e-5, abs=1e-6)
     for found, expected in zip(gradients(loss, heads), gradients(wanted, heads), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     return parts
@@ -311,7 +311,7 @@ def test_the_perfect_prediction_costs_nothing(kind):
     loss, reports = loss_of(model, heads, targets)
     assert 0 <= loss.item() < 1e-3 * start
     sums = torch.stack([report.sums for report in reports]).sum(dim=0)
-    assert sums[HeadSum.IOU].item() == pytest.approx(sums[HeadSum.POSITIVES].item(), rel=1e-4)  # every IoU is 1
+    assert sums[HeadSum.CIOU].item() == pytest.approx(sums[HeadSum.POSITIVES].item(), rel=1e-4)  # every IoU is 1
 
 
 def test_reports_count_what_each_head_did():
@@ -322,7 +322,7 @@ def test_reports_count_what_each_head_did():
     chosen = plain_assignment(model, heads, targets)
     for number, (report, head) in enumerate(zip(reports, heads, strict=True)):
         mine = [place[1:5] for place in chosen if place[0] == number]
-        assert report.cells == head[..., 4].numel()
+        assert report.predictions == head[..., 4].numel()
         assert report.sums[HeadSum.POSITIVES] == len(mine)
         confidence = head[..., 4].sigmoid()
         of_mine = sum(confidence[place].item() for place in mine)
@@ -418,7 +418,7 @@ def test_a_network_learns_one_batch():
         values.append(value.item())
     assert values[-1] < 0.2 * values[0]
     sums = torch.stack([report.sums for report in reports]).sum(dim=0)
-    assert sums[HeadSum.IOU] / sums[HeadSum.POSITIVES] > 0.7
+    assert sums[HeadSum.CIOU] / sums[HeadSum.POSITIVES] > 0.7
 
 
 def box_pairs(count=4000, seed=0):

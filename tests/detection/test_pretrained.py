@@ -134,6 +134,12 @@ def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path, fil
     assert_all_but(range(99), model, before, model)
 
 
+def test_a_network_with_fewer_convolutions_is_refused_with_both_counts(tmp_path):
+    path = save(network("v3-tiny"), tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: belongs to another cfg: it has 12 convolutions, 27 in the cfg"):
+        load_pretrained(network("v3"), path)
+
+
 # Checkpoints of other programs
 
 

@@ -1,4 +1,4 @@
-"""detect.py: what it leaves behind when images are unreadable, and when it is stopped."""
+"""detect.py: what it leaves behind when images are unreadable, and when it is stopped, and what it never overwrites."""
 
 import json
 import os
@@ -214,3 +214,19 @@ def test_a_camera_that_is_given_up_is_an_error_and_its_files_are_whole(project, 
     assert len(results["frames"]) > 5
     assert len(list(open_video("output/127.0.0.1.mp4").frames(lambda: False))) == results["frames"][-1]["frame"] + 1
     assert "error: http://127.0.0.1" in capsys.readouterr().err
+
+
+def test_no_two_drawn_images_have_one_name():
+    paths = [Path(name) for name in ("x/a.jpg", "y/a.jpg", "z/00001_a.jpg", "a.png", "A.png", "b.gif")]
+    names = detect.output_names(paths)
+    assert names[0] == "a.jpg"
+    assert names[-1] == "b.jpg"
+    stems = [Path(name).stem.lower() for name in names]
+    assert len(set(stems)) == len(names)
+
+
+def test_an_image_is_not_drawn_over_itself(project):
+    before = {path: path.read_bytes() for path in (project / "data/images").iterdir()}
+    with pytest.raises(InputError, match=r"data/images/train_\d\.png: would be overwritten, but is an input"):
+        run("--image_folder", "data/images", "--output", "data/images")
+    assert {path: path.read_bytes() for path in (project / "data/images").iterdir()} == before

@@ -22,12 +22,12 @@ from utils.darknet.spec import parse_network
 from utils.detection.checkpoints import load_darknet, save_checkpoint
 from utils.errors import InputError
 from utils.pruning.budget import LARGEST_RATIO, ratio_within
-from utils.pruning.costs import Counts
+from utils.pruning.costs import Counts, values_written
 from utils.pruning.coupling import couple
 from utils.pruning.graph_timer.measure import COLUMNS, describe_device, measure_to_file, read_rows, runtime_version
 from utils.pruning.graph_timer.onnx_file import OnnxWriter
 from utils.pruning.graph_timer.runners import CUDA_PROVIDER, RUNNERS, onnx_runner
-from utils.pruning.latency import Latency, measure_table, timing_device
+from utils.pruning.latency import Latency, table_file, timing_device
 from utils.pruning.latency_graphs import (
     RANDOM,
     WIDTHS,
@@ -41,7 +41,7 @@ from utils.pruning.latency_graphs import (
     table_graphs,
     whole_networks,
 )
-from utils.pruning.latency_table import LEAST_FACTOR, Fit, LatencyTable, bracket, read_table, written_values
+from utils.pruning.latency_table import LEAST_FACTOR, Fit, LatencyTable, bracket, read_table
 from utils.pruning.pruner import Pruner
 from utils.pruning.residuals import cfg_without_blocks, residual_blocks
 from utils.sizes import Size
@@ -81,7 +81,7 @@ def made_up(spec, fit=Fit(1.0, 0.0, 0.0, 0.0, 0.0)):  # noqa: B008
 
 
 def expected_ms(spec, fit):
-    values = written_values(spec) + sum(c.channels * c.height * c.width for c in spec.convolutions)
+    values = sum(map(values_written, spec.layers)) + sum(c.channels * c.height * c.width for c in spec.convolutions)
     weights = max(weights_of(spec) - fit.cached, 0)
     of_convolutions = fit.factor * exact_sum(spec) + fit.per_convolution * len(spec.convolutions)
     return of_convolutions + fit.per_value * values + fit.per_weight * weights + fit.constant
@@ -113,6 +113,8 @@ def test_the_prediction_is_the_fitted_sum_over_the_layers():
     pruned = random_network(spec, 77)
     assert len(pruned.convolutions) < len(spec.convolutions)
     assert table.predict(pruned) == pytest.approx(expected_ms(pruned, fit), rel=1e-6)
+    everything = Counts(couple(spec), table).saved_by_layers(tuple(range(len(spec.layers))))
+    assert table.predict(spec) - fit.constant == pytest.approx(everything, rel=1e-6)
     saved = Counts(couple(spec), table).saved_by_layers(residual_blocks(spec)[0].layers)
     shallow = parse_network(cfg_without_blocks(spec, residual_blocks(spec)[:1]))
     assert table.predict(spec) - table.predict(shallow) == pytest.approx(saved, rel=1e-6)
@@ -246,7 +248,7 @@ def test_a_runtime_that_cannot_run_here_is_one_line_and_keeps_its_table(spec, tm
 
     monkeypatch.setitem(RUNNERS, "pytorch", refuse)
     with pytest.raises(InputError, match=r"^pytorch cannot be timed here: no GPU is here$"):
-        measure_table(spec, "pytorch")
+        table_file(spec, "pytorch")
     assert list(tmp_path.rglob("*.csv"))
     times = Latency(LatencyTable(spec, made_up(spec), "made up"), "pytorch")
     with pytest.raises(InputError, match=r"^pytorch cannot be timed here: no GPU is here$"):

@@ -339,7 +339,7 @@ def test_a_run_with_cuts_gets_smaller_resumes_and_ends_in_files_for_test_prune(p
     assert (project / "runs/whole/prune_yolov3-hand.cfg").exists()
 
 
-def test_an_epoch_is_pruned_once(project):
+def test_an_epoch_is_pruned_once():
     trainer = make_trainer(
         read_cfg(CFG_FOLDER / "v3-tiny.cfg"), torch.device("cpu"), sparsity="constant", prune_every=1
     )

@@ -13,11 +13,13 @@ from utils.pruning.budget import (
     LARGEST_RATIO,
     STEP,
     Budget,
+    choose_ratio,
     cut_least_important,
     largest_ratio,
     percent,
     smallest_ratio,
 )
+from utils.pruning.compare import Bench
 from utils.pruning.costs import MacCosts
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
@@ -51,6 +53,23 @@ def test_the_search_meets_a_budget_of_parameters(model):
     ratio = smallest_ratio(lambda p: count_parameters(pruner.at(p).pruned.model), budget, "it", str)
     assert count_parameters(pruner.at(ratio).pruned.model) <= budget
     assert count_parameters(pruner.at(ratio - 2 * STEP).pruned.model) > budget
+
+
+class ParameterBench(Bench):
+    """Takes the share of a network's parameters that is left for its mAP."""
+
+    def __init__(self, model):
+        self.whole = count_parameters(model)
+
+    def mean_ap(self, model):
+        return count_parameters(model) / self.whole
+
+
+def test_a_budget_of_map_is_spent_to_its_edge(model):
+    pruner, bench = Pruner(model, "normal"), ParameterBench(model)
+    ratio = choose_ratio(pruner, Budget(max_map_drop=0.4), 64, bench=bench)
+    left, beyond = (bench.mean_ap(pruner.at(r).pruned.model) for r in (ratio, ratio + STEP))
+    assert beyond < 0.6 <= left
 
 
 def test_a_ratio_beyond_the_floors_is_not_claimed(model, capsys):

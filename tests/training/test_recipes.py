@@ -1,4 +1,4 @@
-"""What a run starts from decides its defaults."""
+"""What a run starts from, and what its cut saves, decide its defaults."""
 
 from pathlib import Path
 

@@ -17,6 +17,7 @@ from utils.detection.checkpoints import read_checkpoint, save_checkpoint
 from utils.errors import InputError
 from utils.pruning.penalty import GammaPenalty
 from utils.pruning.prune_in_training import KeptChannels
+from utils.pruning.schedules import SCHEDULES
 from utils.signals import Stopped, StopRequest
 from utils.training.resume import restore_options
 from utils.training.trainer import Trainer
@@ -180,6 +181,7 @@ def as_older_versions_wrote_it(path):
     checkpoint = read_checkpoint(path)
     state = checkpoint["training"]
     spec = Darknet(checkpoint["options"]["model_def"]).spec
+    state["progress"]["cells"] = state["progress"].pop("predictions")
     state["survivors"] = state.pop("kept_channels", KeptChannels(spec).state())
     state.setdefault("penalty", GammaPenalty(Darknet(spec.blocks), 0.0, "normal", "proximal", 0.9).state())
     del checkpoint["pruned"], checkpoint["options"]["cut_epoch"], checkpoint["options"]["total_epochs"]
@@ -217,6 +219,7 @@ def test_a_schedule_that_no_longer_exists_is_not_resumed(project, monkeypatch):
     before = (project / "checkpoints/mine_last.pth").read_bytes()
     with pytest.raises(InputError, match="mine was started with --s_schedule global, which no longer exists") as error:
         run("--resume", "--name", "mine")
+    assert str(error.value).endswith(f"start another run with one of cut, {', '.join(SCHEDULES)}")
     assert "\n" not in str(error.value)
     assert (project / "checkpoints/mine_last.pth").read_bytes() == before
 

@@ -52,14 +52,14 @@ class Convolution(Layer):
         return self.groups == self.inputs == self.channels and self.groups > 1
 
     @property
-    def parameters(self) -> int:
-        """The number of weights in its kernel."""
+    def kernel_weights(self) -> int:
+        """How many weights its kernel has."""
         return self.channels * (self.inputs // self.groups) * self.size**2
 
     @property
     def macs(self) -> int:
         """MACs (multiply-accumulate operations) for one image."""
-        return self.height * self.width * self.parameters
+        return self.height * self.width * self.kernel_weights
 
     @property
     def keeps_constants(self) -> bool:
@@ -92,7 +92,7 @@ class Deconvolution(Convolution):
     @property
     def macs(self) -> int:
         """MACs for one image: the whole kernel at each input position."""
-        return self.positions * self.parameters
+        return self.positions * self.kernel_weights
 
     @property
     def keeps_constants(self) -> bool:

@@ -26,7 +26,7 @@ from utils.darknet.layers import (
     Upsample,
     Yolo,
 )
-from utils.darknet.section import LARGEST_SIDE, Options, SizeError
+from utils.darknet.section import LARGEST_SIDE, CfgSection, SizeError
 from utils.notices import notice
 
 LARGEST_FILTERS = 65_536
@@ -44,16 +44,16 @@ OTHER_NETWORKS = {
 }
 
 
-def check_type(options: Options) -> None:
+def check_type(section: CfgSection) -> None:
     """Raise an InputError for a section whose layer type is not supported."""
-    if options.section not in BUILDERS:
-        purpose = OTHER_NETWORKS.get(options.section)
+    if section.type not in BUILDERS:
+        purpose = OTHER_NETWORKS.get(section.type)
         reason = f"for {purpose} and not" if purpose else "not"
-        hint = options.nearest(options.section.lower(), set(BUILDERS))
-        options.fail(f"this layer type is {reason} supported; supported are {', '.join(BUILDERS)}{hint}")
+        hint = section.nearest(section.type.lower(), set(BUILDERS))
+        section.fail(f"this layer type is {reason} supported; supported are {', '.join(BUILDERS)}{hint}")
 
 
-def parse_layer(options: Options, context: "Context") -> Layer:
+def parse_layer(section: CfgSection, context: "Context") -> Layer:
     """The layer of one section, whose type must be one of BUILDERS.
 
     Raises:
@@ -61,14 +61,14 @@ def parse_layer(options: Options, context: "Context") -> Layer:
             of range, or shapes that do not fit; the message names file, line and layer.
         SizeError: the same, where another input size may fit.
     """
-    layer = BUILDERS[options.section](options, context)
-    options.check_unread()
+    layer = BUILDERS[section.type](section, context)
+    section.check_unread()
     if layer.height < 1 or layer.width < 1:
-        options.fail(
+        section.fail(
             f"nothing is left of a {context.image.width}x{context.image.height} image here: its output would be empty"
         )
     if (numbers := layer.channels * layer.height * layer.width) > LARGEST_OUTPUT:
-        options.fail(f"its output of {layer.channels}x{layer.height}x{layer.width} would be {numbers:.2g} numbers")
+        section.fail(f"its output of {layer.channels}x{layer.height}x{layer.width} would be {numbers:.2g} numbers")
     return layer
 
 
@@ -77,14 +77,14 @@ class Context:
 
     Args:
         index: the number of the layer to parse.
-        options: the keys of its section, for messages.
+        section: its section, for messages.
         layers: the layers before it.
         image: the input image, which layer 0 reads.
     """
 
-    def __init__(self, index: int, options: Options, layers: list[Layer], image: Layer):
+    def __init__(self, index: int, section: CfgSection, layers: list[Layer], image: Layer):
         self.index = index
-        self._options = options
+        self._section = section
         self._layers = layers
         self.image = image
 
@@ -97,7 +97,7 @@ class Context:
         """The layer that ``from=`` or ``layers=`` names; a negative ``number`` is relative to this layer."""
         absolute = number + self.index if number < 0 else number
         if not 0 <= absolute < self.index:
-            self._options.fail(
+            self._section.fail(
                 f"refers to layer {number}, which is not among the layers 0 to {self.index - 1} before it"
             )
         return self._readable(self._layers[absolute])
@@ -106,7 +106,7 @@ class Context:
         """The fields of :class:`utils.darknet.layers.Layer`."""
         numbers = tuple(source.index for source in sources)
         size = {"channels": channels, "height": height, "width": width}
-        return {"index": self.index, "where": self._options.where, "sources": numbers, **size}
+        return {"index": self.index, "where": self._section.where, "sources": numbers, **size}
 
     def like(self, source: Layer, *others: Layer) -> dict:
         """The same for a layer whose output has the shape of ``source``, its first source."""
@@ -114,38 +114,38 @@ class Context:
 
     def _readable(self, layer: Layer) -> Layer:
         if isinstance(layer, Yolo):
-            self._options.fail(f"reads layer {layer.index}, a [yolo] layer, whose output is detections")
+            self._section.fail(f"reads layer {layer.index}, a [yolo] layer, whose output is detections")
         return layer
 
 
-def _same_size(options: Options, layers: Sequence[Layer]) -> None:
+def _same_size(section: CfgSection, layers: Sequence[Layer]) -> None:
     if len({(layer.height, layer.width) for layer in layers}) > 1:
         sizes = ", ".join(f"layer {layer.index} gives {layer.width}x{layer.height}" for layer in layers)
-        options.fail(f"its inputs must have one size, but {sizes}", SizeError)
+        section.fail(f"its inputs must have one size, but {sizes}", SizeError)
 
 
-def _stride(options: Options, default: int) -> tuple[int, int]:
-    stride = options.integer("stride", default, low=1)
-    return options.integer("stride_y", stride, low=1), options.integer("stride_x", stride, low=1)
+def _stride(section: CfgSection, default: int) -> tuple[int, int]:
+    stride = section.integer("stride", default, low=1)
+    return section.integer("stride_y", stride, low=1), section.integer("stride_x", stride, low=1)
 
 
-def _convolution(options: Options, context: Context) -> Convolution:
+def _convolution(section: CfgSection, context: Context) -> Convolution:
     source = context.previous
-    filters = options.integer("filters", low=1, high=LARGEST_FILTERS)
-    size = options.integer("size", low=1, high=99)
-    stride = _stride(options, 1)
-    dilation = options.integer("dilation", 1, low=1)
+    filters = section.integer("filters", low=1, high=LARGEST_FILTERS)
+    size = section.integer("size", low=1, high=99)
+    stride = _stride(section, 1)
+    dilation = section.integer("dilation", 1, low=1)
     if size == 1:
         dilation = 1
-    padding = options.integer("padding", 0)
-    if options.flag("pad"):
+    padding = section.integer("padding", 0)
+    if section.flag("pad"):
         padding = size // 2
     if dilation > 1 and padding != size // 2:
-        options.fail(f"dilation={dilation} is only supported with pad=1")
-    groups = options.integer("groups", 1, low=1, high=LARGEST_FILTERS)
+        section.fail(f"dilation={dilation} is only supported with pad=1")
+    groups = section.integer("groups", 1, low=1, high=LARGEST_FILTERS)
     if source.channels % groups or filters % groups:
-        options.fail(f"groups={groups} must divide the {source.channels} input channels and the {filters} filters")
-    batch_normalize, cross_iteration = options.flag("batch_normalize"), options.flag("cbn")  # cbn=1 implies the other
+        section.fail(f"groups={groups} must divide the {source.channels} input channels and the {filters} filters")
+    batch_normalize, cross_iteration = section.flag("batch_normalize"), section.flag("cbn")  # cbn=1 implies the other
     reach = dilation * (size - 1) + 1
     height, width = (
         (side + 2 * padding * dilation - reach) // step + 1
@@ -160,17 +160,17 @@ def _convolution(options: Options, context: Context) -> Convolution:
         dilation=dilation,
         groups=groups,
         batch_normalize=batch_normalize or cross_iteration,
-        activation=options.activation("logistic"),
+        activation=section.activation("logistic"),
     )
 
 
-def _deconvolution(options: Options, context: Context) -> Deconvolution:
+def _deconvolution(section: CfgSection, context: Context) -> Deconvolution:
     source = context.previous
-    filters = options.integer("filters", low=1, high=LARGEST_FILTERS)
-    size = options.integer("size", low=1, high=99)
-    stride = options.integer("stride", 1, low=1)
-    padding = options.integer("padding", 0)
-    if options.flag("pad"):
+    filters = section.integer("filters", low=1, high=LARGEST_FILTERS)
+    size = section.integer("size", low=1, high=99)
+    stride = section.integer("stride", 1, low=1)
+    padding = section.integer("padding", 0)
+    if section.flag("pad"):
         padding = size // 2
     height, width = ((side - 1) * stride + size - 2 * padding for side in (source.height, source.width))
     return Deconvolution(
@@ -181,27 +181,27 @@ def _deconvolution(options: Options, context: Context) -> Deconvolution:
         padding=padding,
         dilation=1,
         groups=1,
-        batch_normalize=options.flag("batch_normalize"),
-        activation=options.activation("logistic"),
+        batch_normalize=section.flag("batch_normalize"),
+        activation=section.activation("logistic"),
         positions=source.height * source.width,
     )
 
 
-def _local_avgpool(options: Options, context: Context) -> LocalAvgPool:
-    return LocalAvgPool(**_windows(options, context))
+def _local_avgpool(section: CfgSection, context: Context) -> LocalAvgPool:
+    return LocalAvgPool(**_windows(section, context))
 
 
-def _maxpool(options: Options, context: Context) -> MaxPool:
-    return MaxPool(**_windows(options, context))
+def _maxpool(section: CfgSection, context: Context) -> MaxPool:
+    return MaxPool(**_windows(section, context))
 
 
-def _windows(options: Options, context: Context) -> dict:
+def _windows(section: CfgSection, context: Context) -> dict:
     source = context.previous
-    stride = _stride(options, 1)
-    size = options.integer("size", stride[0], low=1)
-    padding = options.integer("padding", size - 1)
+    stride = _stride(section, 1)
+    size = section.integer("size", stride[0], low=1)
+    padding = section.integer("padding", size - 1)
     if padding > 2 * (size - 1):
-        options.fail(f"padding={padding} leaves windows without a pixel at size={size}")
+        section.fail(f"padding={padding} leaves windows without a pixel at size={size}")
     height, width = (
         (side + padding - size) // step + 1 for side, step in zip((source.height, source.width), stride, strict=True)
     )
@@ -209,140 +209,140 @@ def _windows(options: Options, context: Context) -> dict:
     return {**shape, "size": size, "stride": stride, "padding": padding}
 
 
-def _avgpool(options: Options, context: Context) -> AvgPool:
+def _avgpool(section: CfgSection, context: Context) -> AvgPool:
     return AvgPool(**context.shape([context.previous], context.previous.channels, 1, 1))
 
 
-def _upsample(options: Options, context: Context) -> Upsample:
-    source, stride = context.previous, options.integer("stride", 2, low=1)
+def _upsample(section: CfgSection, context: Context) -> Upsample:
+    source, stride = context.previous, section.integer("stride", 2, low=1)
     shape = context.shape([source], source.channels, source.height * stride, source.width * stride)
-    return Upsample(**shape, stride=stride, scale=options.number("scale", 1.0))
+    return Upsample(**shape, stride=stride, scale=section.number("scale", 1.0))
 
 
-def _route(options: Options, context: Context) -> Route:
-    sources = [context.layer(number) for number in options.numbers("layers")]
-    groups = options.integer("groups", 1, low=1)
-    group_id = options.integer("group_id", 0, high=groups - 1)
-    _same_size(options, sources)
+def _route(section: CfgSection, context: Context) -> Route:
+    sources = [context.layer(number) for number in section.numbers("layers")]
+    groups = section.integer("groups", 1, low=1)
+    group_id = section.integer("group_id", 0, high=groups - 1)
+    _same_size(section, sources)
     for source in sources:
         if source.channels % groups:
-            options.fail(f"groups={groups} does not divide the {source.channels} channels of layer {source.index}")
+            section.fail(f"groups={groups} does not divide the {source.channels} channels of layer {source.index}")
     channels = sum(source.channels // groups for source in sources)
     shape = context.shape(sources, channels, sources[0].height, sources[0].width)
     return Route(**shape, groups=groups, group_id=group_id)
 
 
-def _shortcut(options: Options, context: Context) -> Shortcut:
-    sources = [context.previous] + [context.layer(number) for number in options.numbers("from")]
-    _same_size(options, sources)
+def _shortcut(section: CfgSection, context: Context) -> Shortcut:
+    sources = [context.previous] + [context.layer(number) for number in section.numbers("from")]
+    _same_size(section, sources)
     for key in ("weights_type", "weights_normalization"):
-        if (value := options.text(key, "none")) != "none":
-            options.fail(f"{key}={value} is not supported")
-    return Shortcut(**context.like(*sources), activation=options.activation("linear"))
+        if (value := section.text(key, "none")) != "none":
+            section.fail(f"{key}={value} is not supported")
+    return Shortcut(**context.like(*sources), activation=section.activation("linear"))
 
 
-def _scale_channels(options: Options, context: Context) -> ScaleChannels:
-    gate, gated = context.previous, context.layer(options.integer("from", low=-LARGEST_SIDE))
+def _scale_channels(section: CfgSection, context: Context) -> ScaleChannels:
+    gate, gated = context.previous, context.layer(section.integer("from", low=-LARGEST_SIDE))
     if (gate.height, gate.width) != (1, 1) or gate.channels != gated.channels:
-        options.fail(
+        section.fail(
             f"the gate, layer {gate.index}, gives {gate.channels}x{gate.height}x{gate.width}, "
             f"but layer {gated.index} needs {gated.channels}x1x1"
         )
     shape = context.shape([gate, gated], gated.channels, gated.height, gated.width)
-    return ScaleChannels(**shape, activation=options.activation("linear"))
+    return ScaleChannels(**shape, activation=section.activation("linear"))
 
 
-def _sam(options: Options, context: Context) -> Sam:
-    gate, gated = context.previous, context.layer(options.integer("from", low=-LARGEST_SIDE))
-    _same_size(options, [gate, gated])
+def _sam(section: CfgSection, context: Context) -> Sam:
+    gate, gated = context.previous, context.layer(section.integer("from", low=-LARGEST_SIDE))
+    _same_size(section, [gate, gated])
     if gate.channels != gated.channels:
-        options.fail(f"layers {gate.index} and {gated.index} have {gate.channels} and {gated.channels} channels")
-    return Sam(**context.like(gate, gated), activation=options.activation("linear"))
+        section.fail(f"layers {gate.index} and {gated.index} have {gate.channels} and {gated.channels} channels")
+    return Sam(**context.like(gate, gated), activation=section.activation("linear"))
 
 
-def _activation(options: Options, context: Context) -> Activation:
-    return Activation(**context.like(context.previous), activation=options.activation("linear"))
+def _activation(section: CfgSection, context: Context) -> Activation:
+    return Activation(**context.like(context.previous), activation=section.activation("linear"))
 
 
-def _dropout(options: Options, context: Context) -> Dropout:
-    probability = options.number("probability", 0.2)
+def _dropout(section: CfgSection, context: Context) -> Dropout:
+    probability = section.number("probability", 0.2)
     if not 0 <= probability < 1:
-        options.fail(f"probability={probability} must be in [0, 1)")
+        section.fail(f"probability={probability} must be in [0, 1)")
     return Dropout(**context.like(context.previous), probability=probability)
 
 
-def _reorg_shape(options: Options, context: Context) -> tuple[dict, int]:
-    source, stride = context.previous, options.integer("stride", 1, low=1)
+def _reorg_shape(section: CfgSection, context: Context) -> tuple[dict, int]:
+    source, stride = context.previous, section.integer("stride", 1, low=1)
     if source.height % stride or source.width % stride:
-        options.fail(f"stride={stride} does not divide the {source.width}x{source.height} input", SizeError)
+        section.fail(f"stride={stride} does not divide the {source.width}x{source.height} input", SizeError)
     shape = context.shape([source], source.channels * stride**2, source.height // stride, source.width // stride)
     return shape, stride
 
 
-def _reorg(options: Options, context: Context) -> Reorg:
-    shape, stride = _reorg_shape(options, context)
+def _reorg(section: CfgSection, context: Context) -> Reorg:
+    shape, stride = _reorg_shape(section, context)
     if context.previous.channels % stride**2:
-        options.fail(f"stride={stride}: its square does not divide the {context.previous.channels} input channels")
+        section.fail(f"stride={stride}: its square does not divide the {context.previous.channels} input channels")
     return Reorg(**shape, stride=stride)
 
 
-def _reorg3d(options: Options, context: Context) -> Reorg3d:
-    shape, stride = _reorg_shape(options, context)
+def _reorg3d(section: CfgSection, context: Context) -> Reorg3d:
+    shape, stride = _reorg_shape(section, context)
     return Reorg3d(**shape, stride=stride)
 
 
-def _empty(options: Options, context: Context) -> Empty:
+def _empty(section: CfgSection, context: Context) -> Empty:
     return Empty(**context.like(context.previous))
 
 
-def _anchors(options: Options) -> tuple[tuple[int, ...], list[tuple[float, float]]]:
+def _anchors(section: CfgSection) -> tuple[tuple[int, ...], list[tuple[float, float]]]:
     """The mask of a head, and the anchors that its numbers name; Darknet reads ``num`` only where there is no mask."""
-    total = options.integer("num", 1, low=1)
-    mask = options.numbers("mask", default=tuple(range(total)))
-    flat = options.numbers("anchors", float)
+    total = section.integer("num", 1, low=1)
+    mask = section.numbers("mask", default=tuple(range(total)))
+    flat = section.numbers("anchors", float)
     if min(flat) <= 0 or not all(map(math.isfinite, flat)):
-        options.fail("anchors= needs pairs of positive numbers")
+        section.fail("anchors= needs pairs of positive numbers")
     if len(flat) % 2:
         notice(
-            f"warning: {options.where}: anchors= has {len(flat)} numbers, and the last anchor no height: it gets "
+            f"warning: {section.where}: anchors= has {len(flat)} numbers, and the last anchor no height: it gets "
             f"{MISSING_SIDE}, as in Darknet; is a comma missing?",
             key=f"[yolo] anchors={flat}",
         )
         flat += (MISSING_SIDE,)
     anchors = list(zip(flat[::2], flat[1::2], strict=True))
     if missing := [number for number in mask if not 0 <= number < len(anchors)]:
-        options.fail(f"mask= names anchor {missing[0]}, but anchors= has only those from 0 to {len(anchors) - 1}")
+        section.fail(f"mask= names anchor {missing[0]}, but anchors= has only those from 0 to {len(anchors) - 1}")
     if max(mask) >= total:
         notice(
-            f"warning: {options.where}: num={total}, but mask= names anchor {max(mask)} of {len(anchors)} in anchors=: "
+            f"warning: {section.where}: num={total}, but mask= names anchor {max(mask)} of {len(anchors)} in anchors=: "
             f"it is used, although Darknet itself needs num={len(anchors)}",
             key=f"[yolo] num={total}",
         )
     return mask, anchors
 
 
-def _yolo(options: Options, context: Context) -> Yolo:
+def _yolo(section: CfgSection, context: Context) -> Yolo:
     source = context.previous
-    classes = options.integer("classes", 20, low=1)
-    mask, anchors = _anchors(options)
+    classes = section.integer("classes", 20, low=1)
+    mask, anchors = _anchors(section)
     if source.channels != len(mask) * (5 + classes):
-        options.fail(
+        section.fail(
             f"reads {source.channels} channels from layer {source.index}, but {len(mask)} anchors and {classes} "
             f"classes need filters={len(mask) * (5 + classes)} there"
         )
-    scale_x_y = options.number("scale_x_y", 1.0)
+    scale_x_y = section.number("scale_x_y", 1.0)
     if scale_x_y < 1:
-        options.fail(f"scale_x_y={scale_x_y} must be at least 1")
+        section.fail(f"scale_x_y={scale_x_y} must be at least 1")
     return Yolo(
         **context.like(source),
         anchors=tuple(anchors[number] for number in mask),
         classes=classes,
         scale_x_y=scale_x_y,
-        new_coords=options.flag("new_coords"),
+        new_coords=section.flag("new_coords"),
     )
 
 
-BUILDERS: dict[str, Callable[[Options, Context], Layer]] = {
+BUILDERS: dict[str, Callable[[CfgSection, Context], Layer]] = {
     "convolutional": _convolution,
     "deconvolutional": _deconvolution,
     "maxpool": _maxpool,

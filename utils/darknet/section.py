@@ -17,12 +17,12 @@ class SizeError(InputError):
     """Layers do not fit together at one input size, but may at another."""
 
 
-class Options:
+class CfgSection:
     """Typed access to the keys of one section, which remembers the keys that were read."""
 
     def __init__(self, block: dict[str, str], where: str):
         self.where = where
-        self.section = block["type"]
+        self.type = block["type"]
         self._block = block
         self._known = {"type"}
 
@@ -78,16 +78,16 @@ class Options:
         Raises:
             InputError: an option that changes what the layer computes and is not supported.
         """
-        for key, neutral in (NOT_BUILT["any"] | NOT_BUILT.get(self.section, {})).items():
+        for key, neutral in (NOT_BUILT["any"] | NOT_BUILT.get(self.type, {})).items():
             if self._get(key, neutral, float, "a number") != neutral:
                 self.fail(f"{key}={self._block[key]} changes what the layer computes and is not supported")
-        self._known |= training_only(self.section)
+        self._known |= training_only(self.type)
         for key in self._block:
             if key not in self._known:
                 hint = self.nearest(key, self._known - {"type"})
                 notice(
                     f"warning: {self.where}: option {key}={self._block[key]} is not known and has no effect{hint}",
-                    key=f"[{self.section}] {key}",
+                    key=f"[{self.type}] {key}",
                 )
 
     @staticmethod

@@ -20,7 +20,7 @@ from utils.darknet.layers import (
     Yolo,
 )
 from utils.darknet.parse import Context, check_type, parse_layer
-from utils.darknet.section import Options, SizeError, place
+from utils.darknet.section import CfgSection, SizeError, place
 from utils.errors import InputError
 from utils.sizes import AnySize, Size
 
@@ -93,7 +93,7 @@ class NetworkSpec:
     @property
     def parameters(self) -> int:
         """Kernels, biases, gammas and betas; running statistics are not parameters."""
-        return sum(layer.parameters + layer.channels * (1 + layer.batch_normalize) for layer in self.convolutions)
+        return sum(layer.kernel_weights + layer.channels * (1 + layer.batch_normalize) for layer in self.convolutions)
 
     @property
     def macs(self) -> int:
@@ -144,14 +144,14 @@ def parse_network(blocks: Sequence[Block], img_size: AnySize | None = None) -> N
     """
     if not blocks or blocks[0].get("type") != "net":
         raise InputError("the first section of a cfg must be [net]")
-    net = Options(blocks[0], place(blocks[0]))
+    net = CfgSection(blocks[0], place(blocks[0]))
     height, width = net.integer("height", low=1), net.integer("width", low=1)
     channels = net.integer("channels", 3)
     if channels not in (1, 3):
         net.fail(f"channels={channels}: images are RGB or grey, so channels must be 3 or 1")
     net.check_unread()
     for index, block in enumerate(blocks[1:]):
-        check_type(Options(block, place(block, index)))
+        check_type(CfgSection(block, place(block, index)))
     if img_size is not None:
         height, width = Size.of(img_size)
         return _parse_at(blocks, channels, height, width)
@@ -172,10 +172,10 @@ def _parse_at(blocks: Sequence[Block], channels: int, height: int, width: int) -
     layers: list[Layer] = []
     kernels = 0
     for index, block in enumerate(blocks[1:]):
-        options = Options(block, place(block, index))
-        layer = parse_layer(options, Context(index, options, layers, image))
-        if isinstance(layer, Convolution) and (kernels := kernels + layer.parameters) > LARGEST_KERNELS:
-            options.fail(f"the kernels up to here would have {kernels:.2g} weights, more than {LARGEST_KERNELS:.2g}")
+        section = CfgSection(block, place(block, index))
+        layer = parse_layer(section, Context(index, section, layers, image))
+        if isinstance(layer, Convolution) and (kernels := kernels + layer.kernel_weights) > LARGEST_KERNELS:
+            section.fail(f"the kernels up to here would have {kernels:.2g} weights, more than {LARGEST_KERNELS:.2g}")
         layers.append(layer)
     spec = NetworkSpec(blocks, channels, height, width, tuple(layers))
     if not spec.heads:

@@ -33,9 +33,9 @@ class HeadSum(IntEnum):
     BOX_LOSS = 1  # 1 - CIoU
     OBJECTNESS_LOSS = 2
     CLASS_LOSS = 3
-    IOU = 4  # CIoU of the positives with their targets, at least 0
+    CIOU = 4  # of the positives with their targets, at least 0
     POSITIVE_OBJECTNESS = 5  # of the positives
-    OBJECTNESS = 6  # of all cells, positives included
+    OBJECTNESS = 6  # of all predictions, positives included
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class HeadReport:
 
     Attributes:
         sums: (7,), by HeadSum; losses without their gains, before the division.
-        cells: how many predictions the head made.
+        predictions: how many the head made.
     """
 
     sums: Tensor
-    cells: int
+    predictions: int
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class YoloLoss(nn.Module):
                     self._heads, raw, to_device(assignments, raw[0].device), strict=True
                 )
             ]
-            box, objectness, label = (sum(terms[k] for terms, _ in parts) for k in range(3))
-            loss = (BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label) / divisor
+            box_loss, objectness_loss, class_loss = (sum(terms[k] for terms, _ in parts) for k in range(3))
+            loss = (BOX_GAIN * box_loss + OBJECTNESS_GAIN * objectness_loss + CLASS_GAIN * class_loss) / divisor
         return cast(Tensor, loss), [report for _, report in parts]
 
     @staticmethod
@@ -155,29 +155,29 @@ class YoloLoss(nn.Module):
         chosen = raw[a.image, a.anchor, a.row, a.column]
         predicted = box_in_pixels(*head.boxes(chosen, head.anchors[a.anchor]), raw.shape, img_size)
         target = box_in_pixels(a.centre, a.size, raw.shape, img_size)
-        box = ciou_loss(predicted, target)
+        box_losses = ciou_loss(predicted, target)
 
         logits = head.logits(raw)  # for a stable BCE
         expected = logits.new_zeros(logits.shape[:-1])
         where = (a.image, a.anchor, a.row, a.column)
         # Two targets can claim one prediction; the better fit is what it learns.
         flat = cast(Tensor, sum(index * stride for index, stride in zip(where, expected.stride(), strict=True)))
-        iou = (1 - box.detach()).clamp(0, 1)
-        expected.view(-1).scatter_reduce_(0, flat, iou, "amax")
-        objectness = F.binary_cross_entropy_with_logits(logits[..., 0], expected, reduction="sum")
+        ciou = (1 - box_losses.detach()).clamp(0, 1)
+        expected.view(-1).scatter_reduce_(0, flat, ciou, "amax")
+        objectness_loss = F.binary_cross_entropy_with_logits(logits[..., 0], expected, reduction="sum")
 
         classes = logits[where][:, 1:]
         one_hot = (a.label[:, None] == torch.arange(head.classes, device=raw.device)).to(classes.dtype)
-        label = F.binary_cross_entropy_with_logits(classes, one_hot, reduction="sum")
+        class_loss = F.binary_cross_entropy_with_logits(classes, one_hot, reduction="sum")
 
-        terms = [box.sum(), objectness, label]
+        terms = [box_losses.sum(), objectness_loss, class_loss]
         confidence = logits[..., 0].detach().sigmoid()
         sums = {
             HeadSum.POSITIVES: raw.new_full((), len(flat)),
             HeadSum.BOX_LOSS: terms[0].detach(),
             HeadSum.OBJECTNESS_LOSS: terms[1].detach(),
             HeadSum.CLASS_LOSS: terms[2].detach(),
-            HeadSum.IOU: iou.sum(),
+            HeadSum.CIOU: ciou.sum(),
             HeadSum.POSITIVE_OBJECTNESS: confidence[where].sum(),
             HeadSum.OBJECTNESS: confidence.sum(),
         }

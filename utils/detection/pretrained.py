@@ -33,8 +33,8 @@ class Taken:
 def load_pretrained(model: Darknet, path: str, cfg: str | None = None) -> Taken:
     """Start from the weights of any file.
 
-    All convolutions are taken but the last of each head that has other classes or anchors in the file: these stay as
-    they are in ``model``.
+    All convolutions are taken but the last of each head that has another number of classes or anchors in the file:
+    these stay as they are in ``model``.
 
     Args:
         model: the network; it is changed only if the file fits.
@@ -114,23 +114,15 @@ def _blocks_of_state(spec: NetworkSpec, state: Mapping[str, Tensor], path: str) 
 @torch.no_grad()
 def _take_over(source: Darknet, model: Darknet, path: str) -> list[int]:
     """Copy the weights of ``source`` into ``model``; the layer numbers of the convolutions that stay as they are."""
-    pairs = list(zip(source.spec.convolutions, model.spec.convolutions, strict=False))
-    if len(source.spec.convolutions) != len(model.spec.convolutions):
-        counts = f"{len(source.spec.convolutions)} convolutions, {len(model.spec.convolutions)} in the cfg"
+    in_file, in_model = source.spec.convolutions, model.spec.convolutions
+    if len(in_file) != len(in_model):
+        counts = f"{len(in_file)} convolutions, {len(in_model)} in the cfg"
         raise InputError(f"{path}: belongs to another cfg: it has {counts}")
     heads, heads_in_file = model.spec.head_convolutions, source.spec.head_convolutions
     fresh, copies = [], []
-    for there, here in pairs:
+    for there, here in zip(in_file, in_model, strict=True):
         head, head_in_file = heads.get(here.index), heads_in_file.get(there.index)
-        if (
-            head
-            and head_in_file
-            and (head.classes, len(head.anchors))
-            != (
-                head_in_file.classes,
-                len(head_in_file.anchors),
-            )
-        ):
+        if head and head_in_file and _outputs(head) != _outputs(head_in_file):
             fresh.append(here.index)
             continue
         tensors, expected = _tensors(source, there), _tensors(model, here)
@@ -147,6 +139,11 @@ def _take_over(source: Darknet, model: Darknet, path: str) -> list[int]:
     for target, values in copies:
         target.copy_(values)
     return fresh
+
+
+def _outputs(head: layers.Yolo) -> tuple[int, int]:
+    """What decides how many channels a head reads."""
+    return head.classes, len(head.anchors)
 
 
 def _tensors(model: Darknet, layer: layers.Convolution) -> dict[str, Tensor]:

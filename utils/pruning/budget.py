@@ -152,7 +152,7 @@ def _pruner_by_macs(model: Darknet, strategy: str, img_size: AnySize, budget: Bu
         else:
             floors = pruner.at(LARGEST_RATIO).pruned.model.spec.at(img_size).macs / whole.macs
             asked = budget.target_macs
-        cuts_some = budget.target_macs is not None or pruner.order.at(budget.ratio)[0].any()
+        cuts_some = budget.target_macs is not None or pruner.order.at(budget.ratio).dead.any()
         if floors <= MOST_FLOORS * asked and cuts_some:
             break
     return pruner

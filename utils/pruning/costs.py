@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from utils.darknet.layers import Convolution, Layer
+from utils.darknet.layers import Convolution, Dropout, Empty, Layer, Route, Yolo
 from utils.darknet.spec import NetworkSpec
 from utils.pruning.coupling import Coupling
 
@@ -19,7 +19,7 @@ class Costs(Protocol):
 
     Attributes:
         step: how many coupled sets go at once; of times, as many as the runtime computes at once.
-        per_value: the cost of a value that a layer other than a convolution writes.
+        per_value: the cost of a value that a layer writes, of those that :func:`values_written` counts.
     """
 
     @property
@@ -35,6 +35,18 @@ class Costs(Protocol):
     def convolution_cost(self, index: int, inputs: float, outputs: float) -> float:
         """The cost of the convolution of layer ``index`` with so many channels."""
         ...
+
+
+def values_written(layer: Layer) -> int:
+    """How many values a layer writes for one image, where these cost something that no other number holds.
+
+    0 for a convolution, whose own cost holds them; for a head, whose cost no pruning changes; and for dropout, an empty
+    layer and a route with one source, which a runtime leaves out.
+    """
+    is_free = isinstance(layer, (Convolution, Yolo, Dropout, Empty))
+    if is_free or (isinstance(layer, Route) and len(layer.sources) == 1):
+        return 0
+    return layer.channels * layer.height * layer.width
 
 
 class MacCosts:
@@ -124,8 +136,9 @@ class Counts:
             self.outputs.pop(index)
 
     def _value_cost(self, index: int) -> float:
+        """The cost of one channel of a layer that is not a convolution."""
         layer = self._layers[index]
-        return layer.height * layer.width * self._costs.per_value
+        return values_written(layer) / layer.channels * self._costs.per_value
 
 
 def set_prices(coupling: Coupling, prunable: list[int], costs: Costs) -> np.ndarray:

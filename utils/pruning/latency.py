@@ -27,12 +27,12 @@ TABLES = Path("runs/latency")  # where tables of this machine are kept
 
 
 def measured_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: str = "cpu") -> LatencyTable:
-    """The table of :func:`measure_table`."""
-    return read_table(measure_table(spec, runtime, threads, device), spec, runtime)
+    """The table of :func:`table_file`, which has the same arguments and raises the same errors."""
+    return read_table(table_file(spec, runtime, threads, device), spec, runtime)
 
 
-def measure_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: str = "cpu") -> Path:
-    """Make a table for this network, at its size, of this machine.
+def table_file(spec: NetworkSpec, runtime: str, threads: int = 1, device: str = "cpu") -> Path:
+    """The file of a table for this network, at its size, of this machine; it is made where there is none.
 
     What is missing in its file under TABLES is measured; an interrupted measurement goes on at the next call.
 
@@ -41,9 +41,6 @@ def measure_table(spec: NetworkSpec, runtime: str, threads: int = 1, device: str
         runtime: one of :data:`utils.pruning.graph_timer.runners.RUNNERS`.
         threads: of the runtime.
         device: "cpu" or "cuda".
-
-    Returns:
-        The file.
 
     Raises:
         InputError: the runtime is not installed or cannot run here, the file is no table, or the network has a layer

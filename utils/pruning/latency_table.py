@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from utils.darknet import layers
-from utils.darknet.layers import Convolution
 from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
+from utils.pruning.costs import values_written
 from utils.pruning.graph_timer.measure import read_rows
 from utils.pruning.latency_graphs import STEP, Kind, axes, border_name, kind_of, table_graphs, whole_networks
 
@@ -33,13 +32,17 @@ LEAST_FACTOR = 0.7
 
 @dataclass(frozen=True)
 class Fit:
-    """What a network costs, in ms: the sum of four products and a constant.
+    """What a network costs, in ms: the sum of its five terms, each times a number.
+
+    A network's *terms* are five numbers: the summed ms of its convolutions alone, how many these are, the values that
+    layers write, the kernels' weights, and 1.
 
     Attributes:
-        factor: times the sum over its convolutions.
-        per_convolution: times how many they are.
-        per_value: times the values that all layers but the heads write.
-        per_weight: times the weights of the convolutions beyond ``cached``.
+        factor: times the ms of its convolutions alone.
+        per_convolution: times how many these are.
+        per_value: times the values that convolutions write, and other layers by
+            :func:`utils.pruning.costs.values_written`.
+        per_weight: times the kernels' weights beyond ``cached``.
         constant: of what no pruning changes: the call, and what the heads decode.
         cached: how many weights stay in the cache from one image to the next.
     """
@@ -52,7 +55,7 @@ class Fit:
     cached: float = 0.0
 
     def of(self, terms: np.ndarray) -> np.ndarray:
-        """The ms of networks, of (..., 5) what the first five numbers are for."""
+        """The ms (...) of networks with these terms (..., 5)."""
         return beyond_cache(terms, self.cached) @ astuple(self)[:5]
 
 
@@ -93,15 +96,20 @@ class LatencyTable:
 
     @property
     def per_value(self) -> float:
-        """The milliseconds of a value that a layer other than a convolution writes."""
+        """The milliseconds of a value that a layer writes, see :class:`utils.pruning.costs.Costs`."""
         return self.fit.per_value
 
     def convolution_cost(self, index: int, inputs: float, outputs: float) -> float:
-        """The milliseconds of the convolution of layer ``index`` with so many channels, see :class:`Costs`."""
-        return float(np.dot(astuple(self.fit)[:5], self._terms(self._kinds[index], inputs, outputs)))
+        """The milliseconds of the convolution of layer ``index`` with so many channels.
 
-    def _terms(self, kind: Kind, inputs: float, outputs: float) -> tuple[float, float, float, float, float]:
-        """What the numbers of the fit are for, of a convolution."""
+        They are counted as if none of its weights stayed in the cache: which of the network's do, no layer alone says.
+        """
+        return float(np.dot(astuple(self.fit)[:5], self._terms_of_convolution(self._kinds[index], inputs, outputs)))
+
+    def _terms_of_convolution(
+        self, kind: Kind, inputs: float, outputs: float
+    ) -> tuple[float, float, float, float, float]:
+        """What a convolution adds to the terms of a network."""
         height, width = kind.output_size
         per_output = kind.size**2 * (inputs / kind.groups if kind.groups else 1)
         return self.convolution(kind, inputs, outputs), 1, height * width * outputs, per_output * outputs, 0
@@ -139,9 +147,11 @@ class LatencyTable:
         return min(fits, key=lambda fit: np.square(fit.of(terms) / milliseconds - 1).sum())
 
     def terms(self, spec: NetworkSpec) -> np.ndarray:
-        """(5,) what the numbers of the fit are for, of a pruned network."""
-        terms = np.sum([self._terms(kind_of(spec, c), c.inputs, c.channels) for c in spec.convolutions], axis=0)
-        return terms + (0, 0, written_values(spec), 0, 1)
+        """(5,) the terms of a pruned network, see :class:`Fit`."""
+        of_convolutions = [
+            self._terms_of_convolution(kind_of(spec, c), c.inputs, c.channels) for c in spec.convolutions
+        ]
+        return np.sum(of_convolutions, axis=0) + (0, 0, sum(map(values_written, spec.layers)), 0, 1)
 
     def predict(self, spec: NetworkSpec) -> float:
         """The milliseconds of the network, pruned in any way."""
@@ -149,7 +159,7 @@ class LatencyTable:
 
 
 def beyond_cache(terms: np.ndarray, cached: float) -> np.ndarray:
-    """What the numbers of a fit are for, (..., 5), with only the weights beyond ``cached``."""
+    """The terms (..., 5) of networks with only the weights beyond ``cached``."""
     return np.concatenate([terms[..., :3], (terms[..., 3:4] - cached).clip(min=0), terms[..., 4:]], axis=-1)
 
 
@@ -157,9 +167,9 @@ def fit_beyond(terms: np.ndarray, milliseconds: np.ndarray, cached: float) -> Fi
     """The best fit with so many weights in the cache.
 
     Args:
-        terms: (N, 5) of networks, see :meth:`LatencyTable.terms`.
-        milliseconds: (N,) theirs.
-        cached: weights.
+        terms: (N, 5) of networks, see :class:`Fit`.
+        milliseconds: (N,) of the same networks.
+        cached: how many weights stay in the cache.
     """
     matrix = beyond_cache(terms, cached) / milliseconds[:, None]
     scale = matrix.max(axis=0).clip(min=np.finfo(float).tiny)
@@ -182,16 +192,6 @@ def bracket(points: Sequence[int], value: float) -> list[tuple[int, float]]:
     low = points[points.index(high) - 1]
     share = (value - low) / (high - low)
     return [(low, 1 - share), (high, share)]
-
-
-def written_values(spec: NetworkSpec) -> int:
-    """How many values the layers other than convolutions and heads write for one image."""
-    free = (Convolution, layers.Yolo, layers.Dropout, layers.Empty)  # what they cost is elsewhere, or nothing
-    return sum(
-        layer.channels * layer.height * layer.width
-        for layer in spec.layers
-        if not isinstance(layer, free) and not (isinstance(layer, layers.Route) and len(layer.sources) == 1)
-    )
 
 
 def missing_graphs(missing: Sequence[str], milliseconds: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,34 @@ class Removal:
 
     sets: tuple[int, ...]
     block: ResidualBlock | None = None
+
+
+class Removed(NamedTuple):
+    """What is gone at one ratio.
+
+    Attributes:
+        dead: (number of sets,) bool, the coupled sets that died, those of the blocks among them.
+        blocks: the residual blocks that were removed whole.
+        ratio: the share of the prunable channels that is gone.
+    """
+
+    dead: np.ndarray
+    blocks: list[ResidualBlock]
+    ratio: float
+
+
+class _Offer(NamedTuple):
+    """A possible step; the smallest goes first.
+
+    Attributes:
+        loss_per_saving: the importance that is lost, for what is saved.
+        minus_saved: what is saved, negative: of two that lose as little for it, the one that saves more is the smaller.
+        sets: how many sets of a family go; 0 for a block, which goes whole.
+    """
+
+    loss_per_saving: float
+    minus_saved: float
+    sets: int
 
 
 @dataclass(eq=False)
@@ -106,16 +135,14 @@ class RemovalOrder:
         """The share of the prunable channels that is gone after the last step."""
         return self._share_after(len(self.steps))
 
-    def at(self, ratio: float) -> tuple[np.ndarray, list[ResidualBlock], float]:
-        """The dead sets, (number of sets,) bool, and the removed blocks where ``ratio`` of the channels may go.
-
-        Also the share of them that goes: steps are not divided.
-        """
+    def at(self, ratio: float) -> Removed:
+        """What goes where ``ratio`` of the prunable channels may: whole steps, so that it may be less."""
         dead = np.zeros(len(self._coupling.sets), bool)
         count = int(np.searchsorted(self.channels, ratio + 1e-9, side="right"))
         for step in self.steps[:count]:
             dead[list(step.sets)] = True
-        return dead, [step.block for step in self.steps[:count] if step.block], self._share_after(count)
+        blocks = [step.block for step in self.steps[:count] if step.block]
+        return Removed(dead, blocks, self._share_after(count))
 
     def _share_after(self, count: int) -> float:
         return float(self.channels[count - 1]) if count else 0.0
@@ -157,28 +184,34 @@ class RemovalOrder:
             more = max(2 * more, step)
         return sizes
 
-    def _offer(self, candidate: _Family | ResidualBlock) -> tuple[float, float, int] | None:
-        """The importance that is lost for what is saved; what is saved, negative; and how many sets go for that.
-
-        None where nothing may go.
-        """
+    def _offer(self, candidate: _Family | ResidualBlock) -> _Offer | None:
+        """The best step of a candidate; None where nothing of it may go."""
         if isinstance(candidate, ResidualBlock):
-            families = self._blocks[candidate]
-            price = sum(family.weight * _log_ratio(family.kept, family.at_floor) for family in families)
-            typical = sum(family.weight for family in families) / max(len(families), 1)
-            price += LAST * len(candidate.convolutions) * typical
-            saved = self._counts.saved_by_layers(candidate.layers)
-            return (price / max(saved, self._least), -saved, 0) if families else None
-        offers = [self._offer_of(candidate, count) for count in self._sizes_of_steps(candidate)]
-        # What saves nothing stays, unless it is worth nothing either.
-        return min((offer for offer in offers if offer[0] == 0 or -offer[1] > self._least), default=None)
+            return self._offer_of_block(candidate)
+        return self._offer_of_family(candidate)
 
-    def _offer_of(self, family: _Family, count: int) -> tuple[float, float, int]:
+    def _offer_of_block(self, block: ResidualBlock) -> _Offer | None:
+        families = self._blocks[block]
+        if not families:
+            return None
+        weights = sum(family.weight for family in families)
+        loss = sum(family.weight * _log_ratio(family.kept, family.at_floor) for family in families)
+        loss += LAST * len(block.convolutions) * weights / len(families)
+        saved = self._counts.saved_by_layers(block.layers)
+        return _Offer(loss / max(saved, self._least), -saved, 0)
+
+    def _offer_of_family(self, family: _Family) -> _Offer | None:
+        offers = [self._offer_of_sets(family, count) for count in self._sizes_of_steps(family)]
+        # What saves nothing stays, unless it is worth nothing either.
+        worthwhile = (offer for offer in offers if offer.loss_per_saving == 0 or -offer.minus_saved > self._least)
+        return min(worthwhile, default=None)
+
+    def _offer_of_sets(self, family: _Family, count: int) -> _Offer:
         lost = sum(family.importance[:count])
         left = max(family.kept - lost, TINY)
-        price = family.weight * math.log(max(family.kept, TINY) / left) if lost else 0.0
+        loss = family.weight * math.log(max(family.kept, TINY) / left) if lost else 0.0
         saved = self._counts.saved(family.touches, count)
-        return price / max(saved, self._least), -saved, count
+        return _Offer(loss / max(saved, self._least), -saved, count)
 
     def _take_steps(self) -> list[Removal]:
         """The steps, from a queue of the best offer of each family and block.
@@ -190,13 +223,13 @@ class RemovalOrder:
         for number, candidate in enumerate(candidates):
             for index in _layers(candidate):
                 readers.setdefault(index, set()).add(number)
-        queue = [(*offer, number) for number, c in enumerate(candidates) if (offer := self._offer(c))]
+        queue = [(offer, number) for number, c in enumerate(candidates) if (offer := self._offer(c))]
         heapq.heapify(queue)
         changed: set[int] = set()
         gone: set[int] = set()
         steps: list[Removal] = []
         while queue:
-            *_, count, number = heapq.heappop(queue)
+            offer, number = heapq.heappop(queue)
             candidate = candidates[number]
             if number in gone:
                 continue
@@ -205,11 +238,11 @@ class RemovalOrder:
                     steps.append(self._remove_block(candidate))
                     gone |= {number, *(candidates.index(family) for family in self._blocks[candidate])}
                 else:
-                    steps.append(self._remove_sets(candidate, count))
+                    steps.append(self._remove_sets(candidate, offer.sets))
                 changed |= set().union(*(readers[index] for index in _layers(candidate)))
             changed.discard(number)
-            if number not in gone and (offer := self._offer(candidate)):
-                heapq.heappush(queue, (*offer, number))
+            if number not in gone and (again := self._offer(candidate)):
+                heapq.heappush(queue, (again, number))
         return steps
 
     def _remove_sets(self, family: _Family, count: int) -> Removal:

@@ -145,11 +145,11 @@ def _ratio_above_floors(penalty: GammaPenalty, ratio: float) -> float:
     return (bisect.bisect_left(range(total), 0.0, key=excess) - 1) / total
 
 
-def _relieve(penalty: GammaPenalty, ratio: float, weight: float) -> None:
-    """Give the channels that will be kept this weight."""
+def _relieve(penalty: GammaPenalty, ratio: float, share: float) -> None:
+    """Multiply the factor of the channels that will be kept by ``share``."""
     for index, condemned in _condemned(penalty, _ratio_above_floors(penalty, ratio)).items():
         weights = penalty.weights[index]
-        penalty.weights[index] = torch.where(condemned, weights, weights * weight)
+        penalty.weights[index] = torch.where(condemned, weights, weights * share)
 
 
 def _hold(penalty: GammaPenalty, condemned: dict[int, torch.Tensor]) -> None:

@@ -12,7 +12,8 @@ from utils.devices import autocast
 from utils.errors import InputError
 from utils.sizes import AnySize, Size
 
-# Boxes and classes of predictions to which the teacher gives a lower objectness weigh next to nothing.
+# Boxes and classes of predictions to which the teacher gives a lower objectness are left out: they would weigh next
+# to nothing.
 LEAST_OBJECTNESS = 0.01
 
 
@@ -123,12 +124,14 @@ def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_
     """
     logits, scores = yolo.logits(raw), teacher_yolo.logits(teacher_raw).sigmoid()
     confidence = scores[..., 0]
-    objectness = F.binary_cross_entropy_with_logits(logits[..., 0], confidence, reduction="sum")
+    objectness_loss = F.binary_cross_entropy_with_logits(logits[..., 0], confidence, reduction="sum")
 
     # All predictions take part, most with a weight of 0: to pick the others out, the host would have to count them.
     seen = confidence > LEAST_OBJECTNESS
     weight = confidence * seen
-    label = F.binary_cross_entropy_with_logits(logits[..., 1:], scores[..., 1:], weight[..., None], reduction="sum")
+    class_loss = F.binary_cross_entropy_with_logits(
+        logits[..., 1:], scores[..., 1:], weight[..., None], reduction="sum"
+    )
 
     anchors = yolo.anchors[:, None, None]
     # What the network predicts for the background may be of any size; 0 times its loss need not be a number.
@@ -136,5 +139,6 @@ def _head(yolo: Yolo, raw: Tensor, teacher_yolo: Yolo, teacher_raw: Tensor, img_
         box_in_pixels(*head.boxes(torch.where(seen[..., None], output[..., :4], 0.0), anchors), raw.shape, img_size)
         for head, output in ((yolo, raw), (teacher_yolo, teacher_raw))
     )
-    box = (weight * ciou_loss(predicted, expected)).sum()
-    return BOX_GAIN * box + OBJECTNESS_GAIN * objectness + CLASS_GAIN * label, confidence.sum()
+    box_loss = (weight * ciou_loss(predicted, expected)).sum()
+    loss = BOX_GAIN * box_loss + OBJECTNESS_GAIN * objectness_loss + CLASS_GAIN * class_loss
+    return loss, confidence.sum()

@@ -17,7 +17,7 @@ from utils.errors import InputError
 from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, cut_least_important
 from utils.pruning.costs import COSTS
 from utils.pruning.graph_timer.runners import RUNNERS
-from utils.pruning.latency import latency_of, measure_table, timing_device
+from utils.pruning.latency import latency_of, table_file, timing_device
 from utils.pruning.penalty import METHODS
 from utils.pruning.pruner import PruningResult
 from utils.pruning.schedules import SCHEDULES, check_schedule
@@ -305,7 +305,7 @@ def complete_latency_table(args: argparse.Namespace, model: Darknet) -> None:
     """Measure the table of the --runtime for ``model``, in the main process; set --latency_table to its file."""
     device = timing_device(args.runtime, pick_device(args.device))
     spec = model.spec.at(args.img_size)
-    path = distributed.from_main(lambda: measure_table(spec, args.runtime, args.threads, device))
+    path = distributed.from_main(lambda: table_file(spec, args.runtime, args.threads, device))
     args.latency_table = str(path)
 
 

@@ -13,14 +13,14 @@ class EpochProgress:
     Attributes:
         batches: how many batches are done.
         sums: (heads, 7) by HeadSum, over these batches; None before the first.
-        cells: the number of predictions of each head, over these batches.
+        predictions: how many each head made, over these batches.
         pruned: whether the cut at the end of the epoch was made.
     """
 
     def __init__(self, heads: int):
         self.batches = 0
         self.sums: Tensor | None = None
-        self.cells = [0] * heads
+        self.predictions = [0] * heads
         self.pruned = False
 
     def add(self, reports: list[HeadReport]) -> None:
@@ -28,19 +28,19 @@ class EpochProgress:
         sums = torch.stack([report.sums for report in reports])
         self.batches += 1
         self.sums = sums if self.sums is None else self.sums + sums
-        self.cells = [count + report.cells for count, report in zip(self.cells, reports, strict=True)]
+        self.predictions = [count + report.predictions for count, report in zip(self.predictions, reports, strict=True)]
 
     def gather(self, device: torch.device) -> None:
         """Bring the sums of all processes together in the main one, and set those of the others to 0.
 
         All processes must call this.
         """
-        heads = len(self.cells)
+        heads = len(self.predictions)
         sums = torch.zeros(heads, len(HeadSum), device=device) if self.sums is None else self.sums
-        totals = distributed.total([*sums.flatten().tolist(), *self.cells])
+        totals = distributed.total([*sums.flatten().tolist(), *self.predictions])
         is_main = distributed.is_main()
         self.sums = sums.new_tensor(totals[:-heads]).view(heads, -1) * is_main
-        self.cells = [int(count) * is_main for count in totals[-heads:]]
+        self.predictions = [int(count) * is_main for count in totals[-heads:]]
 
     def state(self) -> dict:
         """What a checkpoint keeps of it."""
@@ -50,6 +50,7 @@ class EpochProgress:
         """Go back to the :meth:`state` of a checkpoint; only the main process takes over the sums, which count once."""
         self.batches, self.pruned = state["batches"], state.get("pruned", False)
         if distributed.is_main():
-            self.sums, self.cells = state["sums"], state["cells"]
+            self.sums = state["sums"]
+            self.predictions = state["predictions"] if "predictions" in state else state["cells"]  # of older versions
         if self.sums is not None:
             self.sums = self.sums.to(device)

@@ -26,7 +26,7 @@ class EpochReport:
         epochs: how many the run has.
         heads: the [yolo] layers.
         sums: (heads, 7) by HeadSum, over the epoch.
-        cells: how many predictions each head made.
+        predictions: how many each head made.
         images: how many images the epoch had.
         learning_rate: of its last step.
         seconds: that its training took.
@@ -41,7 +41,7 @@ class EpochReport:
     epochs: int
     heads: Sequence[layers.Yolo]
     sums: np.ndarray
-    cells: list[int]
+    predictions: list[int]
     images: int
     learning_rate: float
     seconds: float
@@ -60,7 +60,7 @@ class EpochReport:
             "box_loss": total[HeadSum.BOX_LOSS] / positives,
             "objectness_loss": total[HeadSum.OBJECTNESS_LOSS] / self.images,
             "class_loss": total[HeadSum.CLASS_LOSS] / positives,
-            "iou": total[HeadSum.IOU] / positives,
+            "iou": total[HeadSum.CIOU] / positives,
             "lr": self.learning_rate,
             "seconds": self.seconds,
         }
@@ -98,7 +98,7 @@ def print_epoch(report: EpochReport, gammas: GammaHistory, sparse_ratio: float |
 
 def head_table(report: EpochReport) -> str:
     """What each head did; objectness is a probability."""
-    sums, cells = report.sums, report.cells
+    sums, predictions = report.sums, report.predictions
     positives = np.maximum(sums[:, HeadSum.POSITIVES], 1)
     others = sums[:, HeadSum.OBJECTNESS] - sums[:, HeadSum.POSITIVE_OBJECTNESS]
     rows = [
@@ -106,11 +106,11 @@ def head_table(report: EpochReport) -> str:
         ["grid (columns x rows)", *(f"{head.width}x{head.height}" for head in report.heads)],
         ["positives", *(f"{count:.0f}" for count in sums[:, HeadSum.POSITIVES])],
         ["box loss per positive", *(f"{v:.4f}" for v in sums[:, HeadSum.BOX_LOSS] / positives)],
-        ["objectness loss per prediction", *(f"{v:.3e}" for v in sums[:, HeadSum.OBJECTNESS_LOSS] / cells)],
+        ["objectness loss per prediction", *(f"{v:.3e}" for v in sums[:, HeadSum.OBJECTNESS_LOSS] / predictions)],
         ["class loss per positive", *(f"{v:.4f}" for v in sums[:, HeadSum.CLASS_LOSS] / positives)],
-        ["mean CIoU of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.IOU] / positives)],
+        ["mean CIoU of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.CIOU] / positives)],
         ["mean objectness of positives", *(f"{v:.3f}" for v in sums[:, HeadSum.POSITIVE_OBJECTNESS] / positives)],
-        ["mean objectness elsewhere", *(f"{v:.4f}" for v in others / cells)],
+        ["mean objectness elsewhere", *(f"{v:.4f}" for v in others / predictions)],
     ]
     return AsciiTable(rows, f"epoch {report.epoch + 1}/{report.epochs}").table
 

@@ -54,10 +54,11 @@ def resume_point(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
             "add --resume to go on, --overwrite to give it up, or another --name"
         )
     schedule = unfinished["options"].get("s_schedule") if unfinished else None
-    if schedule and schedule not in (CUT, *SCHEDULES):
+    known = (CUT, *SCHEDULES)
+    if schedule and schedule not in known:
         raise InputError(
             f"--resume: the run {args.name} was started with --s_schedule {schedule}, which no longer exists: "
-            f"start another run with one of {', '.join(SCHEDULES)}"
+            f"start another run with one of {', '.join(known)}"
         )
     return unfinished
 

@@ -61,7 +61,11 @@ class Run:
         return self.best, self.last, self.before_cut, self.folder
 
     def unfinished(self) -> dict | None:
-        """The checkpoint to resume from, if the earlier run did not reach its last epoch."""
+        """The checkpoint to resume from, if the earlier run did not reach its last epoch.
+
+        Raises:
+            InputError: it cannot be read, or training did not write it.
+        """
         if not self.last.exists():
             return None
         checkpoint = read_checkpoint(self.last)

@@ -13,9 +13,9 @@ from utils.training.state import training_state
 from utils.training.trainer import Trainer
 
 
-def is_due(every: int, epochs: int) -> bool:
-    """Whether ``every`` so many epochs falls on the end of epoch number ``epochs``, counted from 1; 0 is never."""
-    return every > 0 and epochs % every == 0
+def is_due(every: int, done: int) -> bool:
+    """Whether what happens every so many epochs or steps is due after number ``done``, from 1; 0 is never."""
+    return every > 0 and done % every == 0
 
 
 @dataclass(frozen=True)

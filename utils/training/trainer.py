@@ -362,7 +362,7 @@ class Trainer:
             epochs=self.config.epochs,
             heads=self.model.spec.at(self.config.img_size).heads,
             sums=cast(Tensor, self.progress.sums).cpu().numpy(),
-            cells=self.progress.cells,
+            predictions=self.progress.predictions,
             images=images,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - began,
