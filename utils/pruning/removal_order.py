@@ -23,7 +23,7 @@ import numpy as np
 from utils.pruning.costs import Costs, Counts, Touch, set_touches
 from utils.pruning.coupling import Coupling
 from utils.pruning.residuals import ResidualBlock
-from utils.pruning.selection import check_prunable
+from utils.pruning.selection import check_prunable, floor_of
 
 LAST = 1.0  # what the last channels of a layer cost where a block is removed, in units of w
 TINY = 1e-12  # importance that is left where nothing is
@@ -119,7 +119,7 @@ class RemovalOrder:
         self._coupling = coupling
         self._costs = costs
         self._counts = Counts(coupling, costs)
-        self._sizes = np.array([len(channel_set.members) for channel_set in coupling.sets])
+        self._sizes = coupling.set_sizes
         self._floors = {
             layer.index: _floor(layer.channels, layer_keep, costs.step) for layer in coupling.spec.convolutions
         }
@@ -267,7 +267,7 @@ def _layers(candidate: _Family | ResidualBlock) -> Sequence[int]:
 def _floor(channels: int, layer_keep: float, step: int) -> int:
     """The least channels that a convolution keeps: a multiple of ``step``, with room for a constant carrier."""
     carrier = 1 if step > 1 else 0
-    least = max(1, math.ceil(layer_keep * channels)) + carrier
+    least = floor_of(channels, layer_keep) + carrier
     return min(channels, -(-least // step) * step)
 
 
