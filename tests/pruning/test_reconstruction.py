@@ -147,6 +147,13 @@ def test_each_network_is_nearer_to_the_whole_one_than_before(cfg, images):
     assert error(compact, whole, images) < before
 
 
+def test_a_single_value_of_each_channel_is_enough_for_numbers(images):
+    whole = network(images)
+    pruned = cut(whole, [0, 5])
+    reconstruct(pruned.model, whole, pruned.mask, images[:1, :, :4, :4])
+    assert all(torch.isfinite(value).all() for value in pruned.model.state_dict().values())
+
+
 def test_a_kernel_over_constants_stays(images):
     whole = network(images)
     with torch.no_grad():

@@ -49,8 +49,9 @@ def reconstruct(
 
     From the first convolution to the last, each kernel becomes the one that gives, from the inputs that it has in the
     compact network, with the least squared error what these channels are before BatchNorm in the whole one; so it also
-    makes up for what the convolutions before it lack (He et al., arXiv 1707.06168, sections 3.1 and 3.2). BatchNorm
-    gets the statistics of ``images``, and the gammas and betas from before the cut: carriers become ordinary channels.
+    makes up for what the convolutions before it lack (He et al., arXiv 1707.06168, sections 3.1 and 3.2). Before
+    BatchNorm it is scaled to the norm that it had. BatchNorm gets the statistics of ``images``, and the gammas and betas
+    from before the cut: carriers become ordinary channels.
 
     Grouped and transposed convolutions keep their kernels.
 
@@ -147,6 +148,6 @@ def _restore(norm: nn.BatchNorm2d, whole: nn.BatchNorm2d, kept: np.ndarray) -> N
 
 def _measure(norm: nn.BatchNorm2d, _conv: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
     """Give a BatchNorm the statistics of what it gets."""
-    variance, mean = torch.var_mean(output, (0, 2, 3))
+    variance, mean = torch.var_mean(output, (0, 2, 3), correction=0)  # of one value it is 0, not NaN
     norm.get_buffer("running_mean").copy_(mean)
     norm.get_buffer("running_var").copy_(variance)
