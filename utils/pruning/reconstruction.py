@@ -50,8 +50,8 @@ def reconstruct(
     From the first convolution to the last, each kernel becomes the one that gives, from the inputs that it has in the
     compact network, with the least squared error what these channels are before BatchNorm in the whole one; so it also
     makes up for what the convolutions before it lack (He et al., arXiv 1707.06168, sections 3.1 and 3.2). Before
-    BatchNorm it is scaled to the norm that it had. BatchNorm gets the statistics of ``images``, and the gammas and betas
-    from before the cut: carriers become ordinary channels.
+    BatchNorm it is scaled to the norm that it had. BatchNorm gets the statistics of ``images``, and the gammas and
+    betas from before the cut: carriers become ordinary channels.
 
     Grouped and transposed convolutions keep their kernels.
 
