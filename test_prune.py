@@ -149,52 +149,92 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Choose a ratio, prune, prove, measure, and only then write."""
+    """Measure a range of ratios, or choose one and cut."""
     if args.show_coupling:
         show_coupling(args)
         return
     model, metadata = load_darknet(args.weights_path, args.model_def)
-    out_cfg, out_weights = output_paths(args, metadata)
-    strategy = args.strategy or metadata.get("strategy", "normal")
-    plots = Path("runs") / out_cfg.stem
+    paths = output_paths(args, metadata)
     bench = bench_for(model, metadata, args)
     latency = latency_for(model, bench, args)
-    costs = latency.table if latency else None
-
-    options = (args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias", args.importance)
-    images = images_for(bench, args) if args.reconstruct else None
-    pruner = Pruner(model, strategy, *options, costs, images=images)
+    pruners = pruners_for(model, metadata, bench, latency, args)
+    pruner = pruners["latency" if latency else "threshold"]
     print_removed(pruner.residual_blocks)
-    room = describe_room(pruner.coupling, strategy, pruner.gammas) if args.importance == "gamma" else "by its kernels"
-    print(f"strategy {strategy}: {'cut in training' if 'before_cut' in metadata else room}")
+    print(f"strategy {pruner.strategy}: {room_for(pruner, metadata)}")
     if args.sweep:
-        pruners = {"threshold": pruner}
-        if latency:
-            pruners = {"threshold": Pruner(model, strategy, *options, images=images), "latency": pruner}
-        measure_sweep(pruners, bench, latency, plots, args)
-        return
+        measure_sweep(pruners, bench, latency, Path("runs") / paths[0].stem, args)
+    else:
+        cut(pruner, metadata, bench, latency, paths, args)
 
+
+def cut(
+    pruner: Pruner,
+    metadata: dict[str, Any],
+    bench: Bench,
+    latency: Latency | None,
+    paths: tuple[Path, Path],
+    args: argparse.Namespace,
+) -> None:
+    """Choose a ratio, prune, prove, measure, and only then write the cfg and the weights to ``paths``."""
+    model, (out_cfg, out_weights) = pruner.model, paths
     budget = budget_of(args, metadata)
     result = pruner.at(choose_ratio(pruner, budget, bench.img_size, latency, bench))
     if budget.goal:
         print(f"{result.ratio:.2%} of the prunable channels are to go, for {budget.goal} of {args.weights_path}")
-    if not args.force and args.importance == "gamma":
+    if not args.force and pruner.kind == "gamma":
         refuse_dense(pruner, result, args.weights_path)
     max_diff = proof(result, bench.img_size, args.fold)
     describe(result, max_diff, pruner)
     compact = pruner.finished(result)
-    before_cut = original_network(metadata, model, args.weights_path)
-    original = before_cut.model
+    original = original_network(metadata, model, args.weights_path)
     collected = Collected(), Collected()
-    before, after = bench.compare(original, compact, each=collected)
+    before, after = bench.compare(original.model, compact, each=collected)
     print(comparison_table(before, after))
     in_runtime = None
     if latency:
         # A table knows the layers that it was made for, not those of the network before a cut in training.
-        in_runtime = latency.compare(original if latency.runtime else model, compact)
+        in_runtime = latency.compare(original.model if latency.runtime else model, compact)
         print(latency.describe(in_runtime))
 
-    pruned_metadata = {
+    its_metadata = metadata_of(result, pruner.strategy, bench, after, out_cfg, args)
+    write_pruned(compact, out_cfg, out_weights, its_metadata)
+    print(f"{out_cfg}\n{out_weights}")
+    plots = Path("runs") / out_cfg.stem
+    plot = plots / "channels.png"
+    with warned_of(plot):
+        plot_channels(original.model, result, plot)
+        print(f"{plot}: channels before and after")
+    if args.json:
+        write_report(args.json, original.model, result, pruner.strategy, max_diff, before, after, in_runtime)
+    networks = original, Network("after", out_weights, compact, its_metadata)
+    report_pruning(plots, bench, networks, (before, after), collected, result, max_diff)
+
+
+def pruners_for(
+    model: Darknet, metadata: dict[str, Any], bench: Bench, latency: Latency | None, args: argparse.Namespace
+) -> dict[str, Pruner]:
+    """What prunes by one threshold, and where there are times of a runtime, what prunes by these."""
+    strategy = args.strategy or metadata.get("strategy", "normal")
+    options = (args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias", args.importance)
+    images = images_for(bench, args) if args.reconstruct else None
+    orders = {"threshold": None} | ({"latency": latency.table} if latency else {})
+    return {order: Pruner(model, strategy, *options, costs, images=images) for order, costs in orders.items()}
+
+
+def room_for(pruner: Pruner, metadata: dict[str, Any]) -> str:
+    """How much can be pruned, in words, where gammas say it."""
+    if "before_cut" in metadata:
+        return "cut in training"
+    if pruner.kind != "gamma":
+        return "by its kernels"
+    return describe_room(pruner.coupling, pruner.strategy, pruner.gammas)
+
+
+def metadata_of(
+    result: PruningResult, strategy: str, bench: Bench, after: Measures, out_cfg: Path, args: argparse.Namespace
+) -> dict[str, Any]:
+    """What the checkpoint of the pruned network says about itself."""
+    return {
         "names": bench.names,
         "img_size": bench.img_size.plain,
         "epoch": 0,
@@ -204,16 +244,6 @@ def main(args: argparse.Namespace) -> None:
         "strategy": strategy,
         "pruned": {"from": args.weights_path, "ratio": result.ratio, "strategy": strategy},
     }
-    write_pruned(compact, out_cfg, out_weights, pruned_metadata)
-    plot = plots / "channels.png"
-    print(f"{out_cfg}\n{out_weights}")
-    with warned_of(plot):
-        plot_channels(original, result, plot)
-        print(f"{plot}: channels before and after")
-    if args.json:
-        write_report(args.json, original, result, strategy, max_diff, before, after, in_runtime)
-    networks = before_cut, Network("after", out_weights, compact, pruned_metadata)
-    report_pruning(plots, bench, networks, (before, after), collected, result, max_diff)
 
 
 def show_coupling(args: argparse.Namespace) -> None:

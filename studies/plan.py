@@ -26,7 +26,7 @@ class DataSet:
         baseline: epochs of the baseline.
         more: epochs of the network trained on, which is what every way to a small network may cost.
         s: strength of the penalty that suits the steps of sparse training.
-        seconds: about what an epoch of the full network takes on one core, for the estimates.
+        seconds: about what an epoch of the whole network takes on one core, for the estimates.
         batch_size: images per step.
         checkpoint_interval, evaluation_interval: epochs.
     """

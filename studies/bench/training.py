@@ -33,7 +33,7 @@ SHARE = 0.1  # of its MACs, which the fine-tuned network has
 
 
 def step_row(args: argparse.Namespace) -> list[Row]:
-    """A step of sparse training of the full network against its bare convolutions, BatchNorms and activations."""
+    """A step of sparse training of the whole network against its bare convolutions, BatchNorms and activations."""
     ours, bare = time_steps(read_cfg(FULL), 4, pick_device(args.device), args.rounds)
     return [Row("training step, batch 4", ours, bare, ours.median / bare.median, "of the bare layers", 1.1)]
 

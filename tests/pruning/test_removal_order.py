@@ -21,7 +21,7 @@ from utils.pruning.selection import prunable_sets
 from utils.training.optim import MOMENTUM
 
 
-class Blocks:
+class SixteenAtOnce:
     """Costs of a runtime that computes 16 output channels at once; layers have a factor each."""
 
     step = 8
@@ -61,7 +61,7 @@ def counts_at(coupling, order, ratio):
 def test_the_layer_that_costs_most_goes_first_where_importance_is_the_same():
     coupling = chain()
     importance = importance_of(coupling, l0=np.ones(32), l1=np.ones(32), l2=np.ones(32))
-    order = RemovalOrder(coupling, importance, Blocks(l0=1, l1=1, l2=100))
+    order = RemovalOrder(coupling, importance, SixteenAtOnce(l0=1, l1=1, l2=100))
     outputs = [set(coupling.outputs[index].tolist()) for index in range(3)]
     assert set(order.steps[0].sets) <= outputs[1]  # of layer 2's inputs each counts, of its outputs every 16th
     of_outputs = next(step.sets for step in order.steps if set(step.sets) <= outputs[2])
@@ -72,7 +72,7 @@ def test_channels_without_importance_go_before_all_others_and_the_least_importan
     coupling = chain()
     ramp = np.arange(32) / 31 + 0.5
     zeros = np.where(np.arange(32) < 16, 0.0, 1.0)
-    order = RemovalOrder(coupling, importance_of(coupling, l0=zeros, l1=ramp, l2=ramp[::-1]), Blocks())
+    order = RemovalOrder(coupling, importance_of(coupling, l0=zeros, l1=ramp, l2=ramp[::-1]), SixteenAtOnce())
     assert set(order.steps[0].sets) == set(coupling.outputs[0][:16].tolist())
     of_layer = [n for step in order.steps for n in step.sets if n in coupling.outputs[2]]
     assert of_layer == coupling.outputs[2][::-1][: len(of_layer)].tolist()
@@ -182,7 +182,7 @@ def test_the_price_is_that_of_the_macs_that_fall_away_and_its_mean_is_one():
 
 
 @pytest.mark.parametrize("strategy", ["normal", "slim"])
-@pytest.mark.parametrize("costs", [MacCosts, lambda spec: Blocks(l0=50.0)])
+@pytest.mark.parametrize("costs", [MacCosts, lambda spec: SixteenAtOnce(l0=50.0)])
 def test_prices_have_a_mean_of_one_and_a_floor(strategy, costs):
     model = Darknet(parse_cfg(RESIDUAL.replace("filters=4", "filters=32")))
     coupling = couple(model.spec)

@@ -143,7 +143,7 @@ def move_constants(weight: Tensor, layer: layers.Convolution, mask: PruneMask) -
 
     Args:
         weight: its kernel, (O, I, k, k) float64.
-        layer: the convolution, of the full network.
+        layer: the convolution, of the whole network.
         mask: what is kept.
 
     Returns:

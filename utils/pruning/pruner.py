@@ -38,9 +38,9 @@ class PruningResult:
             keep some; by costs the share that died, in whole steps of the order.
         selection: which sets died.
         residual_blocks: those that were removed whole.
-        reference: the full network, masked, with the removed residual blocks adding 0.
+        reference: the whole network, masked, with the removed residual blocks adding 0.
         pruned: the compact network.
-        counts: channels of each convolution of the full network, by layer number; 0 where its block was removed.
+        counts: channels of each convolution of the whole network, by layer number; 0 where its block was removed.
     """
 
     ratio: float
@@ -184,11 +184,11 @@ class Pruner:
 
 
 def corresponding_sets(coupling: Coupling, full: Coupling, kept: Sequence[int]) -> np.ndarray:
-    """(number of sets,) for each set of a network without some residual blocks its number in the full network.
+    """(number of sets,) for each set of a network without some residual blocks its number in the whole network.
 
     Args:
         coupling: of the network without the blocks.
-        full: of the full network.
+        full: of the whole network.
         kept: see :func:`utils.pruning.residuals.kept_layers`.
     """
     numbers = np.zeros(len(coupling.sets), int)

@@ -28,7 +28,7 @@ class Pruned:
 
     Attributes:
         model: the compact network, in eval mode.
-        mask: what it keeps of the full network.
+        mask: what it keeps of the whole network.
         silenced: how many channels behind gates had their beta set to 0.
     """
 
