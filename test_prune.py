@@ -29,6 +29,7 @@ from utils.kept_rows import KeptRows, measured_network
 from utils.plots import channels_figure, save_figure
 from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, Budget, choose_ratio, trained_ratio
 from utils.pruning.compare import Bench, Measures, comparison_table
+from utils.pruning.costs import Costs
 from utils.pruning.coupling import couple
 from utils.pruning.graph_timer.runners import RUNNERS
 from utils.pruning.importance import IMPORTANCES
@@ -213,11 +214,15 @@ def cut(
 def pruners_for(
     model: Darknet, metadata: dict[str, Any], bench: Bench, latency: Latency | None, args: argparse.Namespace
 ) -> dict[str, Pruner]:
-    """What prunes by one threshold, and where there are times of a runtime, what prunes by these."""
+    """What prunes by the times of a runtime, or without these by one threshold; both for a sweep, side by side."""
     strategy = args.strategy or metadata.get("strategy", "normal")
     options = (args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias", args.importance)
     images = images_for(bench, args) if args.reconstruct else None
-    orders = {"threshold": None} | ({"latency": latency.table} if latency else {})
+    orders: dict[str, Costs | None] = {}
+    if args.sweep or not latency:
+        orders["threshold"] = None
+    if latency:
+        orders["latency"] = latency.table
     return {order: Pruner(model, strategy, *options, costs, images=images) for order, costs in orders.items()}
 
 

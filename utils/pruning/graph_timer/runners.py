@@ -23,8 +23,9 @@ def onnx_runner(graph: Graph, threads: int, device: str) -> Callable[[], object]
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    on_gpu = (CUDA_PROVIDER, {"use_tf32": "0", "device_id": str(current_gpu() or 0)})
-    provider = on_gpu if device == "cuda" else "CPUExecutionProvider"
+    provider: str | tuple[str, dict[str, str]] = "CPUExecutionProvider"
+    if device == "cuda":
+        provider = CUDA_PROVIDER, {"use_tf32": "0", "device_id": str(current_gpu() or 0)}
     session = onnxruntime.InferenceSession(OnnxWriter(graph).content(), options, [provider])
     if device == "cuda" and session.get_providers()[0] != CUDA_PROVIDER:  # it goes on without, on the CPU
         raise RuntimeError(
