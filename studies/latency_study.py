@@ -98,7 +98,7 @@ def all_jobs(data: DataSet, runtimes: Sequence[str], threads: Sequence[int], see
     by_id: dict[str, Job] = {}
     for order in (THRESHOLD, *runtimes):
         for share in SHARES_OF_MACS if order == THRESHOLD else SHARES_OF_MS:
-            by_id |= {job.id: job for job in Cuts(data, seed, share, order).jobs()}
+            by_id |= {job.id: job for job in Cuts(data, seed, share, order=order).jobs()}
     baseline = next(iter(by_id.values()))
     for runtime in runtimes:
         for count in threads:

@@ -229,6 +229,10 @@ def test_a_target_ratio_finds_the_strength_and_pruning_at_it_loses_nothing(proje
         (["-sr", "--target_macs", "0.5", "--target_percent", "0.5"], "give one of them"),
         (["-sr", "--target_macs", "0.0001"], "at most 0.01% of the MACs cannot be reached"),
         (["-sr", "--target_macs", "0.05"], "at most 5% of the MACs cannot be reached"),  # with constant carriers
+        (["-sr", "--target_params", "0.5", "--s", "1"], "--target_params needs --s_schedule cut"),
+        (["-sr", "--target_params", "0.5", "--target_percent", "0.5"], "only --target_macs and --target_params go"),
+        (["-sr", "--target_params", "0.0001"], "at most 0.01% of the parameters cannot be reached"),
+        (["-sr", "--target_macs", "0.5", "--target_params", "0.0001"], "of the parameters cannot be reached"),
         (["-sr", "--target_macs", "1"], "no channel would be cut for at most 100% of the MACs"),
     ],
 )
@@ -254,7 +258,7 @@ def test_a_cut_that_fails_names_what_was_trained_until_then(project, no_plots, m
         (["--s", "0.1"], "local"),
         (["--s", "0.1", "--target_percent", "0.5"], "local"),
         (["--target_percent", "0.5"], "cut"),
-        (["--target_macs", "0.1"], "cut"),
+        (["--target_macs", "0.1", "--target_params", "0.05"], "cut"),
         (["--prune_every", "1"], "constant"),
     ],
 )

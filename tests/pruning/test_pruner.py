@@ -17,10 +17,11 @@ from utils.pruning.budget import (
     cut_least_important,
     largest_ratio,
     percent,
+    share_left,
     smallest_ratio,
 )
 from utils.pruning.compare import Bench
-from utils.pruning.costs import MacCosts
+from utils.pruning.costs import SizeCosts
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import gamma_sizes
 from utils.pruning.proof import head_difference, prove
@@ -85,6 +86,8 @@ def test_a_ratio_beyond_the_floors_is_not_claimed(model, capsys):
     [
         (Budget(target_macs=0.4), 8),
         (Budget(target_macs=0.03), 4),  # 8 channels in each layer have more MACs
+        (Budget(target_params=0.05), 8),
+        (Budget(target_macs=0.12, target_params=0.04), 8),
         (Budget(ratio=0.6), 8),
         (Budget(ratio=0.95), 2),  # and 4 in each layer are more channels than are to be left, or nearly as many
     ],
@@ -95,8 +98,10 @@ def test_a_cut_of_a_network_that_is_not_sparse_leaves_groups_as_large_as_the_bud
     spec, small = model.spec.at(64), result.pruned.model.spec.at(64)
     shrunk = [layer.channels for layer in small.convolutions if layer.channels < spec.layers[layer.index].channels]
     assert math.gcd(*shrunk) == group
-    if budget.target_macs:
-        assert 0.9 * budget.target_macs <= small.macs / spec.macs <= budget.target_macs
+    if budget.shares:
+        used = [share_left(size, small, spec) / share for size, share in budget.shares.items()]
+        assert 0.9 <= max(used) <= 1
+        assert min(used) > 0.7
     else:
         whole, left = (sum(layer.channels for layer in s.convolutions) for s in (spec, small))
         assert 1 - budget.ratio <= left / whole <= 1 - budget.ratio + 0.02
@@ -149,7 +154,7 @@ def test_rounding_leaves_no_carrier_that_carries_nothing(model):
 
 
 def test_rounding_holds_where_channels_go_by_what_they_cost(model):
-    costs = MacCosts(model.spec.at(64), 4)
+    costs = SizeCosts(model.spec.at(64), 4)
     result = Pruner(model, "slim", round_to=6, kind="magnitude", costs=costs, whole_blocks=False).at(0.5)
     assert result.pruned.mask.removed_channels
     for index, count in result.counts.items():

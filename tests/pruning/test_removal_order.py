@@ -10,7 +10,7 @@ from tests.networks import randomize
 from tests.pruning.test_penalty import RESIDUAL, residual
 from utils.darknet.cfg import parse_cfg
 from utils.darknet.layers import Convolution
-from utils.pruning.costs import LEAST_PRICE, Counts, MacCosts, set_prices, set_touches
+from utils.pruning.costs import LEAST_PRICE, Counts, SizeCosts, set_prices, set_touches
 from utils.pruning.coupling import couple
 from utils.pruning.penalty import GammaPenalty
 from utils.pruning.proof import head_difference
@@ -82,7 +82,7 @@ def test_channels_without_importance_go_before_all_others_and_the_least_importan
 def test_floors_are_multiples_with_room_for_a_carrier(layer_keep):
     coupling = chain()
     importance = importance_of(coupling, l0=np.ones(32), l1=np.ones(32), l2=np.ones(32))
-    order = RemovalOrder(coupling, importance, MacCosts(coupling.spec, step=8), layer_keep)
+    order = RemovalOrder(coupling, importance, SizeCosts(coupling.spec, step=8), layer_keep)
     floor = 8 if layer_keep == 0.01 else 24
     assert counts_at(coupling, order, 0.9999) == [floor] * 3
     assert order.channels[-1] == pytest.approx(1 - floor / 32)
@@ -111,7 +111,7 @@ def test_the_order_is_near_the_best_of_all_choices():
     coupling = chain()
     random = np.random.default_rng(3)
     layers = {f"l{n}": random.uniform(0.9, 1.1, 32) for n in range(3)}
-    importance, costs = importance_of(coupling, **layers), MacCosts(coupling.spec, step=8)
+    importance, costs = importance_of(coupling, **layers), SizeCosts(coupling.spec, step=8)
     choices = []
     for kept in itertools.product((8, 16, 24, 32), repeat=3):
         dead = np.zeros(len(importance), bool)
@@ -129,7 +129,7 @@ def test_the_order_is_near_the_best_of_all_choices():
 
 def test_pruning_by_costs_is_exact_with_carriers_counted_and_blocks_gone():
     model = randomize(Darknet(create_cfg("v3", 1, 64, width=0.125)))
-    costs = MacCosts(model.spec.at(64), step=8)
+    costs = SizeCosts(model.spec.at(64), step=8)
     for strategy in ("normal", "slim"):
         pruner = Pruner(model, strategy, costs=costs)
         macs = []
@@ -154,7 +154,7 @@ def test_a_block_goes_whole_where_its_channels_are_worth_nothing():
     worthless = blocks[5]
     for index in worthless.convolutions[:-1]:
         model.batch_norm(index).weight.data.zero_()
-    result = Pruner(model, "normal", costs=MacCosts(model.spec.at(64), step=8)).at(0.1)
+    result = Pruner(model, "normal", costs=SizeCosts(model.spec.at(64), step=8)).at(0.1)
     assert result.residual_blocks == [worthless]
 
 
@@ -168,7 +168,7 @@ def plain_price(model, layer):
 
 def test_the_price_is_that_of_the_macs_that_fall_away_and_its_mean_is_one():
     model = residual()
-    penalty = GammaPenalty(model, 0.1, "normal", "proximal", MOMENTUM, MacCosts(model.spec.at(32)))
+    penalty = GammaPenalty(model, 0.1, "normal", "proximal", MOMENTUM, SizeCosts(model.spec.at(32)))
     raw = {layer: plain_price(model, layer) for layer in (0, 4)}
     mean = (4 * raw[0] + 3 * raw[4]) / 7
     for layer, price in raw.items():
@@ -181,8 +181,20 @@ def test_the_price_is_that_of_the_macs_that_fall_away_and_its_mean_is_one():
     np.testing.assert_allclose(penalty.distances() * np.repeat([raw[0], raw[4]], [4, 3]) / mean, penalty.gammas())
 
 
+@pytest.mark.parametrize(("per_mac", "per_parameter"), [(1.0, 0.0), (0.0, 1.0), (2.0, 3.0)])
+def test_sizes_cost_what_a_network_has_before_and_after_a_cut(per_mac, per_parameter):
+    model = randomize(Darknet(parse_cfg(RESIDUAL.replace("filters=4", "filters=32"))), near_zero=0)
+    whole = model.spec.at(32)
+    costs = SizeCosts(whole, 8, per_mac, per_parameter)
+    small = Pruner(model, "normal", costs=costs, whole_blocks=False).at(0.4).pruned.model.spec.at(32)
+    for spec in (whole, small):
+        cost = sum(costs.convolution_cost(layer.index, layer.inputs, layer.channels) for layer in spec.convolutions)
+        assert cost == pytest.approx(per_mac * spec.macs + per_parameter * spec.parameters)
+    assert small.parameters < whole.parameters
+
+
 @pytest.mark.parametrize("strategy", ["normal", "slim"])
-@pytest.mark.parametrize("costs", [MacCosts, lambda spec: SixteenAtOnce(l0=50.0)])
+@pytest.mark.parametrize("costs", [SizeCosts, lambda spec: SixteenAtOnce(l0=50.0)])
 def test_prices_have_a_mean_of_one_and_a_floor(strategy, costs):
     model = Darknet(parse_cfg(RESIDUAL.replace("filters=4", "filters=32")))
     coupling = couple(model.spec)

@@ -197,7 +197,7 @@ def test_the_command_of_a_run_gives_its_options(words):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--target_macs", "0.3"],
+        ["--target_macs", "0.3", "--target_params", "0.2"],
         ["--target_percent", "0.7", "--distill"],
         ["--target_ms", "3", "--runtime", "onnx", "--threads", "2"],
         ["--target_ms", "3", "--latency_table", "other.csv"],

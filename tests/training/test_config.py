@@ -33,6 +33,7 @@ def test_a_run_from_scratch_trains_before_and_after_its_cut(epochs, before):
         (["-sr", "--s", "0.3", "--s_schedule", "constant"], SparsityConfig(s=0.3)),
         (["-sr", "--target_percent", "0.6"], SparsityConfig(schedule="cut", ratio=0.6, cut_epoch=10)),
         (["-sr", "--target_macs", "0.1"], SparsityConfig(schedule="cut", target_macs=0.1, cut_epoch=10)),
+        (["-sr", "--target_params", "0.1"], SparsityConfig(schedule="cut", target_params=0.1, cut_epoch=10)),
         (["-sr", "--s_schedule", "target"], SparsityConfig(schedule="target")),
         (["-sr", "--sr_method", "subgradient"], SparsityConfig(schedule="local", method="subgradient")),
     ],

@@ -8,7 +8,7 @@ from config.networks import create_cfg
 from models import Darknet
 from tests.scene import make_project
 from utils.errors import InputError
-from utils.pruning.costs import MacCosts
+from utils.pruning.costs import SizeCosts
 from utils.pruning.gamma_history import GammaHistory
 from utils.pruning.penalty import GammaPenalty, reach
 from utils.training.config import SparsityConfig, TrainConfig
@@ -89,7 +89,7 @@ def test_the_advice_knows_that_most_channels_have_a_price_below_the_mean(capsys)
     advice = PenaltyAdvice(TrainConfig(epochs=4, sparsity=sparsity), np.ones(4))
     advice.after_epoch(2, 2, [], history(0.0, 0.5), penalty_on(model))
     assert capsys.readouterr().out == ""
-    priced = penalty_on(model, MacCosts(model.spec))
+    priced = penalty_on(model, SizeCosts(model.spec))
     advice.after_epoch(2, 2, [], history(0.0, 0.5), priced)
     warning = capsys.readouterr().out
     assert "can lower a gamma of price 1 by at most 0.8" in warning

@@ -57,6 +57,11 @@ class Convolution(Layer):
         return self.channels * (self.inputs // self.groups) * self.size**2
 
     @property
+    def values_per_channel(self) -> int:
+        """How many parameters it has for each output channel besides the kernel: gamma and beta, or a bias."""
+        return 2 if self.batch_normalize else 1
+
+    @property
     def macs(self) -> int:
         """MACs (multiply-accumulate operations) for one image."""
         return self.height * self.width * self.kernel_weights

@@ -93,7 +93,7 @@ class NetworkSpec:
     @property
     def parameters(self) -> int:
         """Kernels, biases, gammas and betas; running statistics are not parameters."""
-        return sum(layer.kernel_weights + layer.channels * (1 + layer.batch_normalize) for layer in self.convolutions)
+        return sum(layer.kernel_weights + layer.channels * layer.values_per_channel for layer in self.convolutions)
 
     @property
     def macs(self) -> int:

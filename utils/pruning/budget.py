@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from models import Darknet
-from utils.detection.complexity import count_parameters
+from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
 from utils.notices import notice
 from utils.pruning.compare import Bench
-from utils.pruning.costs import Costs, MacCosts
+from utils.pruning.costs import Costs, SizeCosts
 from utils.pruning.latency import Latency
 from utils.pruning.pruner import Pruner, PruningResult
 from utils.sizes import AnySize
@@ -18,16 +19,20 @@ DEFAULT_RATIO = 0.85  # of the channels, as the older tools have it
 LARGEST_RATIO = 0.9999
 STEP = 0.0025  # the search for a ratio ends when it is known to this
 CORRECTIONS = 3  # of a table's budget by what is measured
-# A cut by MACs takes so many channels of a layer at once; runtimes compute 8 at a time.
+# A cut by sizes takes so many channels of a layer at once; runtimes compute 8 at a time.
 GROUP_SIZES = (8, 4, 2, 1)
 # Groups are smaller where the last groups of all layers are together more than this share of the budget: importance
 # would have too little left to choose.
 MOST_FLOORS = 0.75
+SIZES: dict[str, Callable[[NetworkSpec], int]] = {
+    "MACs": lambda spec: spec.macs,
+    "parameters": lambda spec: spec.parameters,
+}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to prune: ``ratio``, or what one of the others allows, which is then not None.
+    """How much to prune: ``ratio``, or what others allow, which are then not None: one of them, or MACs and parameters.
 
     Attributes:
         ratio: the share of the prunable channels to cut.
@@ -43,12 +48,16 @@ class Budget:
     max_map_drop: float | None = None
 
     @property
+    def shares(self) -> dict[str, float]:
+        """The shares to leave at most of those of SIZES that have a limit."""
+        shares = {"MACs": self.target_macs, "parameters": self.target_params}
+        return {size: share for size, share in shares.items() if share is not None}
+
+    @property
     def goal(self) -> str | None:
         """What the ratio is searched for, in words; None where it is given."""
-        if self.target_macs is not None:
-            return f"at most {percent(self.target_macs)} of the MACs"
-        if self.target_params is not None:
-            return f"at most {percent(self.target_params)} of the parameters"
+        if self.shares:
+            return " and ".join(share_in_words(size, share) for size, share in self.shares.items())
         if self.target_ms is not None:
             return f"a forward pass of at most {self.target_ms:g} ms"
         if self.max_map_drop is not None:
@@ -59,6 +68,11 @@ class Budget:
 def percent(share: float) -> str:
     """A share in percent, to three digits: 0.0004 is 0.04%."""
     return f"{100 * share:.3g}%"
+
+
+def share_in_words(size: str, share: float) -> str:
+    """A share to leave at most of one of SIZES, in words."""
+    return f"at most {percent(share)} of the {size}"
 
 
 def trained_ratio(metadata: dict[str, Any]) -> float:
@@ -94,12 +108,14 @@ def choose_ratio(
     def pruned(ratio: float) -> Darknet:
         return pruner.at(ratio).pruned.model
 
-    if budget.target_macs is not None:
-        macs = model.spec.at(img_size).macs
-        return smallest_ratio(lambda r: pruned(r).spec.at(img_size).macs / macs, budget.target_macs, goal, percent)
-    if budget.target_params is not None:
-        count = count_parameters(model)
-        return smallest_ratio(lambda r: count_parameters(pruned(r)) / count, budget.target_params, goal, percent)
+    def left(size: str, ratio: float) -> float:
+        return share_left(size, pruned(ratio).spec.at(img_size), model.spec.at(img_size))
+
+    if budget.shares:
+        return max(
+            smallest_ratio(partial(left, size), share, share_in_words(size, share), percent)
+            for size, share in budget.shares.items()
+        )
     if budget.target_ms is not None and latency:
         return ratio_within(budget.target_ms, pruned, latency)
     assert bench
@@ -108,6 +124,11 @@ def choose_ratio(
     assert budget.max_map_drop is not None
     least = bench.mean_ap(model) - budget.max_map_drop
     return largest_ratio(lambda r: bench.mean_ap(pruner.finished(pruner.at(r))) >= least, f"{goal}, to {least:.4f},")
+
+
+def share_left(size: str, small: NetworkSpec, whole: NetworkSpec) -> float:
+    """The share of one of SIZES that a network has of another."""
+    return SIZES[size](small) / SIZES[size](whole)
 
 
 def cut_least_important(
@@ -122,7 +143,7 @@ def cut_least_important(
         strategy: see :mod:`utils.pruning.selection`.
         img_size: the input size that MACs and times are for.
         budget: how much to prune.
-        latency: for a ``target_ms``: what prices the channels; else MACs do.
+        latency: for a ``target_ms``: what prices the channels. Else the sizes in the budget do, or MACs.
 
     Raises:
         InputError: no channel may be cut, the budget cannot be reached, or it is reached without a cut.
@@ -130,7 +151,7 @@ def cut_least_important(
     if latency:
         pruner = _pruner_by_magnitude(model, strategy, latency.table)
     else:
-        pruner = _pruner_by_macs(model, strategy, img_size, budget)
+        pruner = _pruner_by_size(model, strategy, img_size, budget)
     result = pruner.at(choose_ratio(pruner, budget, img_size, latency))
     asked = budget.goal or f"{percent(budget.ratio)} of the prunable channels"
     if not result.pruned.mask.removed_channels:
@@ -141,19 +162,25 @@ def cut_least_important(
     return result
 
 
-def _pruner_by_macs(model: Darknet, strategy: str, img_size: AnySize, budget: Budget) -> Pruner:
-    """The pruner with the largest of GROUP_SIZES that can cut as little as is asked, and whose floors leave room."""
+def _pruner_by_size(model: Darknet, strategy: str, img_size: AnySize, budget: Budget) -> Pruner:
+    """The pruner with the largest of GROUP_SIZES that can cut as little as is asked, and whose floors leave room.
+
+    A size costs the more the less of it may be left.
+    """
     whole = model.spec.at(img_size)
+    shares = budget.shares or {"MACs": 1.0}
+    prices = {size: 1 / (share * SIZES[size](whole)) for size, share in shares.items()}
     for step in GROUP_SIZES:
-        pruner = _pruner_by_magnitude(model, strategy, MacCosts(whole, step))
+        costs = SizeCosts(whole, step, prices.get("MACs", 0.0), prices.get("parameters", 0.0))
+        pruner = _pruner_by_magnitude(model, strategy, costs)
         assert pruner.order
-        if budget.target_macs is None:
-            floors, asked = 1 - pruner.order.ratio_at_floors, 1 - budget.ratio
+        if budget.shares:
+            smallest = pruner.at(LARGEST_RATIO).pruned.model.spec.at(img_size)
+            has_room = all(share_left(size, smallest, whole) <= MOST_FLOORS * share for size, share in shares.items())
         else:
-            floors = pruner.at(LARGEST_RATIO).pruned.model.spec.at(img_size).macs / whole.macs
-            asked = budget.target_macs
-        cuts_some = budget.target_macs is not None or pruner.order.at(budget.ratio).dead.any()
-        if floors <= MOST_FLOORS * asked and cuts_some:
+            floors, asked = 1 - pruner.order.ratio_at_floors, 1 - budget.ratio
+            has_room = floors <= MOST_FLOORS * asked and bool(pruner.order.at(budget.ratio).dead.any())
+        if has_room:
             break
     return pruner
 

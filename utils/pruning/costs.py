@@ -1,4 +1,4 @@
-"""What channels cost: MACs or milliseconds, which depend on both sides of a convolution."""
+"""What channels cost: MACs, parameters or milliseconds, which depend on both sides of a convolution."""
 
 from typing import Protocol
 
@@ -49,25 +49,30 @@ def values_written(layer: Layer) -> int:
     return layer.channels * layer.height * layer.width
 
 
-class MacCosts:
-    """Multiply-adds of one image.
+class SizeCosts:
+    """Multiply-adds of one image, by default, or parameters, or both.
 
     Args:
         spec: the network at the size of its images.
         step: how many coupled sets go at once.
+        per_mac, per_parameter: what one of them costs.
     """
 
     per_value = 0.0
 
-    def __init__(self, spec: NetworkSpec, step: int = 1):
+    def __init__(self, spec: NetworkSpec, step: int = 1, per_mac: float = 1.0, per_parameter: float = 0.0):
         self.step = step
+        self._per_mac = per_mac
+        self._per_parameter = per_parameter
         self._layers = {layer.index: layer for layer in spec.convolutions}
 
     def convolution_cost(self, index: int, inputs: float, outputs: float) -> float:
         """See :class:`Costs`."""
         layer = self._layers[index]
+        kernel = layer.macs * self._per_mac + layer.kernel_weights * self._per_parameter
         share_of_inputs = 1 if layer.depthwise else inputs / layer.inputs
-        return layer.macs * share_of_inputs * outputs / layer.channels
+        per_output = kernel * share_of_inputs / layer.channels + layer.values_per_channel * self._per_parameter
+        return outputs * per_output
 
 
 def set_touches(coupling: Coupling) -> list[tuple[Touch, ...]]:

@@ -30,7 +30,8 @@ class SparsityConfig:
         ratio: share of the prunable channels that will be cut.
         method: "proximal" or "subgradient", see :mod:`utils.pruning.penalty`.
         cut_epoch: under the schedule CUT, the epochs before the cut.
-        target_macs: under the schedule CUT, the share of the MACs to leave, in place of ``ratio``.
+        target_macs, target_params: under the schedule CUT, the shares of the MACs and of the parameters to leave, in
+            place of ``ratio``.
         penalty_cost: what prices the penalty, one of :data:`utils.pruning.costs.COSTS`.
         target_ms: under the schedule CUT, the milliseconds of the network to leave, by ``latency_table``.
         latency_table: the CSV file of a table of latencies.
@@ -42,6 +43,7 @@ class SparsityConfig:
     method: str = "proximal"
     cut_epoch: int = 0
     target_macs: float | None = None
+    target_params: float | None = None
     penalty_cost: str = "uniform"
     target_ms: float | None = None
     latency_table: str | None = None
@@ -54,7 +56,7 @@ class SparsityConfig:
     @property
     def budget(self) -> Budget:
         """How much the one cut of the schedule CUT prunes."""
-        return Budget(self.ratio, self.target_macs, target_ms=self.target_ms)
+        return Budget(self.ratio, self.target_macs, self.target_params, self.target_ms)
 
     @classmethod
     def from_options(cls, args: argparse.Namespace) -> "SparsityConfig":
@@ -66,6 +68,7 @@ class SparsityConfig:
             method=args.sr_method,
             cut_epoch=args.cut_epoch,
             target_macs=args.target_macs,
+            target_params=args.target_params,
             penalty_cost=args.penalty_cost,
             target_ms=args.target_ms,
             latency_table=args.latency_table,

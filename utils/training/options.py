@@ -26,6 +26,8 @@ from utils.training.config import CUT, SparsityConfig, epochs_before_cut
 from utils.training.recipes import LEARNING_RATE, MOSAIC, epochs_after_cut
 from utils.training.runs import Run
 
+SIZE_BUDGETS = ("target_macs", "target_params")
+
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """The images, and how they are read."""
@@ -140,9 +142,14 @@ def add_sparsity_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--target_macs",
-        type=number(float, 0, 1),
+        type=number(float, high=1, above=0),
         help="share of the MACs to leave, in place of --target_percent, where the run cuts channels itself; "
         "default: none",
+    )
+    group.add_argument(
+        "--target_params",
+        type=number(float, high=1, above=0),
+        help="share of the parameters to leave, alone or beside --target_macs; default: none",
     )
     group.add_argument(
         "--target_ms",
@@ -264,7 +271,7 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     Raises:
         InputError: the options of the penalty contradict each other.
     """
-    sparse_only = {"s", "s_schedule", "target_percent", "target_macs", "target_ms", "sr_method", "penalty_cost"}
+    sparse_only = {"s", "s_schedule", "target_percent", *SIZE_BUDGETS, "target_ms", "sr_method", "penalty_cost"}
     sparse_only |= {"runtime", "latency_table", "threads", "distill", "force"}
     if not args.sr and (given := sorted(sparse_only & args.given)):
         raise InputError(f"{', '.join(f'--{name}' for name in given)}: only with -sr")
@@ -278,12 +285,7 @@ def complete_sparsity(args: argparse.Namespace) -> None:
         raise InputError(f"{', '.join(f'--{name}' for name in penalty)}: for a penalty, which --s_schedule cut has not")
     if args.distill and not cuts:
         raise InputError("--distill needs --s_schedule cut; with a penalty, name a teacher with --teacher_weights")
-    if args.target_macs is not None and not cuts:
-        raise InputError("--target_macs needs --s_schedule cut; with a penalty, give it to test_prune.py")
-    if args.target_ms is not None and not cuts:
-        raise InputError("--target_ms needs --s_schedule cut; with a penalty, give it to test_prune.py")
-    if sum(value is not None for value in (args.target_percent, args.target_macs, args.target_ms)) > 1:
-        raise InputError("--target_macs, --target_ms and --target_percent: give one of them")
+    check_budget(args, cuts)
     by_latency = args.target_ms is not None or args.penalty_cost == "latency"
     if by_latency != bool(args.latency_table or args.runtime) or (args.latency_table and args.runtime):
         raise InputError(
@@ -299,6 +301,21 @@ def complete_sparsity(args: argparse.Namespace) -> None:
     args.target_percent = args.target_percent or DEFAULT_RATIO
     args.strategy = args.strategy or ("slim" if cuts else "normal")
     args.cut_epoch = epochs_before_cut(args.epochs) if cuts else 0
+
+
+def check_budget(args: argparse.Namespace, cuts: bool) -> None:
+    """Refuse a budget that contradicts itself, or that needs a run which ``cuts`` its network once.
+
+    Raises:
+        InputError: names the options.
+    """
+    given = [name for name in (*SIZE_BUDGETS, "target_ms", "target_percent") if getattr(args, name) is not None]
+    for name in given:
+        if name != "target_percent" and not cuts:
+            raise InputError(f"--{name} needs --s_schedule cut; with a penalty, give it to test_prune.py")
+    if len(given) > 1 and not set(given) <= set(SIZE_BUDGETS):
+        names = ", ".join(f"--{name}" for name in given)
+        raise InputError(f"{names}: give one of them; only --target_macs and --target_params go together")
 
 
 def complete_latency_table(args: argparse.Namespace, model: Darknet) -> None:

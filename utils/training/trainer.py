@@ -21,7 +21,7 @@ from utils.data.loader import EpochSampler, Waiting
 from utils.detection.loss import HeadReport, YoloLoss
 from utils.devices import amp_dtype, autocast, device_of, memory_advice, smaller_batch
 from utils.pruning.budget import cut_least_important
-from utils.pruning.costs import Costs, MacCosts
+from utils.pruning.costs import Costs, SizeCosts
 from utils.pruning.latency import Latency, latency_of
 from utils.pruning.penalty import GammaPenalty, gamma_sizes
 from utils.pruning.proof import prove
@@ -136,7 +136,7 @@ class Trainer:
     def _costs(self, sparsity: SparsityConfig) -> Costs | None:
         """What prices the penalty."""
         if sparsity.penalty_cost == "macs":
-            return MacCosts(self._first_spec)
+            return SizeCosts(self._first_spec)
         latency = self._latency(sparsity)
         return latency.table if latency else None
 
