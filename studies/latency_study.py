@@ -161,7 +161,7 @@ def predictions(job: Job) -> dict[str, Any]:
     for position in range(PREDICTIONS):
         model = with_random_gammas(baseline, random)
         costs = table if position % 2 else None
-        pruner = Pruner(model, "slim", round_to=table.step, costs=costs)
+        pruner = Pruner(model, "slim", round_to=table.group, costs=costs)
         networks.append(pruner.at(random.uniform(0.1, 0.95)).pruned.model)
     milliseconds = network_times(networks, size, runtime, threads)
     predicted = [table.predict(network.spec) for network in networks]

@@ -11,7 +11,7 @@ from utils.errors import InputError
 from utils.notices import forget
 from utils.pruning.budget import (
     LARGEST_RATIO,
-    STEP,
+    TOLERANCE,
     Budget,
     choose_ratio,
     cut_least_important,
@@ -38,9 +38,9 @@ def model():
 @pytest.mark.parametrize("edge", [0.0, 0.2, 0.5, 0.77, LARGEST_RATIO])
 def test_bisection_finds_the_edge_from_the_right_side(edge):
     ratio = largest_ratio(lambda r: r <= edge, "it")
-    assert edge - STEP <= ratio <= edge
+    assert edge - TOLERANCE <= ratio <= edge
     ratio = smallest_ratio(lambda r: 1 - r, 1 - edge, "it", str)
-    assert edge <= ratio <= edge + STEP
+    assert edge <= ratio <= edge + TOLERANCE
 
 
 def test_a_goal_out_of_reach_is_said():
@@ -53,7 +53,7 @@ def test_the_search_meets_a_budget_of_parameters(model):
     budget = 0.4 * count_parameters(model)
     ratio = smallest_ratio(lambda p: count_parameters(pruner.at(p).pruned.model), budget, "it", str)
     assert count_parameters(pruner.at(ratio).pruned.model) <= budget
-    assert count_parameters(pruner.at(ratio - 2 * STEP).pruned.model) > budget
+    assert count_parameters(pruner.at(ratio - 2 * TOLERANCE).pruned.model) > budget
 
 
 class ParameterBench(Bench):
@@ -69,7 +69,7 @@ class ParameterBench(Bench):
 def test_a_budget_of_map_is_spent_to_its_edge(model):
     pruner, bench = Pruner(model, "normal"), ParameterBench(model)
     ratio = choose_ratio(pruner, Budget(max_map_drop=0.4), 64, bench=bench)
-    left, beyond = (bench.mean_ap(pruner.at(r).pruned.model) for r in (ratio, ratio + STEP))
+    left, beyond = (bench.mean_ap(pruner.at(r).pruned.model) for r in (ratio, ratio + TOLERANCE))
     assert beyond < 0.6 <= left
 
 

@@ -24,7 +24,7 @@ from utils.training.optim import MOMENTUM
 class SixteenAtOnce:
     """Costs of a runtime that computes 16 output channels at once; layers have a factor each."""
 
-    step = 8
+    group = 8
     per_value = 0.0
 
     def __init__(self, **factors):
@@ -82,7 +82,7 @@ def test_channels_without_importance_go_before_all_others_and_the_least_importan
 def test_floors_are_multiples_with_room_for_a_carrier(layer_keep):
     coupling = chain()
     importance = importance_of(coupling, l0=np.ones(32), l1=np.ones(32), l2=np.ones(32))
-    order = RemovalOrder(coupling, importance, SizeCosts(coupling.spec, step=8), layer_keep)
+    order = RemovalOrder(coupling, importance, SizeCosts(coupling.spec, group=8), layer_keep)
     floor = 8 if layer_keep == 0.01 else 24
     assert counts_at(coupling, order, 0.9999) == [floor] * 3
     assert order.channels[-1] == pytest.approx(1 - floor / 32)
@@ -111,7 +111,7 @@ def test_the_order_is_near_the_best_of_all_choices():
     coupling = chain()
     random = np.random.default_rng(3)
     layers = {f"l{n}": random.uniform(0.9, 1.1, 32) for n in range(3)}
-    importance, costs = importance_of(coupling, **layers), SizeCosts(coupling.spec, step=8)
+    importance, costs = importance_of(coupling, **layers), SizeCosts(coupling.spec, group=8)
     choices = []
     for kept in itertools.product((8, 16, 24, 32), repeat=3):
         dead = np.zeros(len(importance), bool)
@@ -129,7 +129,7 @@ def test_the_order_is_near_the_best_of_all_choices():
 
 def test_pruning_by_costs_is_exact_with_carriers_counted_and_blocks_gone():
     model = randomize(Darknet(create_cfg("v3", 1, 64, width=0.125)))
-    costs = SizeCosts(model.spec.at(64), step=8)
+    costs = SizeCosts(model.spec.at(64), group=8)
     for strategy in ("normal", "slim"):
         pruner = Pruner(model, strategy, costs=costs)
         macs = []
@@ -154,7 +154,7 @@ def test_a_block_goes_whole_where_its_channels_are_worth_nothing():
     worthless = blocks[5]
     for index in worthless.convolutions[:-1]:
         model.batch_norm(index).weight.data.zero_()
-    result = Pruner(model, "normal", costs=SizeCosts(model.spec.at(64), step=8)).at(0.1)
+    result = Pruner(model, "normal", costs=SizeCosts(model.spec.at(64), group=8)).at(0.1)
     assert result.residual_blocks == [worthless]
 
 

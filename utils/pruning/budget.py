@@ -17,7 +17,7 @@ from utils.sizes import AnySize
 
 DEFAULT_RATIO = 0.85  # of the channels, as the older tools have it
 LARGEST_RATIO = 0.9999
-STEP = 0.0025  # the search for a ratio ends when it is known to this
+TOLERANCE = 0.0025  # the search for a ratio ends when it is known to this
 CORRECTIONS = 3  # of a table's budget by what is measured
 # A cut by sizes takes so many channels of a layer at once; runtimes compute 8 at a time.
 GROUP_SIZES = (8, 4, 2, 1)
@@ -170,8 +170,8 @@ def _pruner_by_size(model: Darknet, strategy: str, img_size: AnySize, budget: Bu
     whole = model.spec.at(img_size)
     shares = budget.shares or {"MACs": 1.0}
     prices = {size: 1 / (share * SIZES[size](whole)) for size, share in shares.items()}
-    for step in GROUP_SIZES:
-        costs = SizeCosts(whole, step, prices.get("MACs", 0.0), prices.get("parameters", 0.0))
+    for group in GROUP_SIZES:
+        costs = SizeCosts(whole, group, prices.get("MACs", 0.0), prices.get("parameters", 0.0))
         pruner = _pruner_by_magnitude(model, strategy, costs)
         assert pruner.order
         if budget.shares:
@@ -231,7 +231,7 @@ def in_ms(milliseconds: float) -> str:
 
 
 def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
-    """The largest ratio that is acceptable, to STEP below, by bisection.
+    """The largest ratio that is acceptable, to TOLERANCE below, by bisection.
 
     ``acceptable`` should turn from true to false once; where it turns more often, one of the turns is returned.
 
@@ -241,7 +241,7 @@ def largest_ratio(acceptable: Callable[[float], bool], goal: str) -> float:
     low, high = 0.0, LARGEST_RATIO
     if acceptable(high):
         return high
-    while high - low > STEP:
+    while high - low > TOLERANCE:
         middle = (low + high) / 2
         low, high = (middle, high) if acceptable(middle) else (low, middle)
     if low == 0 and not acceptable(low):
@@ -256,7 +256,7 @@ def smallest_ratio(
     words: Callable[[float], str],
     largest: float = LARGEST_RATIO,
 ) -> float:
-    """The smallest ratio at which what ``measure`` gives is at most ``most``, to STEP above, by bisection.
+    """The smallest ratio at which what ``measure`` gives is at most ``most``, to TOLERANCE above, by bisection.
 
     Args:
         measure: what is left at a ratio.
@@ -273,7 +273,7 @@ def smallest_ratio(
     if (least := measure(largest)) > most:
         raise InputError(f"{goal} cannot be reached: the layers' floors and fixed channels leave {words(least)}")
     low, high = 0.0, largest
-    while high - low > STEP:
+    while high - low > TOLERANCE:
         middle = (low + high) / 2
         low, high = (low, middle) if measure(middle) <= most else (middle, high)
     return high

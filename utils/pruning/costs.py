@@ -18,12 +18,12 @@ class Costs(Protocol):
     """What the layers of a network cost at any number of channels.
 
     Attributes:
-        step: how many coupled sets go at once; of times, as many as the runtime computes at once.
+        group: how many coupled sets go at once; of times, as many as the runtime computes at once.
         per_value: the cost of a value that a layer writes, of those that :func:`values_written` counts.
     """
 
     @property
-    def step(self) -> int:
+    def group(self) -> int:
         """See above."""
         ...
 
@@ -54,14 +54,14 @@ class SizeCosts:
 
     Args:
         spec: the network at the size of its images.
-        step: how many coupled sets go at once.
+        group: how many coupled sets go at once.
         per_mac, per_parameter: what one of them costs.
     """
 
     per_value = 0.0
 
-    def __init__(self, spec: NetworkSpec, step: int = 1, per_mac: float = 1.0, per_parameter: float = 0.0):
-        self.step = step
+    def __init__(self, spec: NetworkSpec, group: int = 1, per_mac: float = 1.0, per_parameter: float = 0.0):
+        self.group = group
         self._per_mac = per_mac
         self._per_parameter = per_parameter
         self._layers = {layer.index: layer for layer in spec.convolutions}
@@ -155,7 +155,7 @@ def set_prices(coupling: Coupling, prunable: list[int], costs: Costs) -> np.ndar
     touches, counts, known = set_touches(coupling), Counts(coupling, costs), {}
     for number in prunable:
         if touches[number] not in known:
-            known[touches[number]] = counts.saved(touches[number], costs.step) / costs.step
+            known[touches[number]] = counts.saved(touches[number], costs.group) / costs.group
         prices[number] = known[touches[number]]
     if prunable:
         of_prunable = prices[prunable]

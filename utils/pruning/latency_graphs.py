@@ -24,7 +24,7 @@ from utils.sizes import AnySize
 
 WIDTHS = (1.0, 0.6, 0.3, 0.0)  # shares of the channels with which the whole network is measured
 RANDOM = 20  # further networks that are measured whole, of random widths and depths
-STEP = 8  # channels: runtimes compute so many or twice as many at once
+GROUP = 8  # channels: runtimes compute so many or twice as many at once
 BORDER = 8  # channels of the input of the convolution before the measured one, and of the output of the one after it
 
 
@@ -34,8 +34,8 @@ def grid(most: int) -> list[int]:
     >>> grid(100), grid(600)[-5:]
     ([8, 16, 24, 32, 40, 48, 56, 64, 96, 100], [192, 256, 384, 512, 600])
     """
-    points = list(range(STEP, 8 * STEP, STEP))
-    points += [size * 2**power for power in range(3, 12) for size in (STEP, 12)]
+    points = list(range(GROUP, 8 * GROUP, GROUP))
+    points += [size * 2**power for power in range(3, 12) for size in (GROUP, 12)]
     return [point for point in points if point < most] + [most]
 
 
@@ -221,7 +221,7 @@ def random_network(spec: NetworkSpec, seed: int) -> NetworkSpec:
 
 
 def with_width(coupling: Coupling, img_size: AnySize, shares: Mapping[tuple, float] | float) -> NetworkSpec:
-    """The network with a share of its channels, a multiple of STEP wherever it has so many.
+    """The network with a share of its channels, a multiple of GROUP wherever it has so many.
 
     Args:
         coupling: its coupled channels.
@@ -231,7 +231,7 @@ def with_width(coupling: Coupling, img_size: AnySize, shares: Mapping[tuple, flo
     keep = np.ones(len(coupling.sets), bool)
     for key, numbers in set_groups(coupling).items():
         share = shares if isinstance(shares, float) else shares[key]
-        count = min(max(round(share * len(numbers) / STEP), 1) * STEP, len(numbers))
+        count = min(max(round(share * len(numbers) / GROUP), 1) * GROUP, len(numbers))
         keep[numbers[count:]] = False
     return spec_of(coupling, keep, img_size)
 

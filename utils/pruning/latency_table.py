@@ -23,7 +23,7 @@ from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
 from utils.pruning.costs import values_written
 from utils.pruning.graph_timer.measure import read_rows
-from utils.pruning.latency_graphs import STEP, Kind, axes, border_name, kind_of, table_graphs, whole_networks
+from utils.pruning.latency_graphs import GROUP, Kind, axes, border_name, kind_of, table_graphs, whole_networks
 
 # The fit does not make convolutions cheaper than this share of their times alone: where these rise with the values
 # that they write, as in ncnn, it could do without their own times, which alone know steps of channels.
@@ -71,7 +71,7 @@ class LatencyTable:
         InputError: graphs are missing.
     """
 
-    step = STEP
+    group = GROUP
 
     def __init__(self, spec: NetworkSpec, milliseconds: Mapping[str, float], title: str):
         self.spec = spec

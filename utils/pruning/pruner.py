@@ -64,7 +64,7 @@ class Pruner:
         model: the network, in eval mode; it stays as it is.
         strategy: see :mod:`utils.pruning.selection`.
         layer_keep: the share of a convolution's channels that must live; at least one does.
-        round_to: convolutions keep a multiple of this, and of the steps in which ``costs`` count.
+        round_to: convolutions keep a multiple of this, and whole groups of ``costs``.
         prune_blocks: how many residual blocks to remove whole, the weakest first.
         fold_bias: fold constants into biases even where padding makes that wrong, as older tools do.
         kind: what decides how important a set is, see :mod:`utils.pruning.importance`.
@@ -115,7 +115,7 @@ class Pruner:
         self.order: RemovalOrder | None = None
         if costs:
             blocks = residual_blocks(model.spec) if whole_blocks else []
-            self.round_to = math.lcm(round_to, costs.step)
+            self.round_to = math.lcm(round_to, costs.group)
             self.order = RemovalOrder(self.coupling, self._importance, costs, layer_keep, blocks)
 
     def at(self, ratio: float) -> PruningResult:

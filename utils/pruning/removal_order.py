@@ -1,9 +1,9 @@
-"""The order in which channels are removed so that milliseconds, or MACs, fall and importance stays.
+"""The order in which channels are removed so that milliseconds, MACs or parameters fall and importance stays.
 
-Channels go in groups of :attr:`Costs.step` coupled sets, the least important of their layers first, and residual blocks
-go whole. The next step is the one that loses the least importance for what it saves; what a group saves is looked up
-again after each step, since the time of a convolution depends on both of its sides. Several groups may go in one step,
-because a runtime that computes 16 channels at once gains nothing by the first 8.
+Channels go in groups of :attr:`Costs.group` coupled sets, the least important of their layers first, and residual
+blocks go whole. The next step is the one that loses the least importance for what it saves; what a group saves is
+looked up again after each step, since the time of a convolution depends on both of its sides. Several groups may go in
+one step, because a runtime that computes 16 channels at once gains nothing by the first 8.
 
 What counts is the share of its importance that each layer keeps: sets over the same layers, whose importance goes from
 ``K`` to ``K - lost``, lose ``w * log(K / (K - lost))``, where ``w`` is the importance of a typical one of them, times
@@ -121,7 +121,7 @@ class RemovalOrder:
         self._counts = Counts(coupling, costs)
         self._sizes = coupling.set_sizes
         self._floors = {
-            layer.index: _floor(layer.channels, layer_keep, costs.step) for layer in coupling.spec.convolutions
+            layer.index: _floor(layer.channels, layer_keep, costs.group) for layer in coupling.spec.convolutions
         }
         self._families = self._make_families(importance)
         self._blocks = {block: [g for g in self._families if set(g.writers) <= set(block.layers)] for block in blocks}
@@ -174,14 +174,14 @@ class RemovalOrder:
         return max(min([len(family.numbers), *rooms]), 0)
 
     def _sizes_of_steps(self, family: _Family) -> list[int]:
-        """The numbers of sets that may go at once, so that a multiple of the step is left: one step, two, four, ..."""
-        step = self._costs.step
+        """The numbers of sets that may go at once, so that whole groups are left: one group, two, four, ..."""
+        group = self._costs.group
         writers = [index for index in family.writers if index in self._counts.outputs]
-        first = self._counts.outputs[writers[0]] % step or step if writers else 1
+        first = self._counts.outputs[writers[0]] % group or group if writers else 1
         room, sizes, more = self._room(family), [], 0
         while first + more <= room:
             sizes.append(first + more)
-            more = max(2 * more, step)
+            more = max(2 * more, group)
         return sizes
 
     def _offer(self, candidate: _Family | ResidualBlock) -> _Offer | None:
@@ -264,11 +264,11 @@ def _layers(candidate: _Family | ResidualBlock) -> Sequence[int]:
     return [index for index, _, _ in candidate.touches]
 
 
-def _floor(channels: int, layer_keep: float, step: int) -> int:
-    """The least channels that a convolution keeps: a multiple of ``step``, with room for a constant carrier."""
-    carrier = 1 if step > 1 else 0
+def _floor(channels: int, layer_keep: float, group: int) -> int:
+    """The least channels that a convolution keeps: whole groups, with room for a constant carrier."""
+    carrier = 1 if group > 1 else 0
     least = floor_of(channels, layer_keep) + carrier
-    return min(channels, -(-least // step) * step)
+    return min(channels, -(-least // group) * group)
 
 
 def _log_ratio(high: float, low: float) -> float:
