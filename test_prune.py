@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,8 @@ from utils.errors import InputError
 from utils.files import refuse_folder, refuse_inputs, write_json
 from utils.kept_rows import KeptRows, measured_network
 from utils.plots import channels_figure, save_figure
-from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, Budget, choose_ratio, trained_ratio
+from utils.pruning.budget import DEFAULT_RATIO, LARGEST_RATIO, Budget, choose_ratio, pruner_by_size, trained_ratio
 from utils.pruning.compare import Bench, Measures, comparison_table
-from utils.pruning.costs import Costs
 from utils.pruning.coupling import couple
 from utils.pruning.graph_timer.runners import RUNNERS
 from utils.pruning.importance import IMPORTANCES
@@ -59,7 +59,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_def", help="the sparse model's cfg; default: the cfg in the checkpoint")
     parser.add_argument("--data_config", default="config/oxfordhand.data", help="the data set's .data or .yaml file")
 
-    share = number(float, 0, 1)
+    share, above_zero = number(float, 0, 1), number(float, high=1, above=0)
     amount = parser.add_argument_group("how much to prune (one of these)").add_mutually_exclusive_group()
     amount.add_argument(
         "--percent",
@@ -68,9 +68,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         f"was trained for, else {DEFAULT_RATIO}",
     )
     amount.add_argument("--max_map_drop", type=share, help="the largest ratio that costs at most this much mAP@0.5")
-    amount.add_argument("--target_macs", type=share, help="the smallest ratio that leaves at most this share of MACs")
     amount.add_argument(
-        "--target_params", type=share, help="the smallest ratio that leaves at most this share of parameters"
+        "--target_macs", type=above_zero, help="the smallest ratio that leaves at most this share of MACs"
+    )
+    amount.add_argument(
+        "--target_params", type=above_zero, help="the smallest ratio that leaves at most this share of parameters"
     )
     amount.add_argument(
         "--target_ms",
@@ -88,6 +90,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         default="gamma",
         help="what decides which channels are cut: |gamma|, for sparse models; or the magnitude of the kernels, for "
         "models that were not trained sparse and will be trained on after the cut",
+    )
+    which.add_argument(
+        "--cost",
+        choices=("uniform", "size"),
+        help="what a channel costs; uniform: all alike, so that one threshold on importance decides; size: the MACs "
+        "that go with it, or with --target_params the parameters, so that what saves most for its importance goes, in "
+        "groups of channels, as in train.py -sr; default: uniform for gamma, size for magnitude",
     )
     which.add_argument(
         "--layer_keep",
@@ -123,8 +132,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--runtime",
         choices=RUNNERS,
-        help="cut what costs the most time in this runtime for its importance, residual blocks too, instead of "
-        "channels below one threshold; the first time measures a table of latencies, in minutes; default: none",
+        help="cut what costs the most time in this runtime for its importance, residual blocks too; the first time "
+        "measures a table of latencies, in minutes; default: none",
     )
     which.add_argument(
         "--latency_table",
@@ -154,12 +163,13 @@ def main(args: argparse.Namespace) -> None:
     if args.show_coupling:
         show_coupling(args)
         return
+    cost = cost_of(args)
     model, metadata = load_darknet(args.weights_path, args.model_def)
     paths = output_paths(args, metadata)
     bench = bench_for(model, metadata, args)
     latency = latency_for(model, bench, args)
-    pruners = pruners_for(model, metadata, bench, latency, args)
-    pruner = pruners["latency" if latency else "threshold"]
+    pruners = pruners_for(model, metadata, bench, latency, cost, args)
+    pruner = pruners["latency"] if latency else next(iter(pruners.values()))
     print_removed(pruner.residual_blocks)
     print(f"strategy {pruner.strategy}: {room_for(pruner, metadata)}")
     if args.sweep:
@@ -212,18 +222,41 @@ def cut(
 
 
 def pruners_for(
-    model: Darknet, metadata: dict[str, Any], bench: Bench, latency: Latency | None, args: argparse.Namespace
+    model: Darknet, metadata: dict[str, Any], bench: Bench, latency: Latency | None, cost: str, args: argparse.Namespace
 ) -> dict[str, Pruner]:
-    """What prunes by the times of a runtime, or without these by one threshold; both for a sweep, side by side."""
+    """What prunes by the times of a runtime, or without these by ``cost``; both for a sweep, side by side."""
     strategy = args.strategy or metadata.get("strategy", "normal")
     options = (args.layer_keep, args.round_to, args.prune_blocks, args.fold == "bias", args.importance)
     images = images_for(bench, args) if args.reconstruct else None
-    orders: dict[str, Costs | None] = {}
+    pruner_by = partial(Pruner, model, strategy, *options, images=images)
+    pruners = {}
     if args.sweep or not latency:
-        orders["threshold"] = None
+        if cost == "size":
+            by_groups, budget = partial(pruner_by, whole_blocks=False), budget_of(args, metadata)
+            pruners["size"] = pruner_by_size(model.spec.at(bench.img_size), budget, by_groups)
+        else:
+            pruners["threshold"] = pruner_by()
     if latency:
-        orders["latency"] = latency.table
-    return {order: Pruner(model, strategy, *options, costs, images=images) for order, costs in orders.items()}
+        pruners["latency"] = pruner_by(costs=latency.table)
+    return pruners
+
+
+def cost_of(args: argparse.Namespace) -> str:
+    """The --cost, or what it is by default.
+
+    Raises:
+        InputError: it contradicts other options.
+    """
+    timed = bool(args.runtime or args.latency_table)
+    if args.cost and timed and not args.sweep:
+        raise InputError("--cost: with --runtime or --latency_table milliseconds are what a channel costs")
+    cost = args.cost or ("size" if args.importance == "magnitude" else "uniform")
+    if args.prune_blocks and (timed or cost == "size"):
+        raise InputError(
+            "--prune_blocks goes with --cost uniform alone: times say themselves which residual blocks go, and where "
+            "channels go by size all stay"
+        )
+    return cost
 
 
 def room_for(pruner: Pruner, metadata: dict[str, Any]) -> str:
@@ -307,8 +340,6 @@ def latency_for(model: Darknet, bench: Bench, args: argparse.Namespace) -> Laten
         raise InputError("--threads: only with --runtime")
     if not args.runtime and not args.latency_table:
         return None
-    if args.prune_blocks:
-        raise InputError("--prune_blocks: with --runtime or --latency_table the times say which residual blocks go")
     device = timing_device(args.runtime, bench.image.device)
     return latency_of(model.spec.at(bench.img_size), args.runtime, args.latency_table, args.threads, device)
 

@@ -79,7 +79,8 @@ class Cuts(Ways):
         """The baseline, the cut, and its fine-tuning."""
         yield self._train("baseline", self.data.baseline, whole=True)
         by_magnitude = ("--importance", "magnitude", "--strategy", "slim")
-        yield self._prune("oneshot", "baseline", *by_magnitude)
+        cost = ("--cost", "uniform") if self.order == THRESHOLD else ()
+        yield self._prune("oneshot", "baseline", *by_magnitude, *cost)
         yield self._train("control_oneshot", self.data.more, start="oneshot", share=self.target_macs)
 
     def _budget(self) -> tuple[str, str]:

@@ -230,7 +230,7 @@ class Ways:
         yield self._train("final_distilled", max(1, round(more * taught)), *cut, "--distill", start="baseline")
         both = data.baseline + more
         yield self._train("final_from_random", both, *cut)
-        by_magnitude = ("--importance", "magnitude", "--strategy", "slim")
+        by_magnitude = ("--importance", "magnitude", "--cost", "uniform", "--strategy", "slim")
         yield self._prune("oneshot", "baseline", *by_magnitude)
         yield self._train("control_oneshot", more, start="oneshot", share=macs)
         yield self._train("control_oneshot_equal_macs", round(more / macs), start="oneshot", share=macs)

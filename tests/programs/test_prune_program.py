@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -49,6 +50,9 @@ def report(*words):
     [
         (["--out_cfg", "same", "--out_weights", "./same"], "--out_cfg and --out_weights are both same: give two files"),
         (["--latency_table", "t.csv", "--threads", "8"], "--threads: only with --runtime"),
+        (["--latency_table", "t.csv", "--cost", "size"], "--cost: with --runtime or --latency_table milliseconds"),
+        (["--latency_table", "t.csv", "--prune_blocks", "1"], "--prune_blocks goes with --cost uniform alone"),
+        (["--importance", "magnitude", "--prune_blocks", "1"], "--prune_blocks goes with --cost uniform alone"),
     ],
 )
 def test_options_that_would_do_nothing_or_harm_are_refused(project, words, message):
@@ -224,6 +228,18 @@ def test_a_model_that_is_not_sparse_is_called_so(project, capsys):
     with pytest.raises(InputError, match=r"dense.pth: 50.0% would prune \|gamma\| up to .* --force"):
         run("--weights_path", "checkpoints/dense.pth", "--percent", "0.5")
     assert "not sparse yet" in capsys.readouterr().out
+
+
+def test_a_cut_by_size_leaves_groups_of_channels(project):
+    Path("config/yolov3-hand.cfg").write_text(format_cfg(create_cfg("v3", 1, 64, width=0.25)))
+    save_checkpoint("checkpoints/yolov3_ckpt.pth", randomize(Darknet("config/yolov3-hand.cfg")), names=["hand"])
+    groups = {}
+    for words in (["--importance", "magnitude"], ["--cost", "size", "--force"], ["--force"]):
+        result = report("--strategy", "slim", "--target_macs", "0.4", "--img_size", "64", *words)
+        cut = [layer["after"] for layer in result["layers"] if layer["after"] < layer["before"]]
+        groups[" ".join(words)] = math.gcd(*cut)
+        assert 0.36 <= result["after"]["macs"] / result["before"]["macs"] <= 0.4
+    assert groups == {"--importance magnitude": 8, "--cost size --force": 8, "--force": 1}
 
 
 def test_a_cut_by_magnitude_is_fitted_to_the_whole_network(project, capsys):

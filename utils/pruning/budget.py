@@ -10,7 +10,7 @@ from utils.darknet.spec import NetworkSpec
 from utils.errors import InputError
 from utils.notices import notice
 from utils.pruning.compare import Bench
-from utils.pruning.costs import Costs, SizeCosts
+from utils.pruning.costs import SizeCosts
 from utils.pruning.latency import Latency
 from utils.pruning.pruner import Pruner, PruningResult
 from utils.sizes import AnySize
@@ -148,10 +148,9 @@ def cut_least_important(
     Raises:
         InputError: no channel may be cut, the budget cannot be reached, or it is reached without a cut.
     """
-    if latency:
-        pruner = _pruner_by_magnitude(model, strategy, latency.table)
-    else:
-        pruner = _pruner_by_size(model, strategy, img_size, budget)
+    pruner_by = partial(Pruner, model, strategy, kind="magnitude", whole_blocks=False)
+    whole = model.spec.at(img_size)
+    pruner = pruner_by(costs=latency.table) if latency else pruner_by_size(whole, budget, pruner_by)
     result = pruner.at(choose_ratio(pruner, budget, img_size, latency))
     asked = budget.goal or f"{percent(budget.ratio)} of the prunable channels"
     if not result.pruned.mask.removed_channels:
@@ -162,20 +161,22 @@ def cut_least_important(
     return result
 
 
-def _pruner_by_size(model: Darknet, strategy: str, img_size: AnySize, budget: Budget) -> Pruner:
+def pruner_by_size(whole: NetworkSpec, budget: Budget, pruner_by: Callable[..., Pruner]) -> Pruner:
     """The pruner with the largest of GROUP_SIZES that can cut as little as is asked, and whose floors leave room.
 
-    A size costs the more the less of it may be left.
+    Args:
+        whole: the network, at the size of its images.
+        budget: how much to prune. A size costs the more the less of it may be left; without sizes in it, MACs cost.
+        pruner_by: makes the pruner of that network that goes by its argument ``costs``.
     """
-    whole = model.spec.at(img_size)
     shares = budget.shares or {"MACs": 1.0}
     prices = {size: 1 / (share * SIZES[size](whole)) for size, share in shares.items()}
     for group in GROUP_SIZES:
         costs = SizeCosts(whole, group, prices.get("MACs", 0.0), prices.get("parameters", 0.0))
-        pruner = _pruner_by_magnitude(model, strategy, costs)
+        pruner = pruner_by(costs=costs)
         assert pruner.order
         if budget.shares:
-            smallest = pruner.at(LARGEST_RATIO).pruned.model.spec.at(img_size)
+            smallest = pruner.at(LARGEST_RATIO).pruned.model.spec.at((whole.height, whole.width))
             has_room = all(share_left(size, smallest, whole) <= MOST_FLOORS * share for size, share in shares.items())
         else:
             floors, asked = 1 - pruner.order.ratio_at_floors, 1 - budget.ratio
@@ -183,10 +184,6 @@ def _pruner_by_size(model: Darknet, strategy: str, img_size: AnySize, budget: Bu
         if has_room:
             break
     return pruner
-
-
-def _pruner_by_magnitude(model: Darknet, strategy: str, costs: Costs) -> Pruner:
-    return Pruner(model, strategy, kind="magnitude", costs=costs, whole_blocks=False)
 
 
 def ratio_within(target_ms: float, pruned: Callable[[float], Darknet], latency: Latency) -> float:
