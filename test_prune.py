@@ -328,10 +328,11 @@ def images_for(bench: Bench, args: argparse.Namespace) -> Tensor:
     """Training images for --reconstruct, on the device of the network.
 
     Raises:
-        InputError: there is none, or one of them cannot be read.
+        InputError: there is none, or one of them cannot be read; with --skip_bad only where none can.
     """
-    paths = read_data_config(args.data_config).images("train")
-    return some_images(paths, min(IMAGES, 8 * args.batch_size), bench.img_size).to(bench.image.device)
+    data, count = read_data_config(args.data_config), min(IMAGES, 8 * args.batch_size)
+    paths = [entry.path for entry in data.entries("train")] if args.skip_bad else data.images("train")
+    return some_images(paths, count, bench.img_size, args.skip_bad).to(bench.image.device)
 
 
 def latency_for(model: Darknet, bench: Bench, args: argparse.Namespace) -> Latency | None:

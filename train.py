@@ -79,7 +79,7 @@ def build(args: Options) -> tuple[Trainer, DataLoader, DataLoader, CheckpointWri
         options.complete_latency_table(args, model)
     trial_cut = None
     if args.s_schedule == CUT and not checkpoint:
-        trial_cut = options.complete_epochs(args, model, len(data.images("train")))
+        trial_cut = options.complete_epochs(args, model, len(data.entries("train")))
     device = pick_device(args.device)
     batches, valid_batches = make_loaders(args, data, device)
     options.complete_precision(args, device)

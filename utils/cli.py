@@ -5,6 +5,7 @@ import io
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -145,6 +146,8 @@ def run(parser: argparse.ArgumentParser, main: Callable[[Any], None]) -> None:
     the status of its signal.
     """
     _replace_closed_streams()
+    # They name no image and come back at every reading; what is wrong with an image the check of the data says.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     args = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -327,6 +327,19 @@ def test_an_image_is_decoded_again_only_when_it_changed(project, decoded):
     assert decoded == ["train_3.png"] * 2
 
 
+def test_what_was_wrong_with_the_machine_is_not_remembered(project, decoded, monkeypatch):
+    def refused(path):
+        raise InputError(f"{path}: cannot be read as an image: Permission denied") from PermissionError(13, "no")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(check_module, "decode_strictly", refused)
+        with pytest.raises(InputError, match="Permission denied"):
+            check()
+    decoded.clear()
+    check()
+    assert len(decoded) == 6
+
+
 def test_labels_are_read_again_each_time(project, decoded):
     check()
     decoded.clear()

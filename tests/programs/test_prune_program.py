@@ -273,6 +273,16 @@ def test_the_fit_needs_training_images(project):
         run("--percent", "0.5", "--force", "--reconstruct")
 
 
+def test_the_fit_leaves_out_bad_images_where_that_is_asked_for(project):
+    Path("data/images/train_0.png").unlink()
+    Path("data/images/train_1.png").write_bytes(Path("data/images/train_1.png").read_bytes()[:100])
+    words = ("--percent", "0.5", "--force", "--reconstruct")
+    with pytest.raises(InputError, match=r"train_0\.png"):
+        run(*words)
+    run(*words, "--skip_bad")
+    assert Path("checkpoints/prune_yolov3_ckpt.pth").exists()
+
+
 def test_the_coupling_can_be_printed_without_weights(project, capsys):
     run("--show_coupling", "--weights_path", "nowhere.pth", "--model_def", "config/yolov3-hand.cfg")
     printed = capsys.readouterr().out

@@ -241,6 +241,22 @@ def test_options_of_the_penalty_that_contradict_each_other_are_refused(project, 
         run(train, *options, *FAST)
 
 
+def test_a_cut_needs_only_the_images_that_can_be_used(project, no_plots):
+    Path("data/images/train_0.png").unlink()
+    words = ("-sr", "--epochs", "2", "--batch_size", "4", "--n_cpu", "0")
+    with pytest.raises(InputError, match=r"train_0\.png.*--skip_bad"):
+        run(train, *words)
+    run(train, *words, "--skip_bad")
+    assert Path("checkpoints/yolov3_ckpt.pth").exists()
+
+
+def test_where_one_list_trains_and_validates_both_are_cached(project, no_plots, capsys):
+    config = Path("config/oxfordhand.data")
+    config.write_text(config.read_text().replace("valid.txt", "train.txt"))
+    run(train, "--epochs", "1", "--cache", "ram", *FAST)
+    assert "--cache ram: 12 of 12 images" in capsys.readouterr().out
+
+
 def test_a_cut_that_fails_names_what_was_trained_until_then(project, no_plots, monkeypatch):
     def fail(trainer, images):
         raise InputError("at most 2% of the MACs cannot be reached")

@@ -34,7 +34,8 @@ from utils.files import write_text
 MAX_SHOWN = 10  # problems, changed boxes or images in two lists that are printed
 MANY_CHANGED = 0.01  # share of changed boxes from which on there is a warning
 # The cache of another version is not used: it may read other images, and does not hold the same.
-READER = f"Pillow {PIL.__version__}, 8 bits, digests, PPM"
+READER = f"Pillow {PIL.__version__}, 8 bits, digests, PPM, lasting problems"
+NEVER = -1  # the time of change of a file that is to be decoded again in any case
 
 
 class Decoded(NamedTuple):
@@ -192,13 +193,20 @@ def decode_entry(entry: ListEntry, cache: Mapping[str, Decoded]) -> Decoded | No
 
 def decode(path: Path, status: os.stat_result) -> Decoded:
     """Decode an image and record the result, without the pixels."""
-    traits, problem, digest = ImageTraits(False, False), None, ""
+    traits, problem, digest, changed = ImageTraits(False, False), None, "", status.st_mtime_ns
     try:
         pixels, traits = decode_strictly(path)
         digest = pixel_digest(pixels)
     except InputError as error:
         problem = str(error).removeprefix(f"{path}: ")
-    return Decoded(status.st_size, status.st_mtime_ns, *traits, problem, digest)
+        if is_passing(error.__cause__):
+            changed = NEVER
+    return Decoded(status.st_size, changed, *traits, problem, digest)
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an image could not be read because of the machine, such as its permissions, and not of its bytes."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
 
 
 def pixel_digest(pixels: np.ndarray) -> str:

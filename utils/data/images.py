@@ -255,6 +255,8 @@ def _opened(path: str | Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
     """Open an image file; whatever fails while it is open becomes an InputError."""
     try:
         with open(path, "rb") as file:
+            file.read(1)  # fills the buffer: threads wait for each other below, and should not for a disk
+            file.seek(0)
             with _WARNING_FILTERS, warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 opened = Image.open(file)
@@ -335,12 +337,24 @@ def batches_of_one(paths: Sequence[Path], img_size: AnySize) -> Iterator[Tensor]
         yield to_device(letterboxed(read_image(path), img_size)[None], torch.device("cpu"))
 
 
-def some_images(paths: Sequence[Path], count: int, img_size: AnySize) -> Tensor:
+def some_images(paths: Sequence[Path], count: int, img_size: AnySize, skip_bad: bool = False) -> Tensor:
     """At most ``count`` of the images, at equal distances, letterboxed: (B, 3, H, W), float RGB in [0, 1].
 
     Raises:
-        InputError: there is none, or one of them cannot be read.
+        InputError: there is none, or one of them cannot be read; with ``skip_bad`` these are left out.
     """
-    if not paths:
-        raise InputError("there are no images")
-    return torch.cat(list(batches_of_one(spread(paths, count), img_size)))
+    chosen = spread(paths, count)
+    if skip_bad:
+        chosen = [path for path in chosen if can_be_read(path)]
+    if not chosen:
+        raise InputError("there are no images that can be read" if paths else "there are no images")
+    return torch.cat(list(batches_of_one(chosen, img_size)))
+
+
+def can_be_read(path: Path) -> bool:
+    """Whether there is an image that can be decoded."""
+    try:
+        read_image(path)
+    except InputError:
+        return False
+    return True

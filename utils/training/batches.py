@@ -1,7 +1,7 @@
 """The batches of a run: augmented training images, shuffled in each epoch, and validation images."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ def make_loaders(args: argparse.Namespace, data: DataConfig, device: torch.devic
     print(summary(checked))
     train = DetectionDataset(checked["train"].images, checked["train"].labels, args.img_size, augmentation, args.seed)
     valid = DetectionDataset(checked["valid"].images, checked["valid"].labels, args.img_size)
-    fill_caches(args.cache, {data.list_path("train"): train, data.list_path("valid"): valid})
+    fill_caches(args.cache, [(data.list_path("train"), train), (data.list_path("valid"), valid)])
     rank, world = distributed.rank(), distributed.world()
     sampler = EpochSampler(len(train), args.seed, args.batch_size, rank, world)
     local = Subset(valid, distributed.share(len(valid), rank, world))
@@ -43,15 +43,15 @@ def make_loaders(args: argparse.Namespace, data: DataConfig, device: torch.devic
     return batches, loader(local, batch_size, args.n_cpu, device=device)
 
 
-def fill_caches(kind: str, datasets: Mapping[Path, DetectionDataset]) -> None:
-    """Keep the images of data sets, by the paths of their lists, as ``kind`` of KINDS says; print how many."""
+def fill_caches(kind: str, datasets: Sequence[tuple[Path, DetectionDataset]]) -> None:
+    """Keep the images of data sets, each behind the path of its list, as ``kind`` of KINDS says; print how many."""
     if kind == "none":
         return
     most = free = distributed.from_main(budget)
-    for path, dataset in datasets.items():
+    for path, dataset in datasets:
         dataset.fill_cache(kind, hidden_beside(path, "cache"), free)
         free -= dataset.cache.nbytes if dataset.cache else 0
-    images = sum(len(dataset) for dataset in datasets.values())
-    kept = sum(len(dataset.cache or ()) for dataset in datasets.values())
+    images = sum(len(dataset) for _, dataset in datasets)
+    kept = sum(len(dataset.cache or ()) for _, dataset in datasets)
     left_out = f"; the others do not fit into {most / 1e9:.2f} GB, half of the free memory" if kept < images else ""
     print(f"--cache {kind}: {kept} of {images} images, {(most - free) / 1e9:.2f} GB{left_out}")

@@ -78,4 +78,6 @@ def test_where_all_images_are_alike_the_images_are_split_with_a_warning():
 
 def test_a_large_group_trains_and_something_validates():
     hashes = [0] * 9 + [difference_hash(noise(1))]
-    assert split(hashes, 0.5)[0].tolist() == [False] * 9 + [True]
+    validates, note = split(hashes, 0.5)
+    assert validates.tolist() == [False] * 9 + [True]
+    assert note.endswith("; warning: only 1 images validate, not 5: the groups of the others are too large")

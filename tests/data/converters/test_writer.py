@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.data.converters.scene import add_hands, convert, tree, upright
+from utils.data.converters.writer import unique_name
 from utils.errors import InputError
 
 
@@ -84,3 +85,10 @@ def test_split_without_images(oxford, tmp_path):
         path.unlink()
     with pytest.raises(InputError, match="valid split has no images"):
         convert("--source", oxford, "--output", tmp_path / "out")
+
+
+def test_names_are_numbered_where_they_are_used():
+    used = {}
+    sources = ["a.jpg", "a.jpg", "A.jpg", "a_3.jpg", "a.jpg"]
+    names = ["a.jpg", "a_2.jpg", "A_3.jpg", "a_3_2.jpg", "a_4.jpg"]
+    assert [unique_name(Path(source), used) for source in sources] == names

@@ -45,11 +45,15 @@ class Split:
             note += f"; {len(paths)} images are {count} groups of near-duplicates, which stay together"
         sizes = np.bincount(groups)
         expected = min(max(round((1 - self.share) * len(paths)), 1), len(paths) - 1)
-        validates = np.zeros(count, bool)
+        validates, total = np.zeros(count, bool), 0
         for group in np.random.default_rng(self.seed).permutation(count):
-            validates[group] = sizes[validates].sum() + sizes[group] <= expected
-        if not validates.any():
+            if total + sizes[group] <= expected:
+                validates[group] = True
+                total += sizes[group]
+        if not total:
             validates[sizes.argmin()] = True
+        if (total := sizes[validates].sum()) < expected / 2:
+            note += f"; warning: only {total} images validate, not {expected}: the groups of the others are too large"
         return validates[groups], note
 
 

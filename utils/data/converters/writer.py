@@ -247,7 +247,7 @@ def convert_splits(
     splits: Mapping[str, Sequence[Sample]], decoded: Mapping[Path, Decoded], names: list[str]
 ) -> dict[str, list[ConvertedImage]]:
     """Convert the samples of all splits. An image in two splits, with the same labels, is one file in two lists."""
-    used_stems: set[str] = set()
+    used_stems: dict[str, int] = {}
     copies: dict[tuple[Path, str], str] = {}
     converted: dict[str, list[ConvertedImage]] = {}
     for split, samples in splits.items():
@@ -306,11 +306,18 @@ def normalised(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np
     return shares, np.all(shares[:, 2:] > 0, axis=1)
 
 
-def unique_name(source: Path, used_stems: set[str]) -> str:
-    """A file name for the copy of ``source``: its own, numbered where its stem is used. Adds it to ``used_stems``."""
-    stems = chain([source.stem], (f"{source.stem}_{number}" for number in count(2)))
-    stem = next(stem for stem in stems if stem.lower() not in used_stems)
-    used_stems.add(stem.lower())  # for some file systems a.jpg and A.jpg are the same file
+def unique_name(source: Path, used_stems: dict[str, int]) -> str:
+    """A file name for the copy of ``source``: its own, numbered where its stem is used.
+
+    ``used_stems`` has for each stem the number to try next; the stem of the copy is added.
+    """
+    stem = source.stem
+    key = stem.lower()  # for some file systems a.jpg and A.jpg are the same file
+    if key in used_stems:
+        number = next(n for n in count(used_stems[key]) if f"{key}_{n}" not in used_stems)
+        used_stems[key] = number + 1
+        stem = f"{stem}_{number}"
+    used_stems.setdefault(stem.lower(), 2)
     return stem + source.suffix
 
 
