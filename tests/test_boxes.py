@@ -235,6 +235,12 @@ def test_suppression_in_few_calls_keeps_what_groups_keep_one_by_one_whatever_wil
     assert torch.equal(keep, one_by_one)
 
 
+def test_suppression_in_few_calls_keeps_groups_apart_where_boxes_pass_the_upper_left_corner():
+    xyxy = torch.tensor([[356.0, 356, 416, 416], [-59, -59, 60, 60]])
+    keep = _suppress_at_once(xyxy, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), 0.1, classes=2)
+    assert keep.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(("side", "stay"), [(3000, "more"), (120, "fewer")])
 def test_looking_at_the_best_first_keeps_what_suppression_of_everything_keeps(side, stay):
     random = torch.Generator().manual_seed(3)

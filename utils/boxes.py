@@ -187,13 +187,14 @@ def _suppress(boxes: Tensor, scores: Tensor, nms_thres: float) -> Tensor:
 def _suppress_at_once(xyxy: Tensor, score: Tensor, group: Tensor, nms_thres: float, classes: int) -> Tensor:
     """The same as :func:`_suppress_by_group` in few calls, for a GPU, where a call costs more than its work.
 
-    torchvision separates groups by shifting each by a multiple of the largest coordinate. Float64 and clipped
-    coordinates keep the precision of the boxes in spite of that.
+    torchvision separates groups by shifting each by a multiple of the largest coordinate, so that none may be negative.
+    Float64 and clipped coordinates keep the precision of the boxes in spite of that.
     """
     counts = [len(score)] if len(score) <= AT_ONCE else (group // classes).bincount().tolist()
     offset, parts = 0, []
     for boxes, scores, groups in zip(xyxy.split(counts), score.split(counts), group.split(counts), strict=True):
-        of_part = batched_nms(boxes.double().clamp(-FARTHEST, FARTHEST), scores.double(), groups, nms_thres)
+        clipped = boxes.double().clamp(-FARTHEST, FARTHEST) + FARTHEST
+        of_part = batched_nms(clipped, scores.double(), groups, nms_thres)
         parts.append(offset + of_part)
         offset += len(boxes)
     return torch.cat(parts)

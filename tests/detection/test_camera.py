@@ -191,6 +191,10 @@ def test_a_url_is_named_without_its_password(url):
     assert host_name(url) == "cam.local"
 
 
+def test_a_url_that_may_end_in_a_password_is_named_by_its_scheme():
+    assert safe_url("rtsp://admin:12345?x@cam.local:554/live") == "rtsp://..."
+
+
 def test_hosts_of_every_form_are_file_names():
     assert host_name("rtsp://[fe80::1]:554/a") == "fe80_1"
     assert host_name("rtsp:///../../etc") == "stream"

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,6 +173,7 @@ WAYS = {
     "a wrapper": lambda w: {f"model.{name}": tensor for name, tensor in w.items()},
     "thop": _counted,
     "entry model": lambda w: {"epoch": 3, "best_fitness": 0.1, "model": _ultralytics(w), "optimizer": None},
+    "NumPy": lambda w: {"best_fitness": np.array([0.1]), "map": np.float64(0.1), "model": _ultralytics(w)},
     "entry state_dict": lambda w: {"state_dict": w},
     "entry ema": lambda w: {"ema": w, "model": {name: torch.zeros_like(tensor) for name, tensor in w.items()}},
     "without counts": lambda w: {n: t for n, t in _ultralytics(w).items() if not n.endswith("num_batches_tracked")},

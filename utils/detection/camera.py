@@ -47,7 +47,9 @@ def is_url(source: str) -> bool:
 def safe_url(url: str) -> str:
     """The scheme, host and port of a URL. User names and passwords can stand in any other part of it."""
     scheme, _, remaining = url.partition("://")
-    host = HOST.match(remaining.partition("?")[0].rpartition("@")[2])
+    before_path = remaining.partition("/")[0]
+    is_unclear = "?" in before_path and "@" in before_path  # where the password ends, if it is one
+    host = None if is_unclear else HOST.match(remaining.partition("?")[0].rpartition("@")[2])
     return f"{scheme}://{host[0] if host else '...'}"
 
 

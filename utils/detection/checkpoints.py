@@ -17,7 +17,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy._core import multiarray
 from torch import Tensor
 
 from models import Darknet
@@ -55,7 +57,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if Path(path).suffix.lower() == ".safetensors":
         return {"model": _read_safetensors(path)}
     try:
-        with warnings.catch_warnings(action="ignore"):  # about the pickle protocols of other programs' files
+        with (
+            warnings.catch_warnings(action="ignore"),  # about the pickle protocols of other programs' files
+            torch.serialization.safe_globals(_numpy_values()),
+        ):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such weights file") from None
@@ -73,6 +78,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if state is None:
         raise InputError(f"{path}: neither a checkpoint nor a state dict")
     return {"model": state}
+
+
+def _numpy_values() -> list[Any]:
+    """What a pickle needs for NumPy's numbers and arrays of them, which other programs keep their metrics in."""
+    makers = [
+        (getattr(multiarray, maker), f"numpy.{core}.multiarray.{maker}")  # the name before and since NumPy 2
+        for core in ("core", "_core")
+        for maker in ("_reconstruct", "scalar")
+    ]
+    return [*makers, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
 
 
 def _read_safetensors(path: str | Path) -> Mapping[str, Tensor]:

@@ -2,8 +2,8 @@
 
 It holds ``cfg`` (the text), ``names`` (a list), ``img_size`` (the side of a square, or height and width with a space
 between them) and ``sha256`` (of the described files, by suffix); and for other programs ``heads``: of each head what
-it takes to decode its raw outputs. Our programs take that from the cfg. ``stride`` is a number of input pixels, or a
-list [x, y] where the two differ.
+it takes to decode its raw outputs. Our programs take that from the cfg. ``stride`` is a number of input pixels,
+whole where every convolution pads its input, or a list [x, y] where the two differ.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def describe(model: Darknet, names: list[str], img_size: AnySize, contents: dict
         "sha256": {suffix: hashlib.sha256(content).hexdigest() for suffix, content in contents.items()},
         "heads": [
             {
-                "stride": plain_stride(size.width // head.width, size.height // head.height),
+                "stride": plain_stride(size.width / head.width, size.height / head.height),
                 "anchors": head.anchors,
                 "classes": head.classes,
                 "scale_x_y": head.scale_x_y,
@@ -42,8 +42,9 @@ def describe(model: Darknet, names: list[str], img_size: AnySize, contents: dict
     return (json.dumps(description, indent=2) + "\n").encode()
 
 
-def plain_stride(x: int, y: int) -> int | list[int]:
-    """The input pixels from one cell of a head to the next, as the description has them."""
+def plain_stride(x: float, y: float) -> float | list[float]:
+    """The input pixels from one cell of a head to the next, as the description has them: whole where they can be."""
+    x, y = (int(stride) if stride == int(stride) else stride for stride in (x, y))
     return x if x == y else [x, y]
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Darknet
+from utils.boxes import check_nms
 from utils.detection.fusing import fuse
 from utils.detection.runtimes import ExportedModel
 from utils.devices import device_of, pick_device
@@ -47,8 +48,16 @@ class Inference(nn.Module):
 
 def on_device(model: Darknet | ExportedModel, device: str | None) -> Darknet | ExportedModel:
     """A Darknet, brought to the device that :func:`utils.devices.pick_device` gives; a file of another runtime stays
-    where it is."""
-    return model if isinstance(model, ExportedModel) else model.to(pick_device(device))
+    where it is.
+
+    Raises:
+        InputError: torchvision has no NMS for that device.
+    """
+    if isinstance(model, ExportedModel):
+        return model
+    place = pick_device(device)
+    check_nms(place)
+    return model.to(place)
 
 
 def for_inference(model: nn.Module, compiled: bool = False) -> nn.Module:

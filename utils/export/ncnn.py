@@ -71,10 +71,10 @@ def export_ncnn(model: Darknet, names: list[str], img_size: AnySize, half: bool 
     size = Size.of(img_size)
     shape = (1, model.spec.channels, *size)
     with tempfile.TemporaryDirectory() as folder:
-        with warnings.catch_warnings(action="ignore"):  # sizes become constants, which they are
+        with warnings.catch_warnings(action="ignore"):  # sizes become constants, which they are; pnnx reads TorchScript
             traced = torch.jit.trace(RawHeads(model), torch.zeros(shape), check_trace=False)
-        with atomic_writer(f"{folder}/network.pt") as file:
-            torch.jit.save(traced, file)
+            with atomic_writer(f"{folder}/network.pt") as file:
+                torch.jit.save(traced, file)
         command = [pnnx.EXEC_PATH, "network.pt", f"inputshape=[{','.join(map(str, shape))}]f32", f"fp16={int(half)}"]
         status = subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
         paths = [Path(folder) / f"network.ncnn{suffix}" for suffix in FILES]
