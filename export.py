@@ -372,13 +372,14 @@ def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Names
     paths = readable(find_images(args.image_folder))
     data = read_data_config(args.data_config) if args.data_config else None
     refuse_inputs([*paths, *(data.files if data else [])], [args.json])
+    validated = validation(model, img_size, args) if data else None  # what is wrong there shows before the work
     chosen = training_images(args) if data and data.train else paths
     calibration = batches_of_one(spread(chosen, args.calibration), img_size)
     deployed = deployments(model, names, img_size, calibration, args.batch_size)
     running = [deployment.model for deployment in deployed if deployment.model]
     times = forward_times(running, next(batches_of_one(paths, img_size)))
     gaps = differences(running, batches_of_one(paths, img_size))
-    scores = mean_aps(running, model, img_size, args) if args.data_config else [None] * len(running)
+    scores = [evaluate(network, *validated)[0].mAP if validated else None for network in running]
     measures = zip(times, gaps, scores, strict=True)
     rows = [
         runtime_row(deployment, *(next(measures) if deployment.model else (None, None, None)))
@@ -407,12 +408,6 @@ def readable(paths: Sequence[Path]) -> list[Path]:
             raise InputError(reason)
         print(f"warning: {len(problems)} of {len(paths)} images are left out: {reason}", file=sys.stderr)
     return [path for path in paths if path not in problems]
-
-
-def mean_aps(models: list[nn.Module], model: Darknet, img_size: Size, args: argparse.Namespace) -> list[float]:
-    """mAP@0.5 of each model on the validation images of --data_config."""
-    batches, names = validation(model, img_size, args)
-    return [evaluate(model, batches, names)[0].mAP for model in models]
 
 
 def validation(model: Darknet, img_size: Size, args: argparse.Namespace) -> tuple[DataLoader, list[str]]:

@@ -251,3 +251,16 @@ def test_statistics_of_one_value_are_refused_in_one_line():
     with pytest.raises(InputError, match=r"layer 10 \[convolutional\]: .*--batch_size of at least 2") as error:
         check_batch_norm(model, 32, 1)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_does_not_keep_the_order_of_layers_is_not_read_in_order(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = network("v3")
+    renamed = {
+        re.sub(r"module_list\.(\d+)", lambda found: f"{'abc'[int(found[1]) % 3]}.{found[1]}", name): tensor.contiguous()
+        for name, tensor in _ultralytics(state(model)).items()
+    }
+    path = tmp_path / "x.safetensors"
+    safetensors.save_file(renamed, path)
+    with pytest.raises(InputError, match=r"x\.safetensors: safetensors files do not keep the order of layers"):
+        load_weights(model, path)

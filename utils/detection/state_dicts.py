@@ -63,8 +63,8 @@ def _in_order(spec: NetworkSpec, state: Mapping[str, Tensor], path: str | Path) 
     for name, tensor in state.items():
         module, _, parameter = name.rpartition(".")
         modules.setdefault(module, {})[parameter] = tensor
-    norms = _sorted(name for name, tensors in modules.items() if "running_mean" in tensors)
-    convolutions = _sorted(name for name, tensors in modules.items() if _is_convolution(tensors))
+    norms = _sorted((name for name, tensors in modules.items() if "running_mean" in tensors), path)
+    convolutions = _sorted((name for name, tensors in modules.items() if _is_convolution(tensors)), path)
     normalised = [layer for layer in spec.convolutions if layer.batch_normalize]
     for names, layers, kind in ((convolutions, spec.convolutions, "convolutions"), (norms, normalised, "BatchNorms")):
         if len(names) != len(layers):
@@ -85,9 +85,18 @@ def _is_convolution(tensors: Mapping[str, Tensor]) -> bool:
     return "weight" in tensors and tensors["weight"].dim() == 4
 
 
-def _sorted(names: Iterable[str]) -> list[str]:
-    """Names by their numbers where these are all that differs, in the order of the file otherwise."""
+def _sorted(names: Iterable[str], path: str | Path) -> list[str]:
+    """Names by their numbers where these are all that differs, in the order of the file otherwise.
+
+    Raises:
+        InputError: neither says in which order the layers are.
+    """
     names = list(names)
-    if len({re.sub(r"\d+", "#", name) for name in names}) == 1:
+    if len({re.sub(r"\d+", "#", name) for name in names}) <= 1:
         names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    elif Path(path).suffix.lower() == ".safetensors":
+        raise InputError(
+            f"{path}: safetensors files do not keep the order of layers, and the names of these do not tell it: "
+            'save the weights by torch.save(model.state_dict(), "x.pth") in the program that made them'
+        )
     return names
