@@ -55,16 +55,17 @@ def test_coco(coco, capsys):
     assert (output / "labels/x.txt").read_text() == (
         "1 0.350000 0.350000 0.500000 0.500000\n0 0.050000 0.900000 0.100000 0.200000\n"
     )
-    assert (output / "labels/y.txt").read_text() == ""
+    assert not (output / "labels/y.txt").exists()  # it shows a crowd, so it is no background
     assert (output / "labels/x_2.txt").read_text() == "0 0.500000 0.500000 1.000000 1.000000\n"
-    assert (output / "train.txt").read_text() == "images/x.jpg\nimages/y.png\n"
+    assert (output / "train.txt").read_text() == "images/x.jpg\n"
     assert (output / "valid.txt").read_text() == "images/x_2.jpg\n"
     assert (output / "images/x_2.jpg").read_bytes() == (coco["folder"] / "valid/x.jpg").read_bytes()
     assert (output / "out.names").read_text() == "cat\ndog\n"
     assert (output / "out.data").read_text() == "classes=2\ntrain=train.txt\nvalid=valid.txt\nnames=out.names\n"
     printed = capsys.readouterr().out
-    assert row(printed, "train") == [2, 2, 1, 1, 1, 1, 1]
-    assert "train: left out 1 object(s): box around a crowd" in printed.splitlines()
+    assert row(printed, "train") == [1, 2, 1, 1, 0, 0, 1]
+    assert "left out 1 object(s): box around a crowd" in printed.splitlines()
+    assert "left out 1 image(s): none of its objects can be used" in printed.splitlines()
     assert row(printed, "valid") == [1, 1, 0, 0, 0, 0, 0]
 
 
@@ -310,6 +311,7 @@ def test_negative_category_ids_come_first(coco):
 
 
 def test_file_names_without_a_suffix_name_the_only_image_of_that_stem(coco):
+    coco["train"]["annotations"][3]["iscrowd"] = 0
     for image in coco["train"]["images"]:
         image["file_name"] = Path(image["file_name"]).stem
     assert (convert_coco(coco) / "train.txt").read_text() == "images/x.jpg\nimages/y.png\n"

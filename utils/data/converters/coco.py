@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.data.converters.layout import Images, base_name
 from utils.data.converters.rle import rle_box
-from utils.data.converters.samples import DataSet, LeftOut, Sample, finite_numbers, read_stated_size, shortened
+from utils.data.converters.samples import CROWD, DataSet, LeftOut, Sample, finite_numbers, read_stated_size, shortened
 from utils.data.images import IMAGE_SUFFIXES
 from utils.errors import InputError
 from utils.files import read_text
@@ -94,9 +94,6 @@ def read_coco(sources: dict[str, tuple[Path, Path]]) -> DataSet:
             "where they are around single objects, set iscrowd to 0"
         )
     return DataSet(splits, names, [item for file in files.values() for item in file.left_out], notes)
-
-
-CROWD = "box around a crowd"
 
 
 def load_instances(path: Path, folder: Path) -> CocoFile:

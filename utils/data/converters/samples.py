@@ -8,6 +8,8 @@ import numpy as np
 
 from utils.errors import InputError
 
+CROWD = "box around a crowd"
+
 
 @dataclass(frozen=True)
 class LeftOut:

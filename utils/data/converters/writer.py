@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.converters.report import format_counts, format_left_out
-from utils.data.converters.samples import DataSet, LeftOut, Sample
+from utils.data.converters.samples import CROWD, DataSet, LeftOut, Sample
 from utils.data.converters.split import Split, difference_hash
 from utils.data.converters.stated_size import fit_boxes
 from utils.data.images import read_image
@@ -150,7 +150,7 @@ def is_usable(sample: Sample, size: tuple[int, int], left_out: list[LeftOut]) ->
     if sample.classes and not normalised(sample.boxes, size)[1].any():
         problem = f"{sample.annotation}: no box has an area inside {sample.source}"
         objects.append(LeftOut("object", "no area", problem))
-    elif sample.classes or not any(item.problem for item in objects):
+    elif sample.classes or not any(item.problem or item.reason == CROWD for item in objects):
         return True
     left_out += [*objects, LeftOut("image", "none of its objects can be used")]
     return False
