@@ -6,9 +6,8 @@ python export.py --weights_path checkpoints/prune_yolov3_ckpt.pth --to onnx
 import argparse
 import hashlib
 import json
-import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
@@ -25,7 +24,7 @@ from utils.darknet.weights import write_darknet_weights
 from utils.data.check import check_data
 from utils.data.data_config import read_data_config
 from utils.data.datasets import DetectionDataset
-from utils.data.images import batches_of_one, find_images, read_image, spread
+from utils.data.images import batches_of_one, find_images, readable, spread
 from utils.detection.checkpoints import load_darknet, write_checkpoint
 from utils.detection.description import describe
 from utils.detection.evaluate import evaluate, validation_batches
@@ -392,22 +391,6 @@ def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Names
     )
     if args.json:
         write_json(args.json, [without_infinities(row) for row in rows])
-
-
-def readable(paths: Sequence[Path]) -> list[Path]:
-    """Those of the images that can be read; a warning names the first other one."""
-    problems = {}
-    for path in tqdm(paths, "reading", unit="image", leave=False):
-        try:
-            read_image(path)
-        except InputError as error:
-            problems[path] = str(error)
-    if problems:
-        reason = next(iter(problems.values()))
-        if len(problems) == len(paths):
-            raise InputError(reason)
-        print(f"warning: {len(problems)} of {len(paths)} images are left out: {reason}", file=sys.stderr)
-    return [path for path in paths if path not in problems]
 
 
 def validation(model: Darknet, img_size: Size, args: argparse.Namespace) -> tuple[DataLoader, list[str]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from models import Darknet
 from utils.cli import ArgumentParser, add_size_option, number, output_file, run
 from utils.data.data_config import read_data_config
-from utils.data.images import some_images
+from utils.data.images import readable, some_images, spread
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
@@ -331,8 +331,11 @@ def images_for(bench: Bench, args: argparse.Namespace) -> Tensor:
         InputError: there is none, or one of them cannot be read; with --skip_bad only where none can.
     """
     data, count = read_data_config(args.data_config), min(IMAGES, 8 * args.batch_size)
-    paths = [entry.path for entry in data.entries("train")] if args.skip_bad else data.images("train")
-    return some_images(paths, count, bench.img_size, args.skip_bad).to(bench.image.device)
+    if args.skip_bad:
+        paths = readable(spread([entry.path for entry in data.entries("train")], count))
+    else:
+        paths = data.images("train")
+    return some_images(paths, count, bench.img_size).to(bench.image.device)
 
 
 def latency_for(model: Darknet, bench: Bench, args: argparse.Namespace) -> Latency | None:

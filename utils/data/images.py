@@ -8,6 +8,7 @@ import glob
 import math
 import os
 import struct
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from utils.boxes import Letterbox
 from utils.darknet.spec import NetworkSpec
@@ -337,24 +339,32 @@ def batches_of_one(paths: Sequence[Path], img_size: AnySize) -> Iterator[Tensor]
         yield to_device(letterboxed(read_image(path), img_size)[None], torch.device("cpu"))
 
 
-def some_images(paths: Sequence[Path], count: int, img_size: AnySize, skip_bad: bool = False) -> Tensor:
+def some_images(paths: Sequence[Path], count: int, img_size: AnySize) -> Tensor:
     """At most ``count`` of the images, at equal distances, letterboxed: (B, 3, H, W), float RGB in [0, 1].
 
     Raises:
-        InputError: there is none, or one of them cannot be read; with ``skip_bad`` these are left out.
+        InputError: there is none, or one of them cannot be read.
     """
-    chosen = spread(paths, count)
-    if skip_bad:
-        chosen = [path for path in chosen if can_be_read(path)]
-    if not chosen:
-        raise InputError("there are no images that can be read" if paths else "there are no images")
-    return torch.cat(list(batches_of_one(chosen, img_size)))
+    if not paths:
+        raise InputError("there are no images")
+    return torch.cat(list(batches_of_one(spread(paths, count), img_size)))
 
 
-def can_be_read(path: Path) -> bool:
-    """Whether there is an image that can be decoded."""
-    try:
-        read_image(path)
-    except InputError:
-        return False
-    return True
+def readable(paths: Sequence[Path]) -> list[Path]:
+    """Those of the images that can be read; a warning names the first other one.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    problems = {}
+    for path in tqdm(paths, "reading", unit="image", leave=False):
+        try:
+            read_image(path)
+        except InputError as error:
+            problems[path] = str(error)
+    if problems:
+        reason = next(iter(problems.values()))
+        if len(problems) == len(paths):
+            raise InputError(reason)
+        print(f"warning: {len(problems)} of {len(paths)} images are left out: {reason}", file=sys.stderr)
+    return [path for path in paths if path not in problems]
