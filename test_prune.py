@@ -16,6 +16,7 @@ from utils.data.images import readable, some_images, spread
 from utils.detection.checkpoints import load_darknet
 from utils.detection.complexity import count_parameters
 from utils.detection.evaluate import validation_batches
+from utils.detection.inference import on_device
 from utils.detection.options import (
     add_check_options,
     add_device_option,
@@ -23,7 +24,7 @@ from utils.detection.options import (
     label_rules,
     network_size,
 )
-from utils.devices import device_of, pick_device
+from utils.devices import device_of
 from utils.errors import InputError
 from utils.files import refuse_folder, refuse_inputs, write_json
 from utils.kept_rows import KeptRows, measured_network
@@ -317,7 +318,7 @@ def bench_for(model: Darknet, metadata: dict[str, Any], args: argparse.Namespace
     img_size = network_size(model, args.img_size or metadata.get("img_size"))
     data = read_data_config(args.data_config)
     refuse_inputs(data.files, [args.json])
-    model.to(pick_device(args.device)).eval()
+    on_device(model, args.device).eval()
     batches, _ = validation_batches(
         model, data, img_size, args.batch_size, args.n_cpu, args.skip_bad, label_rules(args)
     )

@@ -51,8 +51,8 @@ class Split:
                 validates[group] = True
                 total += sizes[group]
         if not total:
-            validates[sizes.argmin()] = True
-        if (total := sizes[validates].sum()) < expected / 2:
+            validates[sizes.argmin()], total = True, sizes.min()
+        if total < expected / 2:
             note += f"; warning: only {total} images validate, not {expected}: the groups of the others are too large"
         return validates[groups], note
 
