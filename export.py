@@ -39,7 +39,7 @@ from utils.detection.options import (
     network_size,
 )
 from utils.detection.runtimes import OnnxModel, OpenVinoModel
-from utils.devices import pick_device
+from utils.devices import require_gpu
 from utils.errors import InputError
 from utils.export.comparison import MIN_SCORE, differences, runtime_row, runtimes_table, without_infinities
 from utils.export.deployment import deployments
@@ -266,7 +266,7 @@ def engine_contents(model: Darknet, names: list[str], img_size: Size, args: argp
     """The contents of a TensorRT engine and its description by suffix, from the proven graph in float16 or 8 bits."""
     int8, shapes = bool(args.int8), input_shapes(img_size, args.batch_size)
     require_tensorrt(str(output_path(args).with_suffix(".onnx")), shapes, int8)
-    pick_device("cuda")  # without one, TensorRT ends in a traceback
+    require_gpu("--to engine")  # without one, TensorRT ends in a traceback
     proto = proven_graph(model, names, img_size, dynamic_size=False, half=True)
     engine = build_engine(to_int8(proto, "tensorrt", model, img_size, args) if int8 else proto, shapes)
     contents = {".engine": engine, ".json": describe(model, names, img_size, {".engine": engine})}
@@ -372,7 +372,7 @@ def check(model: Darknet, names: list[str], img_size: Size, args: argparse.Names
     data = read_data_config(args.data_config) if args.data_config else None
     refuse_inputs([*paths, *(data.files if data else [])], [args.json])
     validated = validation(model, img_size, args) if data else None  # what is wrong there shows before the work
-    chosen = training_images(args) if data and data.train else paths
+    chosen = training_images(args) if data and (data.train or "train" in data.missing) else paths
     calibration = batches_of_one(spread(chosen, args.calibration), img_size)
     deployed = deployments(model, names, img_size, calibration, args.batch_size)
     running = [deployment.model for deployment in deployed if deployment.model]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 if not __package__:  # run as `python config/cluster_anchors.py`: the repository root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,6 +30,7 @@ from utils.sizes import AnySize, Size
 
 RESTARTS = 10  # runs of k-means, of which the best counts
 MAX_UPDATES = 300  # of the anchors in one run
+MAX_BOXES = 20_000  # that k-means looks at: with all of 100,000 the mean best IoU differed by 0.0003
 
 
 def box_sizes(images: Sequence[Path], labels: Sequence[np.ndarray], img_size: AnySize) -> np.ndarray:
@@ -41,7 +43,8 @@ def box_sizes(images: Sequence[Path], labels: Sequence[np.ndarray], img_size: An
     """
     input_sides = np.array(Size.of(img_size)[::-1], dtype=np.float64)
     sizes = [np.empty((0, 2))]
-    for image, boxes_of_image in zip(images, labels, strict=True):
+    bar = tqdm(images, "sizes of images", unit="image", leave=False)
+    for image, boxes_of_image in zip(bar, labels, strict=True):
         if len(boxes_of_image):
             image_sides = np.array(image_size(image), dtype=np.float64)
             sizes.append(boxes_of_image[:, 3:5] * image_sides * (input_sides / image_sides).min())
@@ -78,7 +81,7 @@ def k_means(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 
 
 def cluster(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """The best of RESTARTS runs of k-means over box sizes (N, 2), by mean best IoU.
+    """The best of RESTARTS runs of k-means over box sizes (N, 2), or MAX_BOXES of them, by mean best IoU.
 
     Returns:
         ``count`` anchors (A, 2) in whole pixels, at least 1, sorted by area, then width.
@@ -86,11 +89,14 @@ def cluster(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     Raises:
         InputError: there are fewer different box sizes than anchors.
     """
+    rng = np.random.default_rng(seed)
+    if len(sizes) > MAX_BOXES:
+        sizes = rng.choice(sizes, MAX_BOXES, replace=False)
     different = len(np.unique(sizes, axis=0))
     if different < count:
         raise InputError(f"--anchors {count}: there are only {different} different box sizes; give at most as many")
-    rng = np.random.default_rng(seed)
-    runs = [k_means(sizes, spread_start(sizes, count, rng)) for _ in range(RESTARTS)]
+    bar = tqdm(range(RESTARTS), "k-means", leave=False)
+    runs = [k_means(sizes, spread_start(sizes, count, rng)) for _ in bar]
     whole = [anchors.round().clip(min=1) for anchors in runs]
     best = max(whole, key=lambda anchors: size_iou(sizes, anchors).max(axis=1).mean())
     return best[np.lexsort((best[:, 0], best.prod(axis=1)))]

@@ -18,6 +18,7 @@ from utils.devices import (
     missing_operations,
     nvidia_driver,
     pick_device,
+    require_gpu,
     smaller_batch,
 )
 from utils.errors import InputError
@@ -100,6 +101,8 @@ def test_a_machine_without_a_gpu_computes_on_the_cpu_but_not_for_cuda(visible):
     assert pick_device(None, find_driver=none, find_gaps=lambda device: ["nms"]).type == "cpu"
     with pytest.raises(InputError, match="--device cuda: no NVIDIA GPU or driver is here"):
         pick_device("cuda", find_driver=none)
+    with pytest.raises(InputError, match=r"^an engine needs one: no NVIDIA GPU or driver is here$"):
+        require_gpu("an engine needs one", find_driver=none)
 
 
 @NO_CUDA

@@ -63,14 +63,7 @@ def pick_device(
 def _cuda(name: str, find_driver: Callable[[], str | None]) -> torch.device:
     """A GPU by the name ``cuda`` or ``cuda:N``, which becomes this process's current one."""
     device = torch.device(name)
-    if not _has_cuda():
-        if _hides_gpus():
-            raise InputError(f"--device {name}: CUDA_VISIBLE_DEVICES hides all GPUs")
-        driver = find_driver()
-        if driver is None:
-            raise InputError(f"--device {name}: no NVIDIA GPU or driver is here; --device cpu needs none")
-        reason = explain_no_cuda(driver, torch.__version__, torch.version.cuda, cuda_error())
-        raise InputError(f"--device {name}: {reason}{ON_THE_CPU}")
+    require_gpu(f"--device {name}", find_driver, ON_THE_CPU)
     if device.index is not None:
         count = torch.cuda.device_count()
         if device.index >= count:
@@ -80,6 +73,29 @@ def _cuda(name: str, find_driver: Callable[[], str | None]) -> torch.device:
             raise InputError(f"--device {name}: torchrun gives each process a GPU of its own: leave --device out")
         torch.cuda.set_device(device)
     return device
+
+
+def require_gpu(what: str, find_driver: Callable[[], str | None] | None = None, advice: str = "") -> None:
+    """Check that PyTorch can use an NVIDIA GPU.
+
+    Args:
+        what: what needs one; the message begins with it.
+        find_driver: see :func:`nvidia_driver`, the default.
+        advice: the end of the message.
+
+    Raises:
+        InputError: it cannot; the message says why, and what to install.
+    """
+    if _has_cuda():
+        return
+    driver = None if _hides_gpus() else (find_driver or nvidia_driver)()
+    if _hides_gpus():
+        reason = "CUDA_VISIBLE_DEVICES hides all GPUs"
+    elif driver is None:
+        reason = "no NVIDIA GPU or driver is here"
+    else:
+        reason = explain_no_cuda(driver, torch.__version__, torch.version.cuda, cuda_error())
+    raise InputError(f"{what}: {reason}{advice}")
 
 
 def _mps(find_gaps: Callable[[torch.device], list[str]]) -> torch.device:

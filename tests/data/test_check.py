@@ -132,6 +132,7 @@ def test_what_is_not_wrong_is_counted(project):
         "duplicate boxes": 2,
         "polygons": 1,
         "scores ignored": 0,
+        "keypoints ignored": 0,
         "lines with commas": 1,
         "duplicate images": 2,
         "images turned by EXIF": 1,

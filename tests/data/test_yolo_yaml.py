@@ -29,6 +29,7 @@ def read(folder, text):
         ("nc: 2\nnames:\n- cat\n- dog\n", ["cat", "dog"]),
         ("names:\n  1: dog\n  0: cat\n", ["cat", "dog"]),
         ("nc: 3\n", ["0", "1", "2"]),
+        ("names: !!python/object/apply:os.system [a]\n", ["a"]),
         ("names: [no, 1.0, null, ' a  b ']\n", ["no", "1.0", "null", "a b"]),
     ],
 )
@@ -77,7 +78,7 @@ def test_the_cache_of_a_folder_is_beside_it(tmp_path):
 
 def test_a_missing_folder_names_every_place(tmp_path):
     with pytest.raises(InputError) as caught:
-        read(tmp_path, "path: set\ntrain: ../train/images\n" + NAMES)
+        read(tmp_path, "path: set\ntrain: ../train/images\n" + NAMES).images("train")
     places = ("set/../train/images", "set/train/images", "train/images")
     assert all(str((tmp_path / place).resolve()) in str(caught.value) for place in places)
 
@@ -89,6 +90,24 @@ def test_a_missing_split_is_said_when_it_is_needed(tmp_path, val):
     assert len(config.images("train")) == 1
     with pytest.raises(InputError, match=r"data\.yaml: val is missing"):
         config.images("valid")
+
+
+def test_a_missing_folder_does_not_stop_who_needs_the_other_split(tmp_path):
+    image(tmp_path / "images/a.jpg")
+    config = read(tmp_path, "train: [nowhere, images]\nval: null\nvalid: images\n" + NAMES)
+    assert len(config.images("valid")) == 1
+    assert {path.name for path in config.files} == {"data.yaml", "images"}
+    with pytest.raises(InputError, match=r"data\.yaml: there is no nowhere"):
+        config.images("train")
+
+
+@pytest.mark.parametrize(("values", "point"), [(2, " .3 .4"), (3, " .3 .4 2")])
+def test_keypoints_behind_the_boxes_are_ignored_where_kpt_shape_says_so(tmp_path, values, point):
+    image(tmp_path / "images/a.jpg")
+    write(tmp_path / "labels/a.txt", "0 .5 .5 .2 .2" + point * 4 + "\n")
+    checked = check_data(read(tmp_path, f"train: images\nkpt_shape: [4, {values}]\n" + NAMES), "train")
+    assert checked.labels[0].tolist() == [pytest.approx([0, 0.5, 0.5, 0.2, 0.2])]
+    assert checked.counts["keypoints ignored"] == 1
 
 
 @pytest.mark.parametrize(
@@ -106,7 +125,8 @@ def test_a_missing_split_is_said_when_it_is_needed(tmp_path, val):
         ("names: [a, ' ']\n", "empty name"),
         ("names: [[a], b]\n", "list of texts"),
         ("names: a\ntrain: {a: b}\n", "train: should be a text or a list"),
-        ("names: !!python/object/apply:os.system [a]\ntrain: none\n", "there is no none"),
+        ("names: a\nkpt_shape: 17\n", "kpt_shape should be the number of keypoints"),
+        ("names: a\nkpt_shape: [17, 4]\n", "kpt_shape should be the number of keypoints"),
         ("a: &x [y]\nnames: *x\n", r"data\.yaml:2: aliases"),
         ("names: " + "[" * 5000 + "]" * 5000, "nesting"),
         ("names: " + "[" * 50 + "]" * 50, "deep nesting"),

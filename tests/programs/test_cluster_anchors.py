@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.cluster_anchors import box_sizes, cluster, fit, get_args_parser, k_means, main, size_iou
+from config.cluster_anchors import MAX_BOXES, box_sizes, cluster, fit, get_args_parser, k_means, main, size_iou
 from utils.data.check import check_data
 from utils.data.data_config import read_data_config
 from utils.errors import InputError
@@ -57,6 +57,11 @@ def test_cluster_finds_the_shapes_smallest_area_first(seed):
     anchors = cluster(sizes, 4, seed)
     assert anchors == pytest.approx(SHAPES, rel=0.06)
     assert (anchors == anchors.round()).all()
+
+
+def test_of_many_boxes_some_stand_for_all():
+    sizes = jittered(SHAPES, np.random.default_rng(0), each=MAX_BOXES // 2)
+    assert cluster(sizes, 4) == pytest.approx(SHAPES, rel=0.06)
 
 
 def test_small_boxes_count_as_much_as_large_ones():

@@ -326,7 +326,7 @@ def test_a_checkpoint_keeps_what_it_says_about_its_cut(project):
 
 def test_an_engine_without_a_gpu_is_one_line_before_the_work(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
-    with pytest.raises(InputError, match=r"^--device cuda: "):
+    with pytest.raises(InputError, match=r"^--to engine: "):
         run(export, "--to", "engine")
 
 

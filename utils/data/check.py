@@ -12,7 +12,7 @@ import zlib
 from collections import ChainMap, Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -101,13 +101,14 @@ def check_data(data: DataConfig, split: str, skip_bad: bool = False, rules: Labe
         data: the data set.
         split: which of its lists.
         skip_bad: leave out images that have a problem, instead of raising an error.
-        rules: how label lines are read.
+        rules: how label lines are read; whether they have keypoints, the data set says.
 
     Raises:
         InputError: an image has a problem; no image can be used, has a label file, or has a box; or the boxes are no
             normalised centres and sizes. The first problems are printed on stderr.
     """
     list_path = data.list_path(split)
+    rules = replace(rules, keypoints=data.keypoints)
     checked = check_images(data.entries(split), data.classes, list_path, rules)
     check_layout(checked, list_path)
     bad = [image for image in checked if image.problems]
@@ -236,6 +237,7 @@ def count(images: Sequence[CheckedImage]) -> dict[str, int]:
         "duplicate boxes": sum(label.repeated for label in labels),
         "polygons": sum(label.polygons for label in labels),
         "scores ignored": sum(label.scores for label in labels),
+        "keypoints ignored": sum(label.keypoints for label in labels),
         "lines with commas": sum(label.commas for label in labels),
         "duplicate images": len(images) - len({pixels.digest for pixels in decoded}),
         "images turned by EXIF": sum(pixels.turned for pixels in decoded),

@@ -39,6 +39,8 @@ class DataConfig:
         values: the paths as the file has them by key, for messages.
         parts: the folders and lists of a split by key, where there are several; ``train`` or ``valid`` is then a name
             for all of them.
+        missing: an error message by key for a split of which a part is not there.
+        keypoints: the numbers of keypoints that follow the box on each label line.
     """
 
     path: Path
@@ -48,6 +50,8 @@ class DataConfig:
     names: list[str]
     values: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    keypoints: int = 0
 
     @property
     def files(self) -> list[Path]:
@@ -63,6 +67,8 @@ class DataConfig:
         Raises:
             InputError: the file has none, or the list is missing.
         """
+        if split in self.missing:
+            raise InputError(self.missing[split])
         path = getattr(self, split)
         if path is None and self.path.suffix.lower() in SUFFIXES:
             key = {"train": "train", "valid": "val"}[split]
@@ -116,13 +122,21 @@ def read_data_config(path: str | Path) -> DataConfig:
 
 def _from_yaml(path: Path) -> DataConfig:
     content = read_data_yaml(path)
-    splits = {"train": content.train, "valid": content.valid}
-    parts = {split: paths for split, paths in splits.items() if len(paths) > 1}
-    train, valid = (
-        path.with_name(f"{path.name}.{split}") if split in parts else next(iter(paths), None)
-        for split, paths in splits.items()
+    parts = {split: paths for split, paths in content.splits.items() if len(paths) > 1}
+    lists = {
+        split: path.with_name(f"{path.name}.{split}") if split in parts else next(iter(paths), None)
+        for split, paths in content.splits.items()
+    }
+    return DataConfig(
+        path,
+        len(content.names),
+        lists["train"],
+        lists["valid"],
+        content.names,
+        parts=parts,
+        missing=content.missing,
+        keypoints=content.keypoints,
     )
-    return DataConfig(path, len(content.names), train, valid, content.names, parts=parts)
 
 
 def _read_class_names(text: str, origin: Path) -> list[str]:

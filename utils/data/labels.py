@@ -35,10 +35,12 @@ class LabelRules:
     Attributes:
         strict: a box that passes the border of the image by more than BORDER, or has no area, is an error.
         with_score: a number behind the box, a confidence, is read and ignored instead of being an error.
+        keypoints: so many numbers behind the box are its keypoints, and ignored.
     """
 
     strict: bool = False
     with_score: bool = False
+    keypoints: int = 0
 
 
 LENIENT = LabelRules()
@@ -156,6 +158,7 @@ class Labels:
         repeated: number of boxes that equal an earlier one.
         polygons: number of boxes that were written as polygons.
         scores: number of boxes whose confidence was ignored.
+        keypoints: number of boxes whose keypoints were ignored.
         commas: number of lines with commas or semicolons.
         changed: number of boxes that were dropped, or clipped by more than BORDER.
         notes: messages about the first of them, each with ``file:line``.
@@ -169,6 +172,7 @@ class Labels:
     repeated: int = 0
     polygons: int = 0
     scores: int = 0
+    keypoints: int = 0
     commas: int = 0
     changed: int = 0
     notes: Sequence[str] = ()
@@ -184,8 +188,9 @@ class Line(NamedTuple):
     label: float
     edges: tuple[float, float, float, float]
     values: tuple[float, float, float, float]
-    is_polygon: bool
-    has_score: bool
+    is_polygon: bool = False
+    has_score: bool = False
+    has_keypoints: bool = False
 
 
 def scan_labels(path: str | Path | None, classes: int, rules: LabelRules = LENIENT) -> Labels:
@@ -234,6 +239,7 @@ def scan_labels(path: str | Path | None, classes: int, rules: LabelRules = LENIE
         repeated=len(boxes) - len(set(map(tuple, boxes))),
         polygons=sum(line.is_polygon for line in lines),
         scores=sum(line.has_score for line in lines),
+        keypoints=sum(line.has_keypoints for line in lines),
         commas=commas,
         changed=changed,
         notes=notes,
@@ -279,13 +285,14 @@ def _numbers(words: Iterable[str]) -> list[float]:
 
 
 def _parse_label(words: list[str], classes: int, where: str, rules: LabelRules) -> Line:
-    has_score = rules.with_score and len(words) >= 6 and len(words) % 2 == 0
-    count = len(words) - has_score
+    has_keypoints = rules.keypoints > 0 and len(words) == 5 + rules.keypoints
+    has_score = rules.with_score and len(words) >= 6 and len(words) % 2 == 0 and not has_keypoints
+    count = 5 if has_keypoints else len(words) - has_score
     numbers = _numbers(words)
     if count >= 8 and _has_keypoints(numbers[1:count]):
         raise InputError(
             f"{where}: {count} values look like a box with keypoints, x y visibility each: a label line has the first "
-            "five: class cx cy w h"
+            "five, class cx cy w h, and a data.yaml with their kpt_shape has the others ignored"
         )
     if count != 5 and (count < 7 or count % 2 == 0):
         hint = "; the sixth is a confidence? --labels_with_score ignores it" if count == 6 else ""
@@ -305,7 +312,7 @@ def _parse_label(words: list[str], classes: int, where: str, rules: LabelRules) 
     if count == 5:
         cx, cy, w, h = values = (numbers[1], numbers[2], numbers[3], numbers[4])
         edges = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-        return Line(label, edges, values, False, has_score)
+        return Line(label, edges, values, False, has_score, has_keypoints)
     xs, ys = numbers[1:count:2], numbers[2:count:2]
     x1, y1, x2, y2 = edges = (min(xs), min(ys), max(xs), max(ys))
     return Line(label, edges, ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), True, has_score)

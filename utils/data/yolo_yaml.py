@@ -26,27 +26,33 @@ class DataYaml(NamedTuple):
 
     Attributes:
         names: the class names.
-        train, valid: folders or lists of images; empty where the file names none.
+        splits: for "train" and "valid" the folders or lists of images; empty where the file names none.
+        missing: an error message for a split of which the file names one that is not there.
+        keypoints: the numbers that follow the box on each label line.
     """
 
     names: list[str]
-    train: tuple[Path, ...]
-    valid: tuple[Path, ...]
+    splits: dict[str, tuple[Path, ...]]
+    missing: dict[str, str]
+    keypoints: int
 
 
 def read_data_yaml(path: Path) -> DataYaml:
     """Read a ``data.yaml``.
 
     Raises:
-        InputError: the file is missing, is no YAML of this kind, or leads to a folder or list that does not exist.
+        InputError: the file is missing, or is no YAML of this kind.
     """
     content = load_mapping(path)
-    names = read_class_names(content, path)
-    splits = {}
+    data = DataYaml(read_class_names(content, path), {}, {}, read_keypoints(content, path))
     for split, keys in SPLITS.items():
-        texts = next((as_texts(content[key], f"{path}: {key}") for key in keys if key in content), [])
-        splits[split] = tuple(resolve(text, content, path) for text in texts)
-    return DataYaml(names, splits["train"], splits["valid"])
+        named = (as_texts(content[key], f"{path}: {key}") for key in keys if key in content)
+        texts = next(filter(None, named), [])
+        try:
+            data.splits[split] = tuple(resolve(text, content, path) for text in texts)
+        except InputError as error:  # a program may need the other split alone
+            data.splits[split], data.missing[split] = (), str(error)
+    return data
 
 
 def load_mapping(path: Path) -> dict[str, object]:
@@ -94,6 +100,20 @@ def read_class_names(content: dict[str, object], path: Path) -> list[str]:
     if count is not None and count not in NULLS and count != str(len(texts)):
         raise InputError(f"{path}: nc is {str(count)[:20]}, but names has {len(texts)}")
     return texts
+
+
+def read_keypoints(content: dict[str, object], path: Path) -> int:
+    """The numbers of all keypoints of an object, by ``kpt_shape``: how many, and 2 or 3 numbers each; 0 without.
+
+    Raises:
+        InputError: it is something else.
+    """
+    shape = content.get("kpt_shape", "")
+    if shape in NULLS:
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and is_number(shape[0]) and shape[1] in ("2", "3")):
+        raise InputError(f"{path}: kpt_shape should be the number of keypoints and that of their values: [17, 3]")
+    return int(shape[0]) * int(shape[1])
 
 
 def is_number(text: object) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from utils.detection.description import read_description
 from utils.detection.runtimes import ExportedModel
-from utils.devices import pick_device
+from utils.devices import pick_device, require_gpu
 from utils.errors import InputError
 from utils.optional import optional
 
@@ -39,6 +39,7 @@ class TensorRtModel(ExportedModel):
         if device and not device.startswith("cuda"):
             raise InputError(f"--device {device}: {path} runs in TensorRT, on an NVIDIA GPU: give cuda")
         self.spec, self.metadata = read_description(Path(path), FILES, self.runtime)
+        require_gpu(f"{path} runs in TensorRT, on an NVIDIA GPU")
         self.device = pick_device(device or "cuda")
         # The engine needs the runtime, and the runtime the logger, as long as they live.
         self._logger = trt.Logger(trt.Logger.ERROR)

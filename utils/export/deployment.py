@@ -14,7 +14,7 @@ from utils.detection.fusing import fuse
 from utils.detection.inference import for_inference
 from utils.detection.ncnn import FILES
 from utils.detection.runtimes import OnnxModel, OpenCvModel, OpenVinoModel
-from utils.devices import pick_device
+from utils.devices import require_gpu
 from utils.errors import InputError
 from utils.export.ncnn import NcnnQuantizer, export_ncnn, load_contents, require_tools
 from utils.export.onnx import export_onnx
@@ -95,7 +95,7 @@ def deployments(
 
     def tensorrt(int8: bool) -> tuple[nn.Module, int]:
         optional("tensorrt")
-        pick_device("cuda")
+        require_gpu("an engine is built on the GPU that runs it")
         graph = export_onnx(model, names, img_size, dynamic_size=False, half=True)
         if int8:
             graph = quantize(graph, model.spec, calibration_images(), outputs=FORMS["tensorrt"].outputs)
