@@ -257,6 +257,12 @@ def test_a_detection_of_another_class_or_image_is_wrong():
 def test_classes_without_boxes_are_left_out_of_the_mean():
     found = measure([([(A, 0.9, 0), (B, 0.8, 1), (FAR, 0.7, 2)], [(0, A), (2, B)])], "abc")
     assert found.per_class == {"a": 1, "b": None, "c": 0}
+
+
+def test_classes_of_one_name_have_a_row_each():
+    box = (10, 10, 50, 50)
+    found = measure([([(box, 0.9, 0)], [(0, box), (2, box)])], names=["cell", "dirt", "cell"])
+    assert found.per_class == {"cell (0)": 1, "dirt": None, "cell (2)": 0}
     assert found.mAP == 0.5
     assert (found.precision, found.recall) == (0.5, 0.5)
 

@@ -1,5 +1,6 @@
 """Detection metrics: matching, average precision, and the confidence where F1 is best."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,7 +27,8 @@ class Metrics:
         mAP_50_95: mAP, averaged over the IoU thresholds 0.5, 0.55, ... 0.95.
         precision, recall, f1: means over the classes, at the score threshold with the best mean F1.
         confidence: that score threshold.
-        per_class: average precision of each class at ``iou_thres``, by name; None for a class without a box.
+        per_class: average precision of each class at ``iou_thres``, by name, and number where several have it; None
+            for a class without a box.
         images, boxes: the number of images and of ground-truth boxes.
     """
 
@@ -191,10 +193,15 @@ class DetectionMetrics:
             mAP=float(mean[-1]),
             mAP_50_95=float(mean[:-1].mean()),
             **_best_f1(-np.sort(-_joined(self._scores)), list(classes.values())),
-            per_class={name: float(ap[c][-1]) if c in ap else None for c, name in enumerate(self.names)},
+            per_class={name: float(ap[c][-1]) if c in ap else None for c, name in enumerate(self._unique_names())},
             images=len(self._truth),
             boxes=sum(map(len, self._truth)),
         )
+
+    def _unique_names(self) -> list[str]:
+        """The names, with its number behind a name that several classes have."""
+        uses = Counter(self.names)
+        return [name if uses[name] == 1 else f"{name} ({number})" for number, name in enumerate(self.names)]
 
     def by_class(self) -> Iterator[tuple[int, ClassMatches]]:
         """The number of each class that has a ground-truth box, and its detections.
