@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from models import Darknet
@@ -108,8 +108,12 @@ def choose_ratio(
     def pruned(ratio: float) -> Darknet:
         return pruner.at(ratio).pruned.model
 
+    @cache  # the searches for two shares meet at the same ratios
+    def spec(ratio: float) -> NetworkSpec:
+        return pruned(ratio).spec.at(img_size)
+
     def left(size: str, ratio: float) -> float:
-        return share_left(size, pruned(ratio).spec.at(img_size), model.spec.at(img_size))
+        return share_left(size, spec(ratio), model.spec.at(img_size))
 
     if budget.shares:
         return max(
