@@ -70,7 +70,7 @@ def difference_hash(image: Image.Image) -> int:
 def near_duplicates(paths: Sequence[Path], hashes: Sequence[int]) -> np.ndarray:
     """(N,) the number of the group of each image; groups are numbered from 0 in the order of ``paths``."""
     values, group = np.unique(np.array(hashes, np.uint64), return_inverse=True)
-    pairs = like_pairs(values)
+    pairs = list(enumerate(like_groups(values).tolist()))
     copies: dict[str, int] = {}  # Roboflow's copies by the name of their source
     for path, number in zip(paths, group, strict=True):
         name, is_copy, _ = path.name.partition(".rf.")
@@ -83,16 +83,20 @@ def near_duplicates(paths: Sequence[Path], hashes: Sequence[int]) -> np.ndarray:
     return np.argsort(np.argsort(first))[numbers]
 
 
-def like_pairs(values: np.ndarray) -> list[tuple[int, int]]:
-    """The pairs of indices of ``values``, different uint64, that differ in at most LIKE bits."""
-    pairs = []
+def like_groups(values: np.ndarray) -> np.ndarray:
+    """(N,) for each of ``values``, different uint64, the index of one that stands for its group.
+
+    What differs in at most LIKE bits is of one group. Within a group nothing is compared any more: of the frames of a
+    fixed camera, thousands are alike.
+    """
+    groups = np.arange(len(values))
     for part in values.view(np.uint16).reshape(-1, 4).T:
         order = np.argsort(part, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             for position, i in enumerate(bucket[:-1]):
                 others = bucket[position + 1 :]
-                distances = np.unpackbits((values[others] ^ values[i]).view(np.uint8).reshape(-1, 8), axis=1).sum(
-                    axis=1
-                )
-                pairs += [(int(i), int(j)) for j in others[distances <= LIKE]]
-    return pairs
+                others = others[groups[others] != groups[i]]
+                bits = np.unpackbits((values[others] ^ values[i]).view(np.uint8).reshape(-1, 8), axis=1)
+                for group in np.unique(groups[others[bits.sum(axis=1) <= LIKE]]):
+                    groups[groups == group] = groups[i]
+    return groups
