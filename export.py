@@ -7,7 +7,8 @@ import argparse
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
@@ -87,6 +88,19 @@ BESIDE = {
     **dict.fromkeys(("data_config", "calibration", "skip_bad", "strict", "labels_with_score"), ("check", "int8")),
     "batch_size": ("check", "max_map_drop", "to engine"),
 }
+
+
+@dataclass(frozen=True)
+class Int8Data:
+    """What a network in 8 bits is made from.
+
+    Attributes:
+        images: calibration images (1, 3, H, W) in [0, 1].
+        validation: for --max_map_drop batches of validation images and the names of their classes; else None.
+    """
+
+    images: list[Tensor]
+    validation: tuple[DataLoader, list[str]] | None
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -204,10 +218,12 @@ def convert(
         raise InputError(f"--output {target} is the file to read: choose another name")
     if args.fuse:
         model = fuse(model)
+    require_runtime(img_size, args)
     kept = {name: metadata[name] for name in HISTORY if name in metadata}
+    data = int8_data(model, img_size, args) if args.int8 else None  # what is wrong there shows before the work
     if args.to in ("ncnn", "engine"):
         make = ncnn_contents if args.to == "ncnn" else engine_contents
-        contents = make(model, names, img_size, args)
+        contents = make(model, names, img_size, data, args)
         # The file by which the model is named comes last.
         for suffix in sorted(contents, key=lambda suffix: suffix == SUFFIXES[args.to]):
             save(target.with_suffix(suffix), partial(write_content, content=contents[suffix]))
@@ -215,7 +231,7 @@ def convert(
     write = {
         "weights": lambda file: write_darknet_weights(model, file),
         "pth": lambda file: write_checkpoint(file, model, **kept, names=names, img_size=img_size.plain),
-        "onnx": lambda file: write_onnx(file, model, names, img_size, args),
+        "onnx": lambda file: write_onnx(file, model, names, img_size, data, args),
     }
     save(target, write[args.to])
     if args.fuse:
@@ -250,39 +266,55 @@ def output_path(args: argparse.Namespace) -> Path:
     return weights.with_name(f"{weights.stem}{marks}{SUFFIXES[args.to]}")
 
 
-def ncnn_contents(model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> dict[str, bytes]:
-    """The contents of the ncnn files by suffix, in float, or in 8 bits after the files in float were proven."""
-    if args.int8:
+def require_runtime(img_size: Size, args: argparse.Namespace) -> None:
+    """Raise an InputError that says what to install where the format of --to cannot be written here."""
+    if args.to == "ncnn" and args.int8:
         require_tools()
+    if args.to == "engine":
+        onnx_name = str(output_path(args).with_suffix(".onnx"))
+        require_tensorrt(onnx_name, input_shapes(img_size, args.batch_size), bool(args.int8))
+        require_gpu("--to engine")  # without one, TensorRT ends in a traceback
+
+
+def ncnn_contents(
+    model: Darknet, names: list[str], img_size: Size, data: Int8Data | None, args: argparse.Namespace
+) -> dict[str, bytes]:
+    """The contents of the ncnn files by suffix, in float, or in 8 bits after the files in float were proven."""
     contents = export_ncnn(model, names, img_size, args.fp16)
-    if not args.int8:
+    if not data:
         return contents
-    images = list(calibration_images(img_size, args))
-    quantizer = NcnnQuantizer(contents, model, names, img_size, images)
-    return within_drop(quantizer.contents, load_contents, contents, images, model, img_size, args)
+    quantizer = NcnnQuantizer(contents, model, names, img_size, data.images)
+    return within_drop(quantizer.contents, load_contents, contents, data, model, args)
 
 
-def engine_contents(model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> dict[str, bytes]:
+def engine_contents(
+    model: Darknet, names: list[str], img_size: Size, data: Int8Data | None, args: argparse.Namespace
+) -> dict[str, bytes]:
     """The contents of a TensorRT engine and its description by suffix, from the proven graph in float16 or 8 bits."""
-    int8, shapes = bool(args.int8), input_shapes(img_size, args.batch_size)
-    require_tensorrt(str(output_path(args).with_suffix(".onnx")), shapes, int8)
-    require_gpu("--to engine")  # without one, TensorRT ends in a traceback
     proto = proven_graph(model, names, img_size, dynamic_size=False, half=True)
-    engine = build_engine(to_int8(proto, "tensorrt", model, img_size, args) if int8 else proto, shapes)
+    shapes = input_shapes(img_size, args.batch_size)
+    engine = build_engine(to_int8(proto, "tensorrt", data, model, args) if data else proto, shapes)
     contents = {".engine": engine, ".json": describe(model, names, img_size, {".engine": engine})}
-    if not int8:
+    if not data:
         images = list(proof_images(img_size, model.spec.stride))[:1]
         gap = prove_predictions(model, load_engine(engine, contents[".json"]), images, HALF_TOLERANCE)
         print(f"TensorRT agrees with PyTorch to {gap:.1e}")
     return contents
 
 
-def write_onnx(file: BinaryIO, model: Darknet, names: list[str], img_size: Size, args: argparse.Namespace) -> None:
+def write_onnx(
+    file: BinaryIO,
+    model: Darknet,
+    names: list[str],
+    img_size: Size,
+    data: Int8Data | None,
+    args: argparse.Namespace,
+) -> None:
     """Export, prove the float graph, and only then quantize it and add non-maximum suppression."""
-    half = args.fp16 or bool(args.int8 and FORMS[args.int8].half)
+    half = args.fp16 or bool(data and FORMS[args.int8].half)
     proto = proven_graph(model, names, img_size, not args.static_size, half)
-    if args.int8:
-        proto = to_int8(proto, args.int8, model, img_size, args)
+    if data:
+        proto = to_int8(proto, args.int8, data, model, args)
     if args.nms:
         proto = add_suppression(proto, args.conf_thres, args.nms_thres)
     file.write(proto.SerializeToString())
@@ -299,31 +331,29 @@ def proven_graph(model: Darknet, names: list[str], img_size: Size, dynamic_size:
 
 
 def to_int8(
-    proto: "ModelProto", runtime: str, model: Darknet, img_size: Size, args: argparse.Namespace
+    proto: "ModelProto", runtime: str, data: Int8Data, model: Darknet, args: argparse.Namespace
 ) -> "ModelProto":
     """The graph in 8 bits in the form for a runtime; with --max_map_drop some layers stay in float."""
-    images = list(calibration_images(img_size, args))
     reader = OpenVinoModel if runtime == "openvino" else OnnxModel
     with tempfile.TemporaryDirectory() as folder:
         ranges = Path(folder) / "ranges.json"
 
         def build(float_layers: Collection[int] = ()) -> "ModelProto":
-            bar = tqdm(images, "calibration", unit="image", leave=False, disable=ranges.exists())
+            bar = tqdm(data.images, "calibration", unit="image", leave=False, disable=ranges.exists())
             return quantize(proto, model.spec, bar, float_layers, ranges, FORMS[runtime].outputs)
 
         def load(graph: "ModelProto") -> nn.Module:
             return reader(graph.SerializeToString())
 
-        return within_drop(build, load, proto, images, model, img_size, args)
+        return within_drop(build, load, proto, data, model, args)
 
 
 def within_drop(
     build: Callable[..., Built],
     load: Callable[[Built], nn.Module],
     in_float: Built,
-    images: list[Tensor],
+    data: Int8Data,
     model: Darknet,
-    img_size: Size,
     args: argparse.Namespace,
 ) -> Built:
     """What ``build`` makes in 8 bits; with --max_map_drop as few layers stay in float as that takes.
@@ -332,33 +362,34 @@ def within_drop(
         build: makes the network in 8 bits; it takes the numbers of layers that stay in float.
         load: gives the network of what ``build`` makes.
         in_float: the same in float.
-        images: calibration images (1, 3, H, W) in [0, 1].
-        model, img_size, args: the network, the size of its input, and the options.
+        data: what the network in 8 bits is made from.
+        model, args: the network in PyTorch, and the options.
     """
-    if args.max_map_drop is None:
+    if data.validation is None:
         return build()
-
-    batches, names = validation(model, img_size, args)
+    batches, names = data.validation
+    images = torch.cat(data.images)
 
     def score(built: Built) -> float:
         return evaluate(load(built), batches, names)[0].mAP
 
     subject = measured_network(args) | {
-        "calibration": hashlib.sha256(torch.cat(images).numpy().tobytes()).hexdigest(),
+        "calibration": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
         "images": cast(DetectionDataset, batches.dataset).fingerprint,
     }
     kept = KeptRows(output_path(args).with_suffix(".unfinished.json"), subject)
     if len(kept):
         print(f"{len(kept)} scores were measured before this search was interrupted")
-    errors = sensitivities(model, torch.cat(images[:SENSITIVITY_IMAGES]))
+    errors = sensitivities(model, images[:SENSITIVITY_IMAGES])
     return quantize_within(errors, build, score, score(in_float), args.max_map_drop, kept)
 
 
-def calibration_images(img_size: Size, args: argparse.Namespace) -> Iterator[Tensor]:
-    """As many images (1, 3, H, W) in [0, 1] as --calibration says, spread over the training images of --data_config."""
+def int8_data(model: Darknet, img_size: Size, args: argparse.Namespace) -> Int8Data:
+    """The data that --int8 needs: as many training images as --calibration says, and validation images."""
     if not args.data_config:
         raise InputError("--int8 needs --data_config: it is calibrated on the training images there")
-    return batches_of_one(spread(training_images(args), args.calibration), img_size)
+    images = list(batches_of_one(spread(training_images(args), args.calibration), img_size))
+    return Int8Data(images, None if args.max_map_drop is None else validation(model, img_size, args))
 
 
 def training_images(args: argparse.Namespace) -> list[Path]:

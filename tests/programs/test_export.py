@@ -135,6 +135,13 @@ def test_max_map_drop_bounds_what_8_bits_cost(project, capsys):
     assert in_8_bits >= in_float - most
 
 
+def test_wrong_data_shows_before_the_work(project, capsys):
+    Path("one.data").write_text("classes=1\ntrain=data/train.txt\n")
+    with pytest.raises(InputError, match="valid= is missing"):
+        run(export, "--to", "onnx", "--int8", "--max_map_drop", "0.1", "--data_config", "one.data", "--n_cpu", "0")
+    assert "agrees with PyTorch" not in capsys.readouterr().out
+
+
 def test_what_stood_there_before_is_kept(project, capsys):
     Path("out.weights").write_text("an earlier result\n")
     run(export, "--to", "weights", "--output", "out.weights")
