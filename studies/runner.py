@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from utils.detection.checkpoints import git_revision, read_checkpoint
 from utils.detection.metrics import QUALITY
 from utils.errors import InputError
 from utils.files import write_csv, write_text
+from utils.signals import StopRequest
 from utils.training.config import epochs_before_cut
 from utils.training.recipes import TEACHER_COST
 from utils.training.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
+POLL_SECONDS = 0.1
 WIDTH_STEP = 0.0005  # the search for the width of the narrow network ends when it is known to this
 
 
@@ -207,13 +210,30 @@ def call(program: str, *words: str, log: Path) -> None:
 
     Raises:
         InputError: it failed; the message is its last line.
+        Stopped: the study was asked to stop, and the program has done so, too.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / program), *words]
     with open(log, "a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        with (
+            StopRequest("the run that is at work stops, too") as stop,
+            subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as child,
+        ):
+            status = wait_for(child, stop)
+    stop.check()
     if status:
         lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
         raise InputError(f"{program} ended with status {status}: {lines[-1].strip()} ({log})")
+
+
+def wait_for(child: subprocess.Popen, stop: StopRequest) -> int:
+    """The exit status of a process, which a SIGTERM is passed on to; Ctrl-C in a terminal reaches it by itself."""
+    passed_on = False
+    while (status := child.poll()) is None:
+        if stop.received == signal.SIGTERM and not passed_on:
+            child.terminate()
+            passed_on = True
+        time.sleep(POLL_SECONDS)
+    return status

@@ -14,6 +14,7 @@ from utils.darknet.cfg import read_cfg
 from utils.darknet.spec import parse_network
 from utils.errors import InputError
 from utils.files import write_csv
+from utils.signals import Stopped
 from utils.training.config import epochs_before_cut
 
 TINY = DataSet("tiny", "config/oxfordhand.data", "config/yolov3-hand.cfg", 64, 2, 5, s=10.0, seconds=1, batch_size=4)
@@ -176,6 +177,19 @@ def test_a_program_that_fails_is_quoted(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"broken.py ended with status 1: it is broken"):
         runner.call("broken.py", "--word", log=tmp_path / "logs/a.log")
     assert f"$ {sys.executable}" in (tmp_path / "logs/a.log").read_text()
+
+
+def test_a_study_that_is_asked_to_stop_leaves_no_run_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    (tmp_path / "long.py").write_text(
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped, too'))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    with pytest.raises(Stopped, match="stopped by SIGTERM"):
+        runner.call("long.py", log=tmp_path / "log")
+    assert (tmp_path / "log").read_text().endswith("stopped, too\n")
 
 
 def test_fine_tuning_costs_what_sparse_training_did_too_and_a_baseline_nothing_beside_itself():
