@@ -58,7 +58,9 @@ LABELS = {
 }
 # What the plot leaves out: networks that are not small, or not trained after they were cut.
 NOT_IN_THE_PLOT = ("plain", "sparse", "oneshot", "torch_pruning", "pruned")
-COLORS = [*colormaps["tab10"].colors, *colormaps["Dark2"].colors]  # of the ways in the plot
+# Of the ways in the plot.
+COLORS = [*colormaps["tab10"].colors, *colormaps["Dark2"].colors]
+MARKERS = "os^vDPX*<>dphH81234"
 TITLE = """# Tables of the study
 
 Written by studies/draw.py out of studies/results.csv. docs/results.md says what they show. Metrics are those of the
@@ -168,7 +170,7 @@ def draw_ways(axes: Axes, rows: Sequence[Row], metric: str, across: Callable[[Ro
             points.append((np.mean([across(row) for row in seeds]), np.mean(quality), min(quality), max(quality)))
         x, mean, least, most = np.array(points).T
         x = shift * x if group[0]["target_macs"] else x
-        style = {"color": COLORS[number_of_stage], "marker": "os^vDPX*"[number_of_stage % 8], "capsize": 3}
+        style = {"color": COLORS[number_of_stage], "marker": MARKERS[number_of_stage], "capsize": 3}
         axes.errorbar(x, mean, [mean - least, most - mean], label=LABELS[stage], **style)
     axes.grid(alpha=0.3)
 
