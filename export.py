@@ -50,6 +50,7 @@ from utils.export.quantization import FORMS, SENSITIVITY_IMAGES, quantize, quant
 from utils.export.tensorrt import build_engine, input_shapes, load_engine, require_tensorrt
 from utils.files import atomic_writer, keep_old, refuse_folder, refuse_inputs, write_json, write_text
 from utils.kept_rows import KeptRows, measured_network
+from utils.optional import optional
 from utils.pruning import graph_timer
 from utils.pruning.latency_graphs import table_graphs
 from utils.pruning.proof import proof_images
@@ -63,6 +64,8 @@ Built = TypeVar("Built")
 
 # Of the file in each format of --to. An ncnn model has two more files, an engine one, see utils/detection.
 SUFFIXES = {"weights": ".weights", "pth": ".pth", "onnx": ".onnx", "ncnn": ".param", "engine": ".engine"}
+# What writes and proves them, beside TensorRT's.
+PACKAGES = {"onnx": ("onnx", "onnxruntime"), "ncnn": ("pnnx", "ncnn")}
 # What a checkpoint says about where it comes from, which does not change with its format.
 HISTORY = (
     *("epoch", "step", "best_map", "options", "strategy"),
@@ -268,6 +271,8 @@ def output_path(args: argparse.Namespace) -> Path:
 
 def require_runtime(img_size: Size, args: argparse.Namespace) -> None:
     """Raise an InputError that says what to install where the format of --to cannot be written here."""
+    for package in PACKAGES.get(args.to, ()):
+        optional(package)
     if args.to == "ncnn" and args.int8:
         require_tools()
     if args.to == "engine":
