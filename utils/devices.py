@@ -88,10 +88,9 @@ def require_gpu(what: str, find_driver: Callable[[], str | None] | None = None, 
     """
     if _has_cuda():
         return
-    driver = None if _hides_gpus() else (find_driver or nvidia_driver)()
     if _hides_gpus():
         reason = "CUDA_VISIBLE_DEVICES hides all GPUs"
-    elif driver is None:
+    elif (driver := (find_driver or nvidia_driver)()) is None:
         reason = "no NVIDIA GPU or driver is here"
     else:
         reason = explain_no_cuda(driver, torch.__version__, torch.version.cuda, cuda_error())
